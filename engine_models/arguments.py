@@ -246,7 +246,7 @@ class _Reader:
     def arguments(self, words: list[str]) -> None:
         at = 0
         while at < len(words):
-            word = re.sub(r"^[–—]{1,2}(?=\w)", "--", words[at])
+            word = re.sub(r"^-?[–—]{1,2}(?=\w)", "--", words[at])
             at += 1
             if not word.startswith("-") or word in ("-", "--"):
                 self.positional(word)

@@ -28,7 +28,7 @@ _Loader: Any = type(
     {"flatten_mapping": lambda self, node: None, "__doc__": "Leaves `<<` as a key: merging it here could fill the memory."},
 )
 _Loader.add_constructor("tag:yaml.org,2002:merge", lambda loader, node: "<<")
-_READS_AS_YAML = re.compile(r"\s*(#[^\n]*\n\s*)*(---\s|- |\[|[A-Za-z][\w./-]*:(\s|$))")
+_READS_AS_YAML = re.compile(r"\s*(#[^\n]*\n\s*)*(---\s|- |\[(?!\w+\]\s*\n)|[A-Za-z][\w./-]*:(\s|$))")
 _ENGINES_OF_CONTAINERS = ("docker", "podman", "nerdctl")
 _VALUES_BEFORE_IMAGE = re.compile(
     r"-[vewuphl]|--(volume|env|name|mount|workdir|env-file|hostname|user|label|network|publish|gpus|device|entrypoint|add-host|"
@@ -39,6 +39,8 @@ _SHELLS = ("bash", "sh", "zsh", "sleep", "tail")
 _HELP = ("--help", "-h", "--version")
 _TEMPLATE_LINE = re.compile(r"(?m)^[ \t]*\{\{.*\}\}[ \t]*$")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
+_UNIT_ENVIRONMENT = re.compile(r"(?m)^Environment=(['\"]?)([A-Z]\w*=[^'\"\n]*)\1[ \t]*$")  # of a unit of systemd
+_TYPESET = str.maketrans("“”‘’", "\"\"''")
 _DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[[^\]]*\])")
 _SPEAK_OF_COMMANDS = ("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf")
 _REFERENCE = re.compile(r"\$\((\w+)\)|\$?\$\{(\w+)(?::?-([^{}]*))?\}")
@@ -86,7 +88,7 @@ def find_launches(source: str | Sequence[Any] | Mapping[str, Any], launcher: Lau
                 f"the launch command is longer than {LONGEST_TEXT:,} characters",
                 mend="paste the part that starts the server alone",
             )
-        search.text(_unfenced(source))
+        search.text(_UNIT_ENVIRONMENT.sub(r"export \2", _unfenced(source).translate(_TYPESET)))
     else:
         search.data(source, alone=True)
     return search.found
@@ -130,7 +132,7 @@ def flags_of_file(text: str, name: str) -> Mapping[str, Any]:
 class _Search:
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
-        self.programs = [re.compile(rf"(?:\S*[/=])?(?:{program})") for program in launcher.programs]
+        self.programs = [re.compile(rf"(?:\S*[/=]|\.)?(?:{program})") for program in launcher.programs]
         self.image = re.compile(rf"(?:\S+/)?(?:{launcher.image})(?::[\w.-]+)?(?:@sha256:\w+)?", re.IGNORECASE)
         self.anywhere = re.compile("|".join(f"(?:{program.replace(' ', chr(92) + 's+')})" for program in launcher.programs))
         self.found = Found()
@@ -280,8 +282,9 @@ class _Search:
             return None
         places = range(words.index("run") + 1, len(words))
         free = [i for i in places if not _VALUES_BEFORE_IMAGE.fullmatch(words[i - 1])]
-        own = (i for i in free if self.image.fullmatch(words[i]) and re.search("[/:]", words[i]))
-        return next(own, next((i for i in free if _ANY_IMAGE.fullmatch(words[i])), None))
+        own = [i for i in free if self.image.fullmatch(words[i])]
+        tagged = (i for i in own if re.search("[/:]", words[i]))
+        return next(tagged, next((i for i in free if i in own or _ANY_IMAGE.fullmatch(words[i])), None))
 
     def contained(self, words: list[str], image: int, environment: Mapping[str, str], files: Mapping[str, str]) -> None:
         """What follows the image of a container, behind the entry point that is asked for."""

@@ -233,7 +233,7 @@ _REFUSED = {
     "what ranks compute together (context parallelism is not simulated)": "context_parallel_size=1 cp_config",
     "the engine (its PyTorch backend is simulated)": "backend=pytorch",
     "how many sequences a request has": "max_beam_width=1",
-    "which servers there are (pools of a scenario say it)": "disagg_cluster_uri disagg_cluster",
+    "which servers there are (pools of a scenario say it)": "disagg_cluster_uri disagg_cluster config_file",
     "attention (sparse attention is not simulated for TensorRT-LLM)": "sparse_attention_config",
     "when prompts start (waiting by time is not simulated)": "batch_wait_timeout_ms=0|0.0",
     "the limits of a step (write them as flags of their own)": "build_config",
@@ -365,6 +365,7 @@ FLAGS = FlagTable(
     modelled=_MODELLED,
     launcher=_LAUNCHER,
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+    shorts={"c": "config_file"},
     aliases=_ALIASES,
     typed={
         "tensor_parallel_size": Typed("tensor_parallel", beside=_attention_ranks),

@@ -355,6 +355,9 @@ _QUIET = r"""(?x)LOG|CACHE_ROOT|CONFIG_ROOT|_PORT|HOST_IP|ALLOW_|TIMEOUT|API_KEY
     |TARGET_DEVICE|MULTIPROC_METHOD|DEV_MODE|ASSETS|FETCH|_PATH|_DIR\b|IMAGE|MODEL|VERSION"""
 """Variables of the environment that change nothing that is predicted."""
 
+_KSERVE = {"model_id": "model", "model_name": "served_model_name"}
+"""Flags of KServe's server over vLLM (`huggingfaceserver`), which takes vLLM's besides."""
+
 _LISTS = load_flag_lists(Path(__file__).with_name("vllm_flags.json"), {})
 
 FLAGS = FlagTable(
@@ -363,7 +366,7 @@ FLAGS = FlagTable(
     launcher=_LAUNCHER,
     unread=classified(_LISTS.kinds, _HARMLESS, _CHANGING, _REFUSED),
     shorts={**_LISTS.shorts, "O": "optimization_level"},
-    aliases={**_LISTS.spellings, "model_tag": "model"},
+    aliases={**_LISTS.spellings, "model_tag": "model", **_KSERVE},
     with_parts={"O": _LISTS.shorts["O"]},
     elsewhere=dict.fromkeys(_LISTS.of_images, "a flag of its server of images, video and sound, which is not simulated"),
     typed={

@@ -92,6 +92,9 @@ vllm serve org/m --config /tmp/flags.yaml --max-num-seqs 8
         {"image": "vllm/vllm-openai:v1", "command": ["--model", "${M:-org/m}", "--max-num-seqs=$$" + "{R:-8}", "-tp", "2"]},
         "image: vllm/vllm-openai:v0.15.1\ncommand: sh -c 'vllm serve $${M:-org/m} --max-num-seqs 8 -tp 2'",
         f"ExecStart=/opt/venv/bin/vllm serve {ARGUMENTS}",
+        '[Unit]\nAfter=x\n[Service]\nEnvironment="R=2"\nExecStart=vllm serve org/m --max-num-seqs 8 -tp $R\nRestart=always',
+        "vllm serve “org/m” -–max-num-seqs ‘8’ -tp 2",
+        f"docker run --rm --name vllm-cpu -e A=b vllm-cpu-env {ARGUMENTS}",
         ["vllm", "serve", *ARGUMENTS.split()],
         ["--model=org/m", "--max-num-seqs 8", "-tp", 2],
         {"image": "vllm/vllm-openai:v0.15.1", "command": ARGUMENTS, "ports": ["8000:8000"]},
@@ -145,6 +148,22 @@ def test_the_commands_of_further_nodes_are_one_server() -> None:
     for text in (nodes, "\n".join(reversed(nodes.splitlines()))):
         found = parse_engine_args("vllm", text)
         assert found.values == {"data_parallel_size": 16, "api_server_count": 8}
+
+
+def test_arguments_of_kserve_are_those_of_its_vllm() -> None:
+    manifest = """kind: InferenceService
+spec:
+  predictor:
+    model:
+      args: [--model_name=x, --model_id=org/m, --max-num-seqs=8, --tensor-parallel-size=2]
+"""
+    found = parse_engine_args("vllm", manifest)
+    assert (found.values, found.model, found.warnings) == (READ, "org/m", [])
+
+
+def test_a_program_of_windows_is_read() -> None:
+    found = parse_engine_args("llama_cpp", ".\\llama-server.exe -m C:\\models\\x-Q4_K_M.gguf -c 4096")
+    assert found.values["ctx_size"] == 4096
 
 
 def test_an_engine_is_found_though_another_cannot_read_the_files_of_its_text() -> None:
@@ -223,6 +242,7 @@ def test_the_version_of_the_command_is_that_of_the_pool() -> None:
         ),
         ("vllm", "vllm serve a --config flags.yaml", "cannot be seen"),
         ("vllm", "vllm serve a -dcp 8", "`-dcp` 8 is not modelled yet"),
+        ("trtllm", "trtllm-serve disaggregated -c disagg.yaml -t 7200", "pools of a scenario say it"),
         ("vllm", "vllm serve a --cpu-offload-gb 8", "not modelled yet"),
         ("vllm", "vllm serve a --runner pooling", "not modelled yet"),
         ("vllm", "vllm serve a --omni", "server of images, video and sound"),
