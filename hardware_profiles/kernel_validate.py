@@ -17,12 +17,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles import kernel_fit as kf
 from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_physics as kp
 from hardware_profiles import kernel_surface as ks
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.kernel_borrow import device_of, kernel_donor
+from hardware_profiles.kernel_fit.curves import fit_collectives
+from hardware_profiles.kernel_fit.group import (
+    REACH,
+    fit_parameters,
+    held_out_error,
+    kept_out,
+    kin_of,
+    predict_rows,
+)
+from hardware_profiles.kernel_fit.ops import OPS
+from hardware_profiles.kernel_fit.origin import DEVICES, FRAMEWORKS, LINK_ONLY, PEAKS
+from hardware_profiles.kernel_fit.rows import columns_of, compute_floor_s, numbered, op_rows, slices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +82,7 @@ def _dtype(op: str, formats: Sequence[str], frame: pd.DataFrame) -> str:
         return ""
     if op.startswith("sparse"):
         return "/".join(formats[1:])
-    if kf.OPS[op].table:
+    if OPS[op].table:
         return f"{formats[0]}/{op.rpartition('_')[2]}"
     return "/".join(formats[-2:]) if op in ("attention_context", "attention_decode", "mla") else formats[0]
 
@@ -84,17 +95,17 @@ def _named_kernels(
     A row says which backend was timed. One that the fit does not know, or no name at all, is given the backend
     that measured shapes like it run on. Operations without backends: the rows as they are.
     """
-    if "kernel" not in kf.OPS[op].shape:
+    if "kernel" not in OPS[op].shape:
         return part, group["parameters"]
     names = sorted(group.get("kernels", {}))
     if not names:
         return part.assign(kernel=0.0), group["parameters"]
-    part = kf.numbered(part, names)
-    columns = kf.columns_of(part, kf.OPS[op])
+    part = numbered(part, names)
+    columns = columns_of(part, OPS[op])
     columns["kernel"] = columns["kernel"].copy()
     chosen: dict[tuple[float, ...], int] = {}
     for row in np.flatnonzero(part["kernel"].to_numpy() < 0):
-        shape = kf.OPS[op].features(*(float(columns[c][row]) for c in kf.OPS[op].shape))
+        shape = OPS[op].features(*(float(columns[c][row]) for c in OPS[op].shape))
         if shape not in chosen:
             chosen[shape] = ks.likely_kernel(op, ks.served_features(surface.features, names), shape)
         columns["kernel"][row] = chosen[shape]
@@ -113,15 +124,15 @@ def _surface_op(
     """(label, measured, predicted, floor) for each predictable group of a table, or a skipped entry."""
     import pyarrow.parquet as pq
 
-    name = kf.OPS[op].table or op
+    name = OPS[op].table or op
     kinds = pq.read_table(tables / f"{name}.parquet", columns=["gpu", "framework"]).to_pandas().astype(str)
     for gpu, framework in sorted(set(zip(kinds["gpu"], kinds["framework"], strict=True))):
-        device = kf.DEVICES.get(gpu, "")
-        frame = kf.op_rows(op, tables, gpu, framework, clean=False)
+        device = DEVICES.get(gpu, "")
+        frame = op_rows(op, tables, gpu, framework, clean=False)
         if frame is None:
             continue
         model = km.load_kernel_model(device, framework) if (device, framework) in km.fitted_models() else None
-        for formats, part in kf.slices(frame, kf.OPS[op]):
+        for formats, part in slices(frame, OPS[op]):
             label = {"op": name, "gpu": gpu, "framework": framework, "dtype": _dtype(op, formats, part)}
             key = "/".join((op, *formats))
             group = model.groups.get(key) if model else None
@@ -133,10 +144,10 @@ def _surface_op(
                 yield {**label, "rows": len(part), "reason": reason}
                 continue
             part, parameters = _named_kernels(op, part, group, surface)
-            columns = kf.columns_of(part, kf.OPS[op])
-            predicted = kf.predict_rows(op, surface, parameters, formats, part, model.peaks)
+            columns = columns_of(part, OPS[op])
+            predicted = predict_rows(op, surface, parameters, formats, part, model.peaks)
             measured = part["latency_us"].to_numpy(dtype=np.float64) * 1e-6
-            yield label, measured, predicted, kf.compute_floor_s(op, formats, columns, model.peaks)
+            yield label, measured, predicted, compute_floor_s(op, formats, columns, model.peaks)
 
 
 def _curve_table(
@@ -154,7 +165,7 @@ def _curve_table(
     for names, part in frame.groupby(keys, sort=True):
         at = {k: str(v) for k, v in zip(keys, names, strict=True)}
         label = {"op": op, "gpu": at["gpu"], "framework": at.get("library", ""), "dtype": at.get("dtype", "")}
-        device = {**kf.DEVICES, **kf.LINK_ONLY}.get(at["gpu"], "")
+        device = {**DEVICES, **LINK_ONLY}.get(at["gpu"], "")
         groups = km.load_links(device)
         if op == "p2p":
             curve = groups.get("p2p", {}).get("curves", {}).get(f"{at['topology']}/{at['link']}")
@@ -220,7 +231,7 @@ def validate_kernels(tables_dir: Path) -> dict[str, list[dict[str, Any]]]:
                 {**whole, "reason": "no readable Parquet file" if rows is None else "the table is empty"}
             )
             continue
-        ops = [name for name, o in kf.OPS.items() if (o.table or name) == op]
+        ops = [name for name, o in OPS.items() if (o.table or name) == op]
         if not ops and op not in CURVES:
             skipped.append({**whole, "reason": _UNPREDICTED})
             continue
@@ -252,13 +263,13 @@ def held_out(tables_dir: Path, device: str, framework: str, op: str, folds: int 
 
     device : name here or in the tables; op : one of the surfaces of :data:`kernel_fit.OPS`.
     """
-    gpu = next((g for g, d in kf.DEVICES.items() if device in (g, d)), None)
-    if gpu is None or op not in kf.OPS:
+    gpu = next((g for g, d in DEVICES.items() if device in (g, d)), None)
+    if gpu is None or op not in OPS:
         raise InputError(
             f"cannot cross-validate '{op}' on '{device}'",
-            mend=f"operations: {', '.join(kf.OPS)}; devices: {', '.join(kf.DEVICES.values())}",
+            mend=f"operations: {', '.join(OPS)}; devices: {', '.join(DEVICES.values())}",
         )
-    frame = kf.op_rows(op, Path(tables_dir), gpu, framework)
+    frame = op_rows(op, Path(tables_dir), gpu, framework)
     if frame is None:
         raise InputError(f"no {op} rows of {device} under {framework} in {tables_dir}")
     return {fmt: error for fmt, (error, _) in _folds(frame, op, gpu, folds).items()}
@@ -316,7 +327,7 @@ REFERENCE_PCT: Mapping[tuple[str, str], Mapping[str, Mapping[str, float]]] = {
     ("moe", "fp8"): {"B200-SXM": {"vllm": 11.0}},
     ("moe", "fp8_block"): {"H100-SXM": {"vllm": 7.0}},
     ("moe", "nvfp4"): {"B200-SXM": {"vllm": 11.0}},
-    ("allreduce", ""): {g: {"vllm": 5.0} for g in (*kf.DEVICES, *kf.LINK_ONLY)},
+    ("allreduce", ""): {g: {"vllm": 5.0} for g in (*DEVICES, *LINK_ONLY)},
 }
 #: A group this many times over the reference is called out.
 OVER = 1.5
@@ -367,13 +378,13 @@ def leave_out(
         raise InputError(
             f"no .parquet tables in {tables_dir}", mend="name the directory that holds the tables"
         )
-    wanted = {g: d for g, d in kf.DEVICES.items() if devices is None or d in devices or g in devices}
+    wanted = {g: d for g, d in DEVICES.items() if devices is None or d in devices or g in devices}
     out: list[dict[str, Any]] = []
     ops = ("moe",) if what == "model" else SHAPE_OPS if what == "shapes" else (*SHAPE_OPS, "moe")
     for gpu in wanted:
         for op in ops:
-            for framework in kf.FRAMEWORKS:
-                if (frame := kf.op_rows(op, tables_dir, gpu, framework)) is None:
+            for framework in FRAMEWORKS:
+                if (frame := op_rows(op, tables_dir, gpu, framework)) is None:
                     continue
                 if progress:
                     progress(f"{op} {gpu} {framework}")
@@ -385,9 +396,9 @@ def leave_out(
                 ).items():
                     out.append(_entry(op, gpu, framework, fmt, rows, error))
     if what == "shapes":
-        link_gpus = {g: d for g, d in kf.LINK_ONLY.items() if devices is None or d in devices or g in devices}
+        link_gpus = {g: d for g, d in LINK_ONLY.items() if devices is None or d in devices or g in devices}
         for gpu in (*wanted, *link_gpus):
-            group = kf.fit_collectives(tables_dir, gpu).get("collective/all_reduce")
+            group = fit_collectives(tables_dir, gpu).get("collective/all_reduce")
             if group:
                 out.append(_entry("allreduce", gpu, "", "", group["rows"], group["held_out_mape_pct"]))
     return out
@@ -395,19 +406,19 @@ def leave_out(
 
 def _folds(frame: pd.DataFrame, op: str, gpu: str, folds: int) -> dict[str, tuple[float, int]]:
     """Error [%] and rows judged of each format over the first `folds` of six parts of the groups of shapes."""
-    peaks = kf.PEAKS[kf.DEVICES[gpu]]
+    peaks = PEAKS[DEVICES[gpu]]
     out: dict[str, tuple[float, int]] = {}
     kin = None
-    for formats, part in kf.slices(frame, kf.OPS[op]):
+    for formats, part in slices(frame, OPS[op]):
         if len(part) < 100:
             continue
-        if op in kf.REACH and formats == ("bfloat16",):
-            kin = kf.kin_of(kf.fit_parameters(op, formats, part, peaks))
+        if op in REACH and formats == ("bfloat16",):
+            kin = kin_of(fit_parameters(op, formats, part, peaks))
         total, rows = 0.0, 0
         for fold in range(folds):
-            error = kf.held_out_error(op, formats, part, peaks, fold, kin)
+            error = held_out_error(op, formats, part, peaks, fold, kin)
             if error is not None:
-                count = int(kf.kept_out(part, kf.OPS[op], fold).sum())
+                count = int(kept_out(part, OPS[op], fold).sum())
                 total, rows = total + error * count, rows + count
         if rows:
             out["/".join(formats)] = (total / rows, rows)
@@ -419,13 +430,13 @@ def _leave_gpu_out(frame: pd.DataFrame, op: str, gpu: str, framework: str) -> li
 
     Without expert rows that a benchmark counted otherwise than serving does (:data:`kernel_model.SET_ASIDE`).
     """
-    device, o = kf.DEVICES[gpu], kf.OPS[op]
+    device, o = DEVICES[gpu], OPS[op]
     if "aside" in frame:
         frame = frame[frame["aside"] == ""]
     everyone = frozenset(d for d, _ in km.fitted_models())
-    fitted = [(d, f) for d, f in km.fitted_models() if d != device and d in kf.PEAKS]
+    fitted = [(d, f) for d, f in km.fitted_models() if d != device and d in PEAKS]
     out = []
-    for formats, part in kf.slices(frame, o):
+    for formats, part in slices(frame, o):
         key = "/".join((op, *formats))
         owners = {d for d, f in fitted if f == framework and key in km.load_kernel_model(d, f).groups}
         donor = kernel_donor(device_of(device), everyone - owners)
@@ -436,8 +447,8 @@ def _leave_gpu_out(frame: pd.DataFrame, op: str, gpu: str, framework: str) -> li
         assert surface is not None
         part, parameters = _named_kernels(op, part, group, surface)
         truth = part["latency_us"].to_numpy(dtype=np.float64) * 1e-6
-        scaled = kf.predict_rows(op, surface, parameters, formats, part, kf.PEAKS[device])
-        plain = o.base(kp.DEFAULT_PARAMETERS[op], kf.PEAKS[device], formats, kf.columns_of(part, o))
+        scaled = predict_rows(op, surface, parameters, formats, part, PEAKS[device])
+        plain = o.base(kp.DEFAULT_PARAMETERS[op], PEAKS[device], formats, columns_of(part, o))
         scaled = np.sqrt(scaled * plain) if donor.halfway else scaled
         error, bare = (100.0 * float(np.mean(np.abs(t / truth - 1.0))) for t in (scaled, plain))
         entry = _entry(op, gpu, framework, "/".join(formats), len(part), error)

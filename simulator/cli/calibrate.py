@@ -130,7 +130,7 @@ def kernels(
 ) -> None:
     """Fit kernel models from timing tables; the shipped files are made by this, to the byte."""
     from hardware_profiles.errors import InputError
-    from hardware_profiles.kernel_fit import fit_kernels
+    from hardware_profiles.kernel_fit.write import fit_kernels
 
     if not directory.is_dir():
         raise InputError(

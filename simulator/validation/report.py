@@ -124,7 +124,7 @@ def fidelity(
         "and in brackets the number of values. Runs of low trust and runs that the suite marks unverified are left out.",
         "",
         f"What is fitted to end-to-end runs: {fitted}. What was chosen by looking at such runs: {chosen}; and which versions of "
-        "kernel tables are fitted (`LATEST_FITTED` in `hardware_profiles/kernel_fit.py`). The widths of the "
+        "kernel tables are fitted (`LATEST_FITTED` in `hardware_profiles/kernel_fit/rows.py`). The widths of the "
         "intervals come from these runs and the published measurements below. Everything else is kernel measurements and "
         "physics. How: [accuracy](background/accuracy.md).",
         "",

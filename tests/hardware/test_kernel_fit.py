@@ -9,12 +9,20 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from hardware_profiles import kernel_fit as kf
 from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_physics as kp
 from hardware_profiles import kernel_surface as ks
 from hardware_profiles import kernel_validate as kv
 from hardware_profiles.errors import InputError
+from hardware_profiles.kernel_fit.base import fit_base
+from hardware_profiles.kernel_fit.curves import fit_collectives, fit_curves, straight, without_peaks
+from hardware_profiles.kernel_fit.group import fit_group, fit_parameters, held_out_error, predict_rows
+from hardware_profiles.kernel_fit.ops import MOE_NOISE, OPS
+from hardware_profiles.kernel_fit.origin import PEAKS
+from hardware_profiles.kernel_fit.rows import columns_of, has_tuned_tiles, op_rows, set_aside, slices
+from hardware_profiles.kernel_fit.serving import serving_experts
+from hardware_profiles.kernel_fit.surface import drawn_in, leave_groups_out, unspiked
+from hardware_profiles.kernel_fit.write import fit_kernels
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kernels_2026"
 needs_tables = pytest.mark.skipif(
@@ -29,26 +37,26 @@ def gemm_table(gpu: str = "H100-SXM", framework: str = "vllm") -> pd.DataFrame:
         for a in np.meshgrid(2.0 ** np.arange(0, 13), 2.0 ** np.arange(7, 15), 2.0 ** np.arange(7, 15))
     )
     p = {"latency_s": 3e-6, "compute_efficiency": 0.7, "memory_efficiency": 0.8}
-    t = kp.gemm_base_s(p, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, n, k)
+    t = kp.gemm_base_s(p, PEAKS["h100-sxm-80gb"], "bfloat16", m, n, k)
     frame = pd.DataFrame({"m": m, "n": n, "k": k}).astype("int32")
     return frame.assign(gpu=gpu, framework=framework, dtype="bfloat16", latency_us=t * 1e6)
 
 
 def test_an_exact_roofline_is_found_again() -> None:
     frame = gemm_table()
-    arrays, p, error = kf.fit_group("gemm", ("bfloat16",), frame, kf.PEAKS["h100-sxm-80gb"])
+    arrays, p, error = fit_group("gemm", ("bfloat16",), frame, PEAKS["h100-sxm-80gb"])
     assert p["compute_efficiency"] == pytest.approx(0.7, rel=0.02)
     assert p["memory_efficiency"] == pytest.approx(0.8, rel=0.02)
     assert error < 0.5
     unseen = frame.iloc[:40].assign(n=3000, k=5000)
-    got = kf.predict_rows("gemm", ks.surface_of(arrays), p, ("bfloat16",), unseen, kf.PEAKS["h100-sxm-80gb"])
+    got = predict_rows("gemm", ks.surface_of(arrays), p, ("bfloat16",), unseen, PEAKS["h100-sxm-80gb"])
     truth = {"latency_s": 3e-6, "compute_efficiency": 0.7, "memory_efficiency": 0.8}
     m = unseen["m"].to_numpy(dtype=float)
-    want = kp.gemm_base_s(truth, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, np.float64(3000), np.float64(5000))
+    want = kp.gemm_base_s(truth, PEAKS["h100-sxm-80gb"], "bfloat16", m, np.float64(3000), np.float64(5000))
     assert np.allclose(got, want, rtol=0.02)
 
 
-L40S = kf.PEAKS["l40s-48gb"]
+L40S = PEAKS["l40s-48gb"]
 
 
 def cycled_table() -> tuple[pd.DataFrame, dict[str, float]]:
@@ -65,35 +73,35 @@ def cycled_table() -> tuple[pd.DataFrame, dict[str, float]]:
 def test_the_cache_of_a_cycling_benchmark_is_found() -> None:
     """Share, gain and abruptness come back; one copy for all sizes cannot explain the table."""
     frame, truth = cycled_table()
-    columns = kf.columns_of(frame, kf.OPS["gemm"])
+    columns = columns_of(frame, OPS["gemm"])
     time_s = frame["latency_us"].to_numpy() * 1e-6
 
     def off(p: dict[str, float]) -> float:
         t = kp.gemm_base_s(p, L40S, "bfloat16", columns["m"], columns["n"], columns["k"])
         return float(np.mean(np.abs(t / time_s - 1.0)))
 
-    _, p, _ = kf.fit_group("gemm", ("bfloat16",), frame.assign(most_copies=5.0), L40S)
+    _, p, _ = fit_group("gemm", ("bfloat16",), frame.assign(most_copies=5.0), L40S)
     for name in ("cache_gain", "cache_share", "memory_efficiency"):
         assert p[name] == pytest.approx(truth[name], rel=0.05)
     assert p["most_copies"] == 5.0
     assert off(p) < 0.01
-    plain = kf.fit_base("gemm", ("bfloat16",), L40S, columns, time_s)
+    plain = fit_base("gemm", ("bfloat16",), L40S, columns, time_s)
     assert "most_copies" not in plain
     assert off(plain) > 0.02
 
 
 @needs_tables
 def test_copies_that_fill_the_cache_are_those_of_one_framework() -> None:
-    ours, theirs = (kf.op_rows("gemm", SHARED, "L40S", f) for f in ("trtllm", "vllm"))
+    ours, theirs = (op_rows("gemm", SHARED, "L40S", f) for f in ("trtllm", "vllm"))
     assert ours is not None
     assert theirs is not None
     assert set(ours["most_copies"]) == {5.0}
     assert "most_copies" not in theirs
     part = ours[ours["dtype"] == "bfloat16"]
-    columns, time_s = kf.columns_of(part, kf.OPS["gemm"]), part["latency_us"].to_numpy(dtype=float) * 1e-6
+    columns, time_s = columns_of(part, OPS["gemm"]), part["latency_us"].to_numpy(dtype=float) * 1e-6
     error = []
     for given in (None, {"most_copies": 5.0}):
-        p = kf.fit_base("gemm", ("bfloat16",), L40S, columns, time_s, given=given)
+        p = fit_base("gemm", ("bfloat16",), L40S, columns, time_s, given=given)
         t = kp.gemm_base_s(p, L40S, "bfloat16", columns["m"], columns["n"], columns["k"])
         error.append(float(np.mean(np.abs(t / time_s - 1.0))))
     assert error[1] < 0.92 * error[0]
@@ -103,7 +111,7 @@ def test_copies_that_fill_the_cache_are_those_of_one_framework() -> None:
 @pytest.mark.parametrize(("n", "k"), [(4096.0, 14336.0), (51200.0, 128.0)])
 def test_products_of_equal_weights_share_a_feature(n: float, k: float) -> None:
     """The third feature is the size of the weights, and every term of the covariance says how far it reaches."""
-    o = kf.OPS["gemm"]
+    o = OPS["gemm"]
     assert o.features(n, k)[2] == pytest.approx(o.features(k, n)[2]) == pytest.approx(np.log2(n * k))
     assert {len(lengths) for _, lengths in o.terms} == {len(o.features(n, k))}
 
@@ -112,8 +120,8 @@ def test_one_spike_does_not_bend_the_fit() -> None:
     frame = gemm_table()
     spiked = frame.copy()
     spiked.loc[400, "latency_us"] *= 8.0
-    a, p, _ = kf.fit_group("gemm", ("bfloat16",), spiked, kf.PEAKS["h100-sxm-80gb"])
-    got = kf.predict_rows("gemm", ks.surface_of(a), p, ("bfloat16",), frame, kf.PEAKS["h100-sxm-80gb"])
+    a, p, _ = fit_group("gemm", ("bfloat16",), spiked, PEAKS["h100-sxm-80gb"])
+    got = predict_rows("gemm", ks.surface_of(a), p, ("bfloat16",), frame, PEAKS["h100-sxm-80gb"])
     off = np.abs(got / (frame["latency_us"].to_numpy() * 1e-6) - 1)
     assert off.max() < 0.2
 
@@ -123,7 +131,7 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
     tables.mkdir()
     gemm_table().to_parquet(tables / "gemm.parquet")
     for out in ("one", "two"):
-        kf.fit_kernels(tables, tmp_path / out, ["h100-sxm-80gb"])
+        fit_kernels(tables, tmp_path / out, ["h100-sxm-80gb"])
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     assert [f.name for f in files] == ["vllm.json", "vllm.npz"]
     for f in files:
@@ -135,7 +143,7 @@ def test_leave_groups_out_equals_refitting() -> None:
     x, z = rng.normal(size=(12, 2)), rng.normal(size=(12, 3))
     groups = np.arange(12) // 2
     cov = ks.shape_kernel(x, x, np.array([1.0]), np.array([[0.7, 0.4]])) + 0.1 * np.eye(12)
-    fast = kf.leave_groups_out(np.linalg.inv(cov), z, groups)
+    fast = leave_groups_out(np.linalg.inv(cov), z, groups)
     for g in range(6):
         a, b = groups != g, groups == g
         slow = z[b] - cov[np.ix_(b, a)] @ np.linalg.solve(cov[np.ix_(a, a)], z[a])
@@ -188,11 +196,11 @@ def test_no_tables_is_an_input_error(tmp_path: Path) -> None:
     ],
 )
 def test_unseen_shapes_on_h100_vllm_bfloat16(op: str, bound_pct: float) -> None:
-    frame = kf.op_rows(op, SHARED, "H100-SXM", "vllm")
+    frame = op_rows(op, SHARED, "H100-SXM", "vllm")
     assert frame is not None
-    formats, part = next(kf.slices(frame, kf.OPS[op]))
+    formats, part = next(slices(frame, OPS[op]))
     assert formats[0] == "bfloat16"
-    error = kf.held_out_error(op, formats, part, kf.PEAKS["h100-sxm-80gb"])
+    error = held_out_error(op, formats, part, PEAKS["h100-sxm-80gb"])
     assert error is not None
     assert error < bound_pct
 
@@ -200,10 +208,10 @@ def test_unseen_shapes_on_h100_vllm_bfloat16(op: str, bound_pct: float) -> None:
 @needs_tables
 def test_shipped_file_is_what_the_tables_give() -> None:
     """Refitting one small group gives the shipped bytes."""
-    frame = kf.op_rows("quantize", SHARED, "H100-SXM", "vllm")
+    frame = op_rows("quantize", SHARED, "H100-SXM", "vllm")
     assert frame is not None
-    formats, part = next(kf.slices(frame, kf.OPS["quantize"]))
-    arrays, p, _ = kf.fit_group("quantize", formats, part, kf.PEAKS["h100-sxm-80gb"])
+    formats, part = next(slices(frame, OPS["quantize"]))
+    arrays, p, _ = fit_group("quantize", formats, part, PEAKS["h100-sxm-80gb"])
     model = km.load_kernel_model("h100-sxm-80gb", "vllm")
     key = "/".join(("quantize", *formats))
     assert model.groups[key]["parameters"] == p
@@ -218,17 +226,17 @@ def test_isolated_spikes_go_and_common_ones_stay() -> None:
     rng = np.random.default_rng(1)
     values = 0.01 * rng.normal(size=(40, 20))
     values[:, 7] += 1.0  # all shapes alike: the kernel is slow there
-    assert kf.unspiked(values) is values
+    assert unspiked(values) is values
     spiked = values.copy()
     at = rng.permutation(800)[:40]
     spiked.ravel()[at] += 0.8
-    assert np.isnan(kf.unspiked(spiked)).sum() >= 36
-    assert np.isnan(kf.unspiked(spiked)[:, 7]).sum() <= 4
+    assert np.isnan(unspiked(spiked)).sum() >= 36
+    assert np.isnan(unspiked(spiked)[:, 7]).sum() <= 4
 
 
 def test_slow_backends_are_replaced_by_kernels_that_run_their_checkpoints() -> None:
     """Per-tensor fp8 may run on the block kernel, not the reverse, and only where it loses to bfloat16."""
-    shape = dict.fromkeys(kf.OPS["moe"].shape, 1.0)
+    shape = dict.fromkeys(OPS["moe"].shape, 1.0)
 
     def table(**us: float) -> pd.DataFrame:
         rows = [
@@ -236,22 +244,22 @@ def test_slow_backends_are_replaced_by_kernels_that_run_their_checkpoints() -> N
         ]
         return pd.DataFrame(rows)
 
-    got = kf.serving_experts({"vllm": table(bfloat16=2.0, fp8=5.0, fp8_block=1.0)})
+    got = serving_experts({"vllm": table(bfloat16=2.0, fp8=5.0, fp8_block=1.0)})
     assert got["vllm", "fp8"]["serving_as"] == ["vllm", "fp8_block"]
-    assert kf.serving_experts({"vllm": table(bfloat16=2.0, fp8=1.5, fp8_block=1.0)}) == {}
-    assert kf.serving_experts({"vllm": table(bfloat16=2.0, fp8=1.0, fp8_block=5.0)}) == {}
+    assert serving_experts({"vllm": table(bfloat16=2.0, fp8=1.5, fp8_block=1.0)}) == {}
+    assert serving_experts({"vllm": table(bfloat16=2.0, fp8=1.0, fp8_block=5.0)}) == {}
 
 
 @needs_tables
 def test_a_format_with_one_model_leans_on_bfloat16() -> None:
     """Tied parameters lie nearer to bfloat16's, and the residual fades far from the model."""
-    frame = kf.op_rows("moe", SHARED, "H100-SXM", "vllm")
+    frame = op_rows("moe", SHARED, "H100-SXM", "vllm")
     assert frame is not None
-    parts = dict(kf.slices(frame, kf.OPS["moe"]))
+    parts = dict(slices(frame, OPS["moe"]))
     model = km.load_kernel_model("h100-sxm-80gb", "vllm")
     p = model.groups["moe/bfloat16"]["parameters"]
-    arrays, tied, _ = kf.fit_group("moe", ("int4_wo",), parts[("int4_wo",)], kf.PEAKS["h100-sxm-80gb"], p)
-    _, free, _ = kf.fit_group("moe", ("int4_wo",), parts[("int4_wo",)], kf.PEAKS["h100-sxm-80gb"])
+    arrays, tied, _ = fit_group("moe", ("int4_wo",), parts[("int4_wo",)], PEAKS["h100-sxm-80gb"], p)
+    _, free, _ = fit_group("moe", ("int4_wo",), parts[("int4_wo",)], PEAKS["h100-sxm-80gb"])
     assert 0.35 <= tied["memory_efficiency"] <= 0.95
     names = [n for n in tied if n != "latency_s"]
     distance = [sum(np.log(q[n] / p[n]) ** 2 for n in names) for q in (tied, free)]
@@ -265,11 +273,11 @@ def test_an_isolated_peak_of_a_curve_goes_and_a_switch_stays() -> None:
     """70 us between two of 30 is disturbed; a step up to a slower algorithm is not."""
     x = np.arange(8.0, 16.0)
     step = np.log([3.0, 3.0, 3.0, 3.1, 6.0, 6.5, 9.0, 17.0])
-    assert np.array_equal(kf.without_peaks(x, step), step)
+    assert np.array_equal(without_peaks(x, step), step)
     peak = step.copy()
     peak[2] = np.log(38.0)
-    assert kf.without_peaks(x, peak)[2] == pytest.approx(np.log(3.05), abs=0.02)
-    assert np.array_equal(kf.without_peaks(x / 8.0, peak), peak)  # dense noisy curves are smoothed instead
+    assert without_peaks(x, peak)[2] == pytest.approx(np.log(3.05), abs=0.02)
+    assert np.array_equal(without_peaks(x / 8.0, peak), peak)  # dense noisy curves are smoothed instead
 
 
 def expert_table(names: tuple[str, str]) -> pd.DataFrame:
@@ -280,7 +288,7 @@ def expert_table(names: tuple[str, str]) -> pd.DataFrame:
     for hidden, inter, topk in models:
         m = 2.0 ** np.arange(0, 14)
         shape = [np.float64(v) for v in (hidden, inter, topk, 64, 1, 1, 1)]
-        t = kp.moe_base_s(p, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, *shape, 1.0)
+        t = kp.moe_base_s(p, PEAKS["h100-sxm-80gb"], "bfloat16", m, *shape, 1.0)
         slow = topk == 1
         part = pd.DataFrame({"num_tokens": m, "latency_us": 1e6 * t * (3.0 if slow else 1.0)})
         ids = {"hidden_size": hidden, "inter_size": inter, "topk": topk, "num_experts": 64}
@@ -296,7 +304,7 @@ def test_backends_are_told_apart_and_chosen_by_shape(tmp_path: Path) -> None:
     tables.mkdir()
     table = expert_table(("fast", "slow"))
     table.to_parquet(tables / "moe.parquet")
-    kf.fit_kernels(tables, tmp_path / "out", ["h100-sxm-80gb"])
+    fit_kernels(tables, tmp_path / "out", ["h100-sxm-80gb"])
     k = km.load_kernel_model("h100-sxm-80gb", "vllm", directory=tmp_path / "out")
     assert sorted(k.groups["moe/bfloat16"]["kernels"]) == ["fast", "slow"]
     m = np.array([4.0, 64.0, 1024.0])
@@ -318,11 +326,11 @@ def test_rows_that_a_benchmark_counts_otherwise_are_named_apart() -> None:
     """SGLang keeps all tokens of Mixtral (on A100 of every model) on a rank; groups of experts are dealt to by halves."""
     models = [(4096, 14336, 2, 8), (4096, 1536, 8, 128), (7168, 2048, 8, 256)]
     rows = [(*m, ep, skewed) for m in models for ep in (1, 2) for skewed in (0.0, 1.0)]
-    columns = [*kf.OPS["moe"].group, "moe_ep_size", "skewed"]
+    columns = [*OPS["moe"].group, "moe_ep_size", "skewed"]
     frame = pd.DataFrame(rows, columns=columns).assign(kernel="sglang_fused_moe_triton")
 
     def flags(gpu: str, framework: str) -> list[str]:
-        got = kf.set_aside(frame, gpu, framework)
+        got = set_aside(frame, gpu, framework)
         ends = [ks.SET_ASIDE.get(flag, "") for flag in got["aside"]]
         assert list(got["kernel"]) == ["sglang_fused_moe_triton" + end for end in ends]
         return ["".join(word[:1] for word in flag.split("_")) for flag in got["aside"]]
@@ -354,7 +362,7 @@ def test_rows_on_a_rank_by_how_they_are_counted() -> None:
 
 def test_a_simulation_takes_no_rows_that_are_counted_otherwise(tmp_path: Path) -> None:
     """On A100 every model is timed with all tokens on one rank of two: reproduced in bench, shared out in serving."""
-    peaks, p = kf.PEAKS["a100-sxm-80gb"], {**kp.DEFAULT_PARAMETERS["moe"]}
+    peaks, p = PEAKS["a100-sxm-80gb"], {**kp.DEFAULT_PARAMETERS["moe"]}
     m = 2.0 ** np.arange(0, 14)
     parts = []
     models = [(h, i, k) for h in (2048, 4096) for i in (3584, 7168, 14336) for k in (2, 4)]
@@ -378,7 +386,7 @@ def test_a_simulation_takes_no_rows_that_are_counted_otherwise(tmp_path: Path) -
     )
     (tmp_path / "tables").mkdir()
     table.to_parquet(tmp_path / "tables" / "moe.parquet")
-    kf.fit_kernels(tmp_path / "tables", tmp_path / "out", ["a100-sxm-80gb"], ["sglang"])
+    fit_kernels(tmp_path / "tables", tmp_path / "out", ["a100-sxm-80gb"], ["sglang"])
     k = km.load_kernel_model("a100-sxm-80gb", "sglang", directory=tmp_path / "out")
     assert sorted(k.groups["moe/bfloat16"]["kernels"]) == ["fused_moe_triton", "fused_moe_triton_all_tokens"]
     shape = (4096, 14336, 2, 8, 1, 2)
@@ -395,7 +403,7 @@ def test_a_simulation_takes_no_rows_that_are_counted_otherwise(tmp_path: Path) -
 
 def test_experts_replayed_from_the_cache_are_read_from_memory_in_serving(tmp_path: Path) -> None:
     """Shards of 25 MB and up on an L2 of 96 MB, timed at four times the speed of memory: a simulation reads memory."""
-    peaks = kf.PEAKS["l40s-48gb"]
+    peaks = PEAKS["l40s-48gb"]
     p = {**kp.DEFAULT_PARAMETERS["moe"], "cache_gain": 4.0, "cache_share": 0.5}
     m = 2.0 ** np.arange(0, 12)
     parts = []
@@ -417,7 +425,7 @@ def test_experts_replayed_from_the_cache_are_read_from_memory_in_serving(tmp_pat
     )
     (tmp_path / "tables").mkdir()
     table.to_parquet(tmp_path / "tables" / "moe.parquet")
-    kf.fit_kernels(tmp_path / "tables", tmp_path / "out", ["l40s-48gb"], ["vllm"])
+    fit_kernels(tmp_path / "tables", tmp_path / "out", ["l40s-48gb"], ["vllm"])
     k = km.load_kernel_model("l40s-48gb", "vllm", directory=tmp_path / "out")
     shape = (2048, 512, 8, 64, 1, 16)
     args = tuple(np.float64(v) for v in (*shape, 1))
@@ -439,11 +447,11 @@ def test_series_far_from_all_others_are_drawn_in() -> None:
     bad[::8] += 1.6
 
     def off(z: NDArray[np.float64]) -> float:
-        return float(np.abs(z - kf.leave_groups_out(inverse, z, groups) - truth).mean())
+        return float(np.abs(z - leave_groups_out(inverse, z, groups) - truth).mean())
 
     assert off(bad) > 0.15
-    assert off(kf.drawn_in(inverse, bad)) < 0.05
-    assert np.abs(kf.drawn_in(inverse, truth) - truth).mean() < 0.01
+    assert off(drawn_in(inverse, bad)) < 0.05
+    assert np.abs(drawn_in(inverse, truth) - truth).mean() < 0.01
 
 
 def test_ranks_with_the_same_experts_share_their_tiles() -> None:
@@ -458,13 +466,13 @@ def test_ranks_with_the_same_experts_share_their_tiles() -> None:
     features = np.array([ks.moe_shape(*s) for s in shapes])
     tuned = np.array([s[1] / s[4] == 768 and s[3] / s[5] == 128 for s in shapes])
     known = np.repeat(np.arange(len(models)), 12) != 0
-    terms = kf.OPS["moe"].terms
+    terms = OPS["moe"].terms
     amplitude, inverse = (
         np.array([a for a, _ in terms]),
         np.array([[1.0 / v if v else 0.0 for v in ls] for _, ls in terms]),
     )
     cov = ks.shape_kernel(features, features, amplitude, inverse)
-    seen = cov[np.ix_(known, known)] + kf.MOE_NOISE * np.eye(known.sum())
+    seen = cov[np.ix_(known, known)] + MOE_NOISE * np.eye(known.sum())
     got = cov[np.ix_(~known, known)] @ np.linalg.solve(seen, np.where(tuned[known], -0.7, 0.0))
     there = tuned[~known]
     assert got[there].max() < -0.35
@@ -479,16 +487,16 @@ def test_generic_tiles_and_unaligned_widths_cost_what_tables_say() -> None:
         ids = {"hidden_size": hidden, "inter_size": inter, "topk": 8, "num_experts": 128, "moe_tp_size": 1, "moe_ep_size": 1}
         parts.append(pd.DataFrame({"num_tokens": m}).assign(**ids))
     table = pd.concat(parts, ignore_index=True).assign(gated=1.0, skewed=0.0, kernel="sglang_fused_moe_triton", dtype="bfloat16")
-    table = table.assign(tuned=kf.has_tuned_tiles(table, "H100-SXM", "sglang"))
+    table = table.assign(tuned=has_tuned_tiles(table, "H100-SXM", "sglang"))
     assert sorted(set(table["inter_size"][table["tuned"] > 0])) == [384, 768]
-    assert not kf.has_tuned_tiles(table.assign(kernel="sglang_flashinfer_cutlass_moe"), "H100-SXM", "sglang").any()
-    peaks, o = kf.PEAKS["h100-sxm-80gb"], kf.OPS["moe"]
-    columns = kf.columns_of(table.assign(kernel=0.0), o)
+    assert not has_tuned_tiles(table.assign(kernel="sglang_flashinfer_cutlass_moe"), "H100-SXM", "sglang").any()
+    peaks, o = PEAKS["h100-sxm-80gb"], OPS["moe"]
+    columns = columns_of(table.assign(kernel=0.0), o)
     table = table.assign(latency_us=1e6 * o.base(truth, peaks, ("bfloat16",), columns))
-    p = kf.fit_parameters("moe", ("bfloat16",), table, peaks)
+    p = fit_parameters("moe", ("bfloat16",), table, peaks)
     for name in ("depth_s", "untuned_ratio", "unaligned_ratio"):
         assert p[name] == pytest.approx(truth[name], rel=0.05)
-    tuned = kf.fit_parameters("moe", ("bfloat16",), table[table["tuned"] > 0], peaks)
+    tuned = fit_parameters("moe", ("bfloat16",), table[table["tuned"] > 0], peaks)
     assert "untuned_ratio" not in tuned  # nothing to compare with
 
 
@@ -569,7 +577,7 @@ def test_a_fit_leaves_out_what_no_kernel_could_be_and_says_so(tmp_path: Path) ->
     bad.loc[big[1], "latency_us"] *= 1e-3
     bad.loc[big[2], "latency_us"] /= 3.0
     bad.to_parquet(tmp_path / "gemm.parquet")
-    skipped = kf.fit_kernels(tmp_path, tmp_path / "out", ["h100-sxm-80gb"])
+    skipped = fit_kernels(tmp_path, tmp_path / "out", ["h100-sxm-80gb"])
     assert [s["rows"] for s in skipped] == [1, 1, 1]
     assert {s["op"] for s in skipped} == {"gemm"}
     k = km.load_kernel_model("h100-sxm-80gb", "vllm", directory=tmp_path / "out")
@@ -582,7 +590,7 @@ def test_messages_between_measured_ones_are_straight_in_bytes() -> None:
     x = np.array([13.0, 10.0, 17.0, 20.0])
     t = np.log(4e-6 + 3e-11 * np.exp2(x))
     at = np.array([9.0, 11.0, 15.5, 20.0, 21.0])
-    got = kf.straight(at, x, t)
+    got = straight(at, x, t)
     assert np.isnan(got[[0, 4]]).all()
     assert got[1:4] == pytest.approx(np.log(4e-6 + 3e-11 * np.exp2(at[1:4])))
 
@@ -601,7 +609,7 @@ def test_a_hole_beside_a_change_of_algorithm_keeps_to_its_neighbours() -> None:
     gpus = np.repeat(np.array([2.0, 4.0, 8.0]), len(octaves))
     x = np.tile(octaves, 3)
     time_s = true_s(x, gpus)
-    curves, knots, error = kf.fit_curves(gpus, np.zeros(len(x)), np.exp2(x), time_s)
+    curves, knots, error = fit_curves(gpus, np.zeros(len(x)), np.exp2(x), time_s)
     assert error < 15.0
     for g in (2.0, 4.0, 8.0):
         curve = {"log2_bytes": knots, "log_s": curves[g, 0.0]}
@@ -615,4 +623,4 @@ def test_a_hole_beside_a_change_of_algorithm_keeps_to_its_neighbours() -> None:
 @pytest.mark.slow
 @needs_tables
 def test_left_out_messages_of_h200() -> None:
-    assert kf.fit_collectives(SHARED, "H200-SXM")["collective/all_reduce"]["held_out_mape_pct"] < 3.6
+    assert fit_collectives(SHARED, "H200-SXM")["collective/all_reduce"]["held_out_mape_pct"] < 3.6

@@ -14,9 +14,13 @@ from engine_models.cost.terms import Formats, HostOverhead
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import FORMATS
 from engine_models.parts.batch import Batch
-from hardware_profiles import kernel_fit as kf
 from hardware_profiles.device import device_names, load_device
-from hardware_profiles.kernel_model import fitted_models, load_kernel_model
+from hardware_profiles.kernel_fit.group import held_out_error
+from hardware_profiles.kernel_fit.ops import OPS
+from hardware_profiles.kernel_fit.origin import DEVICES, PEAKS
+from hardware_profiles.kernel_fit.rows import fitted_versions, newest, op_rows, slices
+from hardware_profiles.kernel_fit.surface import undisturbed
+from hardware_profiles.kernel_model import fitted_models, load_kernel_model, version_of
 from hardware_profiles.kernels import TABLED, operations_of
 from hardware_profiles.ops import Ops, Recurrence, SparseLayer
 from hardware_profiles.roofline import Roofline
@@ -118,7 +122,7 @@ def test_a_disturbed_cell_of_a_table_is_not_served() -> None:
         short_s, longer_s = load_kernel_model("h200-sxm-141gb", framework).mla_prefill_s("bf16", "bf16", 8, [128, 256], 0)
         assert 1e-5 < short_s <= longer_s < 3e-5
     values = np.array([[0.0, 0.1, 3.5, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4, 0.5]])
-    cleaned = kf.undisturbed(values.reshape(1, -1), (2, 5)).reshape(2, 5)
+    cleaned = undisturbed(values.reshape(1, -1), (2, 5)).reshape(2, 5)
     assert cleaned[0, 2] < 0.5
     assert np.array_equal(cleaned[1], values[1])
 
@@ -192,26 +196,26 @@ def versions() -> pd.DataFrame:
 
 
 def test_of_several_versions_the_newest_that_timed_a_cell_is_fitted() -> None:
-    assert kf.version_of("1.3.0rc20") < kf.version_of("1.3.0rc23") < kf.version_of("1.10")
-    found = kf.newest(versions(), ["m"])
+    assert version_of("1.3.0rc20") < version_of("1.3.0rc23") < version_of("1.10")
+    found = newest(versions(), ["m"])
     assert dict(zip(found.m, found.latency_us, strict=True)) == {1: 7.0, 2: 5.0}
 
 
 def test_versions_that_are_no_better_evidence_are_left_out() -> None:
     frame = versions().iloc[:3].assign(dtype="bfloat16")
     newer = frame.iloc[1:2].assign(dtype="fp8_block")
-    found = kf.fitted_versions(pd.concat([frame, newer]), "B200-SXM", "vllm", "gemm", ["dtype"])
+    found = fitted_versions(pd.concat([frame, newer]), "B200-SXM", "vllm", "gemm", ["dtype"])
     assert sorted(zip(found.dtype, found.framework_version, strict=True)) == [
         ("bfloat16", "0.24.0"),
         ("bfloat16", "0.24.0"),
         ("fp8_block", "0.31.0"),
     ]
-    assert len(kf.fitted_versions(frame, "B300-SXM", "vllm", "gemm", ["dtype"])) == 3
+    assert len(fitted_versions(frame, "B300-SXM", "vllm", "gemm", ["dtype"])) == 3
 
 
 @needs_tables
 def test_products_timed_eagerly_are_not_fitted() -> None:
-    frame = kf.op_rows("gemm", TABLES, "L40S", "vllm")
+    frame = op_rows("gemm", TABLES, "L40S", "vllm")
     assert frame is not None
     assert set(frame["dtype"].astype(str)) == {"bfloat16", "fp8"}
     group = load_kernel_model("l40s-48gb", "vllm").groups["gemm/fp8_block"]
@@ -233,10 +237,10 @@ def test_products_timed_eagerly_are_not_fitted() -> None:
 )
 def test_heads_that_a_fit_never_saw(op: str, gpu: str, framework: str, kind: str, bound_pct: float) -> None:
     """The error of a group's first format on heads kept out of the fit."""
-    frame = kf.op_rows(op, TABLES, gpu, framework)
+    frame = op_rows(op, TABLES, gpu, framework)
     assert frame is not None
-    formats, part = next(x for x in kf.slices(frame, kf.OPS[op]) if x[0][0] == kind)
-    error = kf.held_out_error(op, formats, part, kf.PEAKS[kf.DEVICES[gpu]])
+    formats, part = next(x for x in slices(frame, OPS[op]) if x[0][0] == kind)
+    error = held_out_error(op, formats, part, PEAKS[DEVICES[gpu]])
     assert error is not None
     assert error < bound_pct
 
@@ -255,9 +259,9 @@ def test_heads_that_a_fit_never_saw(op: str, gpu: str, framework: str, kind: str
     ],
 )
 def test_shapes_that_a_fit_never_saw(op: str, gpu: str, framework: str, fmt: str, bound_pct: float) -> None:
-    frame = kf.op_rows(op, TABLES, gpu, framework)
+    frame = op_rows(op, TABLES, gpu, framework)
     assert frame is not None
-    formats, part = next(x for x in kf.slices(frame, kf.OPS[op]) if x[0][0] == fmt)
-    error = kf.held_out_error(op, formats, part, kf.PEAKS[kf.DEVICES[gpu]])
+    formats, part = next(x for x in slices(frame, OPS[op]) if x[0][0] == fmt)
+    error = held_out_error(op, formats, part, PEAKS[DEVICES[gpu]])
     assert error is not None
     assert error < bound_pct
