@@ -63,6 +63,9 @@ _VARIANT = re.compile(
     r"-(instruct|it|hf|chat|base|pt|thinking|reasoning|preview|v\d+(\.\d+)?|2[45]\d\d|0324|0528|0905)$"
 )
 
+# What stands behind a format where a checkpoint was made again: "-NVFP4-v2", "-MXFP4-Preview".
+_ISSUE = re.compile(r"-(v\d+|preview)$")
+
 
 @dataclass(frozen=True)
 class CatalogueModel:
@@ -138,10 +141,11 @@ def find_model(name: str) -> CatalogueModel | None:
         return _entry(index[plain], None)
     organisation = plain.split("/")[0] if "/" in plain else ""
     quantization = None
+    issue = _ISSUE.search(plain)
     for suffix, stored in _FORMAT_SUFFIXES.items():
-        if plain.endswith(suffix):
-            plain, quantization = plain[: -len(suffix)], stored
-            break
+        for name in (plain, plain[: issue.start()] if issue else plain):
+            if quantization is None and name.endswith(suffix):
+                plain, quantization = name[: -len(suffix)], stored
     for pattern, packed in _PACKED if quantization is None else ():
         if (named := pattern.search(plain)) is not None:
             plain, quantization = plain[: named.start()], packed.format(named[1])

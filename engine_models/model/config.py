@@ -77,7 +77,7 @@ SPELLINGS = {
         "moe_ffn_hidden_size",
         "expert_hidden_size",
     ),
-    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+    "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert"),
     "shared_intermediate": (
         "shared_expert_intermediate_size",
         "shared_intermediate_size",

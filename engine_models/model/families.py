@@ -84,7 +84,7 @@ FAMILIES: dict[str, Family] = {
         ("llama", "mistral", "mixtral", "phi3", "yi", "baichuan", "deepseek", "minicpm", "minicpm3"), _LLAMA
     ),
     **dict.fromkeys(
-        ("ministral", "ministral3", "mistral3", "internlm3", "exaone", "granite", "granitemoe", "smollm3"),
+        ("ministral", "ministral3", "mistral3", "mistral4", "internlm3", "exaone", "granite", "granitemoe", "smollm3"),
         _LLAMA,
     ),
     **dict.fromkeys(
@@ -110,6 +110,7 @@ FAMILIES: dict[str, Family] = {
             "qwen3_vl_moe",
             "qwen3_vl_moe_text",
             "hunyuan_v1_dense",
+            "hunyuan_v1_moe",
         ),
         _QWEN3,
     ),
@@ -142,6 +143,7 @@ FAMILIES: dict[str, Family] = {
     "solar_open": _GLM4_MOE,
     "sarvam_moe": _GLM4_MOE,
     "dots1": Family(qk_norm="head", router_bias=True),
+    "bailing_moe_v2": Family(qk_norm="head", router_bias=True, qkv_bias_key="use_qkv_bias", out_bias_key="use_bias"),
     **dict.fromkeys(
         (
             "deepseek_v3",
