@@ -7,6 +7,7 @@ Each may also be set in the environment, as ``LLAMA_ARG_`` and its name or a sho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ KV_TYPES = {
 
 HUB_DEFAULT = "q4_k_m"
 """The file taken of a repository that names none (datasheet: ``--hf-repo``)."""
+_ONE_FILE = re.compile(r"ggml-org/gpt-oss-\w+-GGUF", re.IGNORECASE)
+"""Repositories that hold no such file, but one in the checkpoint's own mxfp4, which is taken then (datasheet: their cards)."""
 
 _MODELLED: dict[str, Flag] = {
     "model_file": Flag("str"),
@@ -246,7 +249,9 @@ def _of_repository(value: str, flags: Mapping[str, Any], pool: Mapping[str, Any]
     if flags.get("hf_file"):
         return quant_of(str(flags["hf_file"]))
     _, colon, tag = value.partition(":")
-    return quant_of(tag) if colon else quant_of(value) or HUB_DEFAULT
+    if colon:
+        return quant_of(tag)
+    return quant_of(value) or ("mxfp4" if _ONE_FILE.fullmatch(value) else HUB_DEFAULT)
 
 
 _LAUNCHER = Launcher(

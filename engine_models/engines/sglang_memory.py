@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.engines.sglang_drafts import kv_share_of_drafter
 from engine_models.engines.sglang_reserve import (
     DRAFTERS_COUNTED_SINCE,
@@ -158,9 +158,9 @@ def memory_of(
         usable_bytes=device,
         lines=(
             MemoryLine("weight", "weights", weights),
-            *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
-            *((MemoryLine("lora", "places for LoRA adapters", lora_bytes),) if lora_bytes else ()),
-            *((MemoryLine("state", "states of recurrent layers", slots * state),) if state else ()),
+            *line_if_any("draft", "weights of the drafter", draft_weights),
+            *line_if_any("lora", "places for LoRA adapters", lora_bytes),
+            *line_if_any("state", "states of recurrent layers", slots * state),
             MemoryLine("activation", "reserve for activations, graphs", free - usable - (draft_weights - counted)),
             MemoryLine("other", "CUDA context, collectives", device - free),
         ),

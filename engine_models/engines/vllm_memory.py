@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, Said
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, Said, line_if_any
 from engine_models.engines.vllm_cache import Cache
 from engine_models.engines.vllm_kernels import expert_tiles, held_weights
 from engine_models.engines.vllm_profile import beside_torch_bytes, graph_bytes, peak_bytes
@@ -114,8 +114,8 @@ def _memory(
         )
     lines = (
         MemoryLine("weight", "weights", weights),
-        *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
-        *((MemoryLine("lora", "places for LoRA adapters", lora_bytes),) if lora_bytes else ()),
+        *line_if_any("draft", "weights of the drafter", draft_weights),
+        *line_if_any("lora", "places for LoRA adapters", lora_bytes),
         MemoryLine("activation", "activations (peak of one step)", activations),
         *(
             (

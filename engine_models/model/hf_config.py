@@ -318,7 +318,8 @@ def _from_file(path: Path) -> Architecture:
         stated = _read_json(beside).get("quantization")
         if isinstance(stated, dict):
             config["quantization_config"] = {"quant_method": "modelopt", **stated}
-    name = str(config.get("_name_or_path") or path.resolve().parent.name)
+    own = path.resolve().parent.name if path.name == "config.json" else path.stem
+    name = str(config.get("_name_or_path") or own)
     return architecture_from_config(config, name, where=str(path))
 
 

@@ -365,6 +365,14 @@ def test_inline_fields_and_files_read_alike(tmp_path: Path) -> None:
     assert parameters(inline) == 3 * (64 * 16 * 12 + 3 * 64 * 128 + 2 * 64) + 2 * 128 * 64 + 64
 
 
+def test_a_model_is_named_by_its_folder_or_by_a_file_of_another_name(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("config.json", "mine.json"):
+        (tmp_path / "folder" / name).write_text(json.dumps(TINY))
+    names = [load_architecture(f"folder/{name}", tmp_path).name for name in ("config.json", "mine.json")]
+    assert names == ["folder", "mine"]
+
+
 def test_modelopt_states_its_format_beside_the_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     stated = {

@@ -140,6 +140,8 @@ def test_the_name_of_a_file_states_its_format(name: str, found: str | None) -> N
         ),
         ("llama-server -hf ggml-org/gemma-3-4b-it-GGUF -ctk q8_0 -ctv q8_0", {"cache_type_k": "q8_0"}, "q4_k_m"),
         ("llama-server -hf bartowski/Llama-GGUF:IQ3_M --cache-ram -1 -sps 0", {"cache_ram": -1}, "iq3_m"),
+        ("llama-server -hf ggml-org/gpt-oss-20b-GGUF -c 0", {"ctx_size": 0}, "mxfp4"),
+        ("llama-server -hf ggml-org/gpt-oss-20b-GGUF:Q8_0 -c 0", {"ctx_size": 0}, "q8_0"),
         ("ROCBLAS_USE_HIPBLASLT=1 llama-server -m a.gguf -dev ROCm0", {"hipblaslt": True, "device": "ROCm0"}, None),
         ("LLAMA_ARG_N_PARALLEL=2 LLAMA_ARG_CTX_SIZE=4096 llama-server -m a.gguf", {"parallel": 2, "ctx_size": 4096}, None),
     ],
