@@ -9,6 +9,7 @@ current length; `offset = length - steps` stays constant while it is in the set,
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence as Series
 from itertools import accumulate
 
 from mypy_extensions import mypyc_attr
@@ -157,3 +158,17 @@ class DecodeSet:
             if seq.state == "decoding" and at == steps and seq.final_length - seq.offset == at:
                 out.append(seq)
         return list(dict.fromkeys(out)) if len(out) > 1 else out  # who left and came back can be there twice
+
+
+def steps_in_turn(sets: Series[DecodeSet], steps: int, blocks: int) -> int:
+    """Of the next steps, which serve the sets in turn, as many as certainly need no more than so many new blocks together."""
+    turns = len(sets)
+    if sum([rows.count for rows in sets]) * (steps // turns // sets[0].block_tokens + 2) > blocks:
+        while steps > 0 and _blocks_in_turn(sets, steps) > blocks:
+            steps = min(steps - 1, steps // 2 + 8)
+    return steps
+
+
+def _blocks_in_turn(sets: Series[DecodeSet], steps: int) -> int:
+    turns = len(sets)
+    return sum([rows.blocks_needed_over(-(-(steps - at) // turns)) for at, rows in enumerate(sets) if steps > at])

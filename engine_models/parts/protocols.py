@@ -80,6 +80,15 @@ class Scheduler(ABC):
     verifications: int = 0
     verified_drafts: int = 0
     accepted_drafts: int = 0
+    def note_verified(self, seq: Sequence, gains: Series[tuple[int, int]], drafts: int) -> None:
+        """Note what verifications of so many drafts each gave a row: numbers of batches, and tokens, none for one in vain."""
+        for number, gain in gains:
+            seq.emit_at_once(number, gain)
+            if gain:
+                self.verifications += 1
+                self.verified_drafts += drafts
+                self.accepted_drafts += gain - 1
+
     @property
     def reserves_answers(self) -> bool:
         """Whether memory for the whole answer is set aside at admission: the client's limit or, without one, the context left."""

@@ -132,6 +132,13 @@ class Sequence:
         else:
             spans.append([first, last])
 
+    def emit_at_once(self, number: int, tokens: int) -> None:
+        """Note that a batch yields so many tokens: several are a range each, none for what was in vain."""
+        if tokens == 1:
+            self.emit(number, number)
+        else:
+            self.emissions += [[number, number] for _ in range(tokens)]
+
     def emit_between(self, last: int, pauses: list[int]) -> None:
         """Note that each batch after the latest range up to `last` yields a token, but those of `pauses`, which rise."""
         spans = self.emissions

@@ -97,17 +97,8 @@ class DraftedAlternatingScheduler(AlternatingScheduler):
 
     def _note_answer(self, row: Row, last: int) -> None:
         """As of the base."""
-        seq = row.seq
-        for number, gain in self._verified.gains[seq]:
-            if gain == 1:
-                seq.emit(number, number)
-            else:  # a range a token, none for what was in vain
-                seq.emissions += [[number, number] for _ in range(gain)]
-            if gain:
-                self.verifications += 1
-                self.verified_drafts += self._drafts
-                self.accepted_drafts += gain - 1
-        self._verified.gains[seq] = []
+        self.note_verified(row.seq, self._verified.gains[row.seq], self._drafts)
+        self._verified.gains[row.seq] = []
 
 
 __all__ = ["DraftedAlternatingScheduler", "RowsInFlight"]

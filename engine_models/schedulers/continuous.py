@@ -757,10 +757,7 @@ class ContinuousScheduler(Scheduler):
                 seq.drafts = rules.speculative_tokens
             surplus = max(0, seq.length - seq.pending - seq.final_length)
             emitted -= surplus
-            if emitted == 1:
-                seq.emit(batch.number, batch.number)
-            else:  # a range a token
-                seq.emissions += [[batch.number, batch.number] for _ in range(emitted)]
+            seq.emit_at_once(batch.number, emitted)
             if seq.length - seq.pending >= seq.final_length:
                 batch.finishing.append(seq)
             if not preempted and (self._async or rules.speculative_tokens):

@@ -88,10 +88,7 @@ class DraftedHybridScheduler(HybridPrefillScheduler):
         gains = self._verified.gains.pop(seq)
         self._verified.leave(seq)
         for number, gain in gains:
-            if gain == 1:
-                seq.emit(number, number)
-            else:  # a range a token
-                seq.emissions += [[number, number] for _ in range(gain)]
+            seq.emit_at_once(number, gain)
 
 
 def drafts_for(rows: int, lengths: tuple[tuple[int, int], ...], most_tokens: int) -> int:

@@ -101,15 +101,7 @@ class DraftedTwoPassScheduler(TwoPassScheduler):
         gains = self._verified.gains.pop(seq)
         self._wasting.discard(seq)
         self.decodes.leave(seq)
-        for number, gain in gains:
-            if gain == 1:
-                seq.emit(number, number)
-            else:  # a range a token, none for what was in vain
-                seq.emissions += [[number, number] for _ in range(gain)]
-            if gain:
-                self.verifications += 1
-                self.verified_drafts += self.decodes.row_tokens - 1
-                self.accepted_drafts += gain - 1
+        self.note_verified(seq, gains, self.decodes.row_tokens - 1)
 
     def _certain(self, seq: Sequence, row: ActiveRow) -> bool:
         """Whether it is known beforehand that a row ends: a token was left before its last verification."""

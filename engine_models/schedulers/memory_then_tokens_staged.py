@@ -21,6 +21,7 @@ from mypy_extensions import mypyc_attr
 
 from engine_models.memory.block_tree import BlockTree
 from engine_models.parts.batch import Batch
+from engine_models.parts.decode_set import steps_in_turn
 from engine_models.parts.protocols import Run
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import TwoPassBatch, TwoPassRules, TwoPassScheduler
@@ -151,10 +152,8 @@ class StagedTwoPassScheduler(TwoPassScheduler):
         slots = [slot for slot in (*self._slots[at:], *self._slots[:at]) if slot.rows.count]
         if not slots or slots[0].flies or not all(slot.flies for slot in slots[1:]):
             return None
-        turns, free = len(slots), self.kv.free_blocks
-        steps = min(turns * (slot.rows.steps_alike() - 1) + place + 1 for place, slot in enumerate(slots))
-        while steps > 0 and _blocks_over(slots, steps) > free:
-            steps = min(steps - 1, steps // 2 + 8)
+        steps = min(len(slots) * (slot.rows.steps_alike() - 1) + place + 1 for place, slot in enumerate(slots))
+        steps = steps_in_turn([slot.rows for slot in slots], steps, self.kv.free_blocks)
         if steps < 2:
             return None
         for slot in slots:
@@ -176,12 +175,6 @@ class StagedTwoPassScheduler(TwoPassScheduler):
         self.processed_number = processed
         self._launch_turn()
         return batch, held, most
-
-
-def _blocks_over(slots: list[Slot], steps: int) -> int:
-    """Blocks that the next steps take, the slots in turn."""
-    turns = len(slots)
-    return sum(slot.rows.blocks_needed_over(-(-(steps - place) // turns)) for place, slot in enumerate(slots) if steps > place)
 
 
 __all__ = ["StagedTwoPassScheduler"]

@@ -140,13 +140,7 @@ class DraftedPrefillFirstScheduler(PrefillFirstScheduler):
 
     def _note(self, seq: Sequence, gain: int, number: int) -> None:
         """Note that a batch has given a row `gain` tokens."""
-        self.verifications += 1
-        self.verified_drafts += self._row_tokens - 1
-        self.accepted_drafts += gain - 1
-        if gain == 1:
-            seq.emit(number, number)
-        else:  # a range a token
-            seq.emissions += [[number, number] for _ in range(gain)]
+        self.note_verified(seq, [(number, gain)], self._row_tokens - 1)
         unknown = self._unknown.pop(seq, 0) - gain
         if unknown > 0:
             self._unknown[seq] = unknown

@@ -16,7 +16,7 @@ from mypy_extensions import mypyc_attr
 
 from engine_models.memory.radix import RadixPool
 from engine_models.parts.batch import Batch
-from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.decode_set import DecodeSet, steps_in_turn
 from engine_models.parts.protocols import Run
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
@@ -173,8 +173,7 @@ class StagedPrefillFirstScheduler(PrefillFirstScheduler):
         turns = len(lanes)
         steps = min(turns * (lane.decodes.steps_alike() - 1) + place + 1 for place, lane in enumerate(lanes))
         free = (self.kv.free_tokens + self.kv.tree.evictable_tokens) // self.kv.page_tokens
-        while steps > 0 and _blocks_over(lanes, steps) > free:
-            steps = min(steps - 1, steps // 2 + 8)
+        steps = steps_in_turn([lane.decodes for lane in lanes], steps, free)
         if steps < 2:
             return None
         for lane in lanes:
@@ -196,14 +195,6 @@ class StagedPrefillFirstScheduler(PrefillFirstScheduler):
         self.processed_number = processed
         self._launch_turn(batch.number)
         return batch, held, most
-
-
-def _blocks_over(lanes: list[_Lane], steps: int) -> int:
-    """Pages that the next steps take, the lanes in turn."""
-    turns = len(lanes)
-    return sum(
-        lane.decodes.blocks_needed_over(-(-(steps - place) // turns)) for place, lane in enumerate(lanes) if steps > place
-    )
 
 
 __all__ = ["StagedPrefillFirstScheduler"]

@@ -15,7 +15,7 @@ from mypy_extensions import mypyc_attr
 
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
-from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.decode_set import DecodeSet, steps_in_turn
 from engine_models.parts.protocols import Run
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
@@ -151,19 +151,15 @@ class StagedScheduler(ContinuousScheduler):
         if self.partial or not self._lanes or (self.waiting_count and not self._stuck()):
             return None
         turns, most, processed = len(self._lanes), self.rules.max_num_batched_tokens, self.processed_number
-        steps, rows = 1 << 60, 0
+        steps = 1 << 60
         for at, (number, lane) in enumerate(self._lanes.items()):
             if (number > processed) != (at > 0) or not 0 < lane.count <= most:
                 return None
-            rows += lane.count
             last = turns * (lane.steps_to_next_end() - 1) + at + 1
             if last < steps:
                 steps = last
         steps += turns - 1  # the others have their turn before the first end is known
-        free = self.kv.free_blocks
-        if rows * (steps // turns // self.kv.block_tokens + 2) > free:  # else there are certainly enough
-            while steps > 0 and self._blocks_over(steps) > free:
-                steps = min(steps - 1, steps // 2 + 8)
+        steps = steps_in_turn(list(self._lanes.values()), steps, self.kv.free_blocks)
         if steps < 2:
             return None
         while len(self._shapes) < turns:
@@ -178,15 +174,6 @@ class StagedScheduler(ContinuousScheduler):
     def _stuck(self) -> bool:
         """Whether the head of the queue is stuck whichever lane is served: not for want of budget."""
         return self.blocked and self.rules.chunked_prefill and self.rules.reserve_full_prompt
-
-    def _blocks_over(self, steps: int) -> int:
-        """Blocks that the next steps take, the lanes in turn."""
-        turns = len(self._lanes)
-        return sum(
-            lane.blocks_needed_over(-(-(steps - at) // turns))
-            for at, lane in enumerate(self._lanes.values())
-            if steps > at
-        )
 
     def take_turns(self, steps: int, flying: deque[Batch]) -> list[int]:
         """As of the base, all at once."""

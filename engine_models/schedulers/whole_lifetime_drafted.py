@@ -66,14 +66,7 @@ class DraftedLifetimeScheduler(WholeLifetimeScheduler):
         gains = self._verified.gains.pop(seq)
         del self._verified.ends[seq]
         self.decodes.leave(seq)
-        for number, gain in gains:
-            if gain == 1:
-                seq.emit(number, number)
-            else:  # a range a token
-                seq.emissions += [[number, number] for _ in range(gain)]
-            self.verifications += 1
-            self.verified_drafts += self.decodes.row_tokens - 1
-            self.accepted_drafts += gain - 1
+        self.note_verified(seq, gains, self.decodes.row_tokens - 1)
 
 
 __all__ = ["DraftedLifetimeScheduler", "VerifiedParts"]
