@@ -455,6 +455,42 @@ def test_a_decode_server_finds_in_host_memory_what_its_device_lost() -> None:
     assert stepped.result == run.result
 
 
+NIXL = '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'
+TO_HOST = '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"cpu_bytes_to_use": %d}}'
+HOST = TO_HOST % (4 << 30)
+
+
+def launched(role: str, *connectors: str) -> dict[str, Any]:
+    """A server by its command, with a `MultiConnector`."""
+    inside = f'"kv_connector_extra_config": {{"connectors": [{", ".join(connectors)}]}}' if connectors else '"engine_id": "x"'
+    config = f'{{"kv_connector": "MultiConnector", "kv_role": "kv_both", {inside}}}'
+    command = f"vllm serve {LLAMA} --num-gpu-blocks-override 600 --max-model-len 8192 --kv-transfer-config '{config}'"
+    return {**pool(role), "engine_args": command}
+
+
+def test_a_multi_connector_is_one_between_servers_and_one_to_the_host() -> None:
+    small = {"offload": OFFLOAD, "num_gpu_blocks_override": 600, "max_model_len": 8192}
+    load = {**BRIEF, **LONGER}
+    pasted = simulate(scenario(*(launched(role, NIXL, HOST) for role in ("prefill", "decode")), **load))
+    typed = simulate(scenario(*(pool(role, **small) for role in ("prefill", "decode")), **load))
+    assert pasted.requests_frame().equals(typed.requests_frame())
+    assert pasted.result["server"] == typed.result["server"]
+    assert pasted.result["server"]["kv_tiers"][0]["read_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("connectors", "words"),
+    [
+        ((HOST, NIXL), "asks what lies beyond the device before the other server"),
+        ((NIXL, NIXL), "a MultiConnector of NixlConnector and NixlConnector is not modelled"),
+        ((), "MultiConnector lists no connectors"),
+    ],
+)
+def test_a_multi_connector_that_is_not_modelled_is_refused(connectors: tuple[str, ...], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        prepare(load_scenario(scenario(launched("prefill", HOST, NIXL), launched("decode", *connectors))))
+
+
 def test_grammars_that_nobody_has_change_nothing_in_a_pair() -> None:
     pools = pool("prefill"), pool("decode", 2)
     free, nobody, all_of_them = (

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine_models.engines.vllm_connectors import between, beyond
 from engine_models.flag_lists import classified, load_flag_lists
 from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format, settings_with
 from engine_models.launcher import Launcher
@@ -304,6 +305,7 @@ def offload_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
     Its size stands in ``kv_connector_extra_config.cpu_bytes_to_use``, in bytes.
     """
+    config = beyond({"kv_transfer_config": config})
     extra = config.get("kv_connector_extra_config")
     size_bytes = extra.get("cpu_bytes_to_use") if isinstance(extra, Mapping) else None
     if config.get("kv_connector") != "OffloadingConnector" or not isinstance(size_bytes, int | float):
@@ -311,15 +313,12 @@ def offload_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"kv_offloading_size": size_bytes / (1 << 30)} if size_bytes > 0 else None
 
 
-_TRANSFERS = ("NixlConnector", "NixlPushConnector", "MooncakeConnector", "P2pNcclConnector", "MoRIIOConnector")
-"""Connectors that carry KV blocks from one server to another."""
-
-
 def _role(flags: Mapping[str, Any]) -> str | None:
     """Role of a server whose KV cache goes to or comes from another one; "either" where its peers decide."""
-    config = flags.get("kv_transfer_config") or {}
+    sends = between(flags)
+    config = sends or flags.get("kv_transfer_config") or {}
     role = {"kv_producer": "prefill", "kv_consumer": "decode", "kv_both": "either"}.get(str(config.get("kv_role")))
-    return None if role == "either" and config.get("kv_connector") not in _TRANSFERS else role
+    return None if role == "either" and not sends else role
 
 
 _LAUNCHER = Launcher(

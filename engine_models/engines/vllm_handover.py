@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine_models.declaration import Handover, PoolRequest, Said
+from engine_models.engines.vllm_connectors import asks_tiers_first, between
 from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.parts.handover import Peer
 from engine_models.refusals import no_pools_with
@@ -55,8 +56,14 @@ def handover_of(request: PoolRequest, version: Version, cache: Cache, read_at: s
 
 
 def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
-    config = request.flags.get("kv_transfer_config") or {}
+    config = between(request.flags) or request.flags.get("kv_transfer_config") or {}
     where = "deployment.engine_args.kv_transfer_config"
+    if request.role == "decode" and asks_tiers_first(request.flags):
+        raise InputError(
+            "a decode pool whose MultiConnector asks what lies beyond the device before the other server is not modelled",
+            where=where,
+            mend="list the connector between the servers first",
+        )
     connector = str(config.get("kv_connector") or request.connector or CONNECTOR)
     if request.connector not in (None, connector):
         raise InputError(

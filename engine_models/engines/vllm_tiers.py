@@ -15,6 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from engine_models.declaration import PoolRequest, Said
+from engine_models.engines.vllm_connectors import beyond
 from engine_models.engines.vllm_versions import Version
 from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, WritePolicy
 from engine_models.refusals import none_of
@@ -158,7 +159,7 @@ def tiers_of(
     """The tiers that a pool asks for, None for none; InputError for what is not modelled or cannot be."""
     flags = request.flags
     tiers = _tier_plan(request, version, windows, block_bytes, block_tokens)
-    config = flags.get("kv_transfer_config") or {}
+    config = beyond(flags)
     if config.get("kv_connector") == NATIVE:
         unread = sorted(_extra(flags).keys() - _NATIVE_KEYS)
         said.warnings += [f"kv_connector_extra_config `{key}` is not modelled and was ignored" for key in unread]
@@ -256,7 +257,7 @@ _NATIVE_KEYS = {"cpu_bytes_to_use", "num_cpu_blocks", "block_size", "spec_name"}
 
 
 def _extra(flags: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = (flags.get("kv_transfer_config") or {}).get("kv_connector_extra_config")
+    found = beyond(flags).get("kv_connector_extra_config")
     return found if isinstance(found, Mapping) else {}
 
 
@@ -279,7 +280,7 @@ def _native_tiers(request: PoolRequest, chunk_bytes: int, *, counts_blocks: bool
 def _connector(request: PoolRequest, has_tiers: bool) -> str | None:
     """The connector that keeps KV blocks beyond the device; None where the flags name one of another kind."""
     flags = request.flags
-    named = str((flags.get("kv_transfer_config") or {}).get("kv_connector") or "")
+    named = str(beyond(flags).get("kv_connector") or "")
     asked = {tier.connector for tier in request.tiers if tier.connector}
     if len(asked | ({named} if named else set())) > 1:
         raise InputError(
