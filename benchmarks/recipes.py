@@ -27,7 +27,7 @@ SIDES = ("prefill", "decode")
 KEPT = {
     "async_scheduling", "attention_backend", "attention_config", "block_size", "chunked_prefill_size",
     "compilation_config", "context_length", "cuda_graph_bs", "cuda_graph_config", "cuda_graph_max_bs",
-    "disable_cuda_graph", "disable_overlap_scheduler", "disable_radix_cache",
+    "disable_cuda_graph", "disable_overlap_scheduler", "disable_radix_cache", "disaggregation_transfer_backend",
     "disable_shared_experts_fusion", "enable_chunked_prefill", "enable_flashinfer_allreduce_fusion",
     "enable_prefix_caching", "enforce_eager", "fp8_gemm_backend", "gpu_memory_utilization", "kv_cache_config", "kv_cache_dtype",
     "max_batch_size", "max_cudagraph_capture_size", "max_model_len", "max_num_batched_tokens",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import simulator.run
+from engine_models.engines.sglang_handover import POST_S
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
 from engine_models.schedulers.reserved import ReservingDecodeScheduler, SendingPrefillScheduler
@@ -76,6 +77,34 @@ def cluster_of(data: dict[str, Any]) -> HandoverCluster:
     found = _cluster(prepare(checked), work, aggregate=True, should_stop=None)
     assert isinstance(found, HandoverCluster)
     return found
+
+
+def test_transfers_of_older_sglang_over_nixl_are_posted_one_after_the_other() -> None:
+    """Six prompts that are computed together: the n-th is posted behind n - 1 others; the next ones wait for all of them."""
+
+    def first_s(version: str, requests: int, connector: str = "nixl", **flags: Any) -> list[float]:
+        args = {"disaggregation_transfer_backend": connector, "chunked_prefill_size": 6000, "max_prefill_tokens": 6000, **flags}
+        pools = [pool(role, engine=f"sglang@{version}", **args) for role in ("prefill", "decode")]
+        load = {"arrivals": {"kind": "batch"}, "requests": requests, "prompt_tokens": 1000, "output_tokens": 2, "duration": None}
+        run = simulate(scenario(*pools, **load))
+        return sorted(float(value) / 1e3 for value in run.requests["ttft_ms"])
+
+    for flags in ({}, {"disable_overlap_schedule": True}):
+        posted, apart = first_s("0.5.11", 6, **flags), first_s("0.5.12", 6, **flags)
+        later = np.array(posted) - np.array(apart)
+        assert later == pytest.approx(POST_S * np.arange(6), abs=0.02)
+        assert first_s("0.5.11", 1, **flags)[0] == pytest.approx(first_s("0.5.12", 1, **flags)[0], abs=0.02)
+    assert first_s("0.5.11", 6, "mooncake") == first_s("0.5.12", 6, "mooncake")
+
+
+def test_a_prefill_server_launches_when_it_has_posted() -> None:
+    """Two batches of six short prompts: the second is launched behind the six posts of the first, and posted behind its own."""
+    args = {"disaggregation_transfer_backend": "nixl", "chunked_prefill_size": 600, "max_prefill_tokens": 600}
+    pools = [pool(role, engine="sglang@0.5.11", **args, disable_overlap_schedule=True) for role in ("prefill", "decode")]
+    load = {"arrivals": {"kind": "batch"}, "requests": 12, "prompt_tokens": 100, "output_tokens": 2, "duration": None}
+    told = sorted(float(value) / 1e3 for value in simulate(scenario(*pools, **load)).requests["ttft_ms"])
+    assert np.diff(told)[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10]] == pytest.approx(np.full(10, POST_S), abs=0.015)
+    assert told[6] - told[5] > POST_S
 
 
 MIXTRAL = {"tensor_parallel": 1, "data_parallel": 4, "expert_parallel": 4}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from engine_models.declaration import Handover, PoolRequest, Said
+from engine_models.engines.sglang_serving import Serving
 from engine_models.refusals import no_pools_with
 from engine_models.schedulers.reserved import ReservingRules
 from hardware_profiles.errors import InputError
@@ -16,12 +15,27 @@ HANDOVER_NOTE = (
     "it has arrived: the handshake of its servers (measured); a decode server forms a batch when the one before it has ended, "
     "its host time hidden"
 )
+POSTS_NOTE = (
+    "over NIXL before 0.5.12 the prefill server's scheduler posts every transfer itself, 60 ms each one after the other, for "
+    "which a request may reserve 5 ms after it has arrived (fitted to measured runs; the place by its source)"
+)
 HANDSHAKE_S = 0.065
 """Between a request's arrival and the reservation of its memory [s]: bootstrap, messages between the servers, loops that poll all
 ranks (measured: Mooncake's benchmark of SGLang, one prefill and one decode server of Qwen3-235B, has 126 to 134 ms to the
 first token of prompts of 128 to 1,024 tokens, of which 2 to 4 are the transfer and 56 to 74 computing and front ends by
 prediction: kvcache-ai/Mooncake@3b5a594, docs/source/performance/sglang/sglang-benchmark-results-v1.md). The recorded queues have
 1 ms, since nothing there has to be sent."""
+ASYNCHRONOUS = (0, 5, 12)
+"""First version whose NIXL transfers are posted by threads of their own; before, the prefill server's scheduler posts each, one
+after the other, before it launches what comes next (pull request 23967 of 2026-04: transfers of Qwen3-32B 162 -> 41 ms in the
+mean; the version is inferred from the dates)."""
+POST_S = 0.06
+"""What posting a piece of a prompt takes of the scheduler then [s]; a single request waits as long as before, since the handshake
+is as much shorter. kind: fitted, 2026-11, source: 24 runs of DeepSeek-R1 with up to 128 users on B200 and GB200, FP4 and FP8,
+1,024 and 8,192 tokens (SGLang 0.5.5 and 0.5.8, InferenceX): mean TTFT 31 -> 12 % off, in each of the five groups by GPU, format
+and length less (29 -> 6 and 33 -> 15 at 1,024 tokens, 27 to 31 -> 24 to 29 at 8,192); the groups at 1,024 tokens, which tell it,
+choose 55 to 65 ms each alone. On H200, kept apart, two runs of three are better, and a saturated one worse. That the time goes
+where the pull request says is inferred, since nobody traced a server."""
 HEARTBEATS_S, WAITING_TIMEOUT_S = (5.0, 2), 300.0
 """Between two health checks of a prefill server by a decode server [s], and how many that fail let it fail the rooms of that
 server; how long a reservation waits for its prompt [s] (datasheet: `SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL`,
@@ -41,10 +55,12 @@ tables of kvcache-ai/Mooncake@3b5a594, `docs/source/performance`, 20 MB to 12.6 
 median of 17 rows)."""
 
 
-def handover_of(request: PoolRequest, page: int, said: Said) -> Handover:
+def handover_of(request: PoolRequest, page: int, number: tuple[int, ...], said: Said) -> Handover:
     """How a pool with a role passes requests on; InputError where that is not modelled."""
     handover = _handover(request, page)
     said.notes.append(HANDOVER_NOTE)
+    if post_s_of(request, number):
+        said.notes.append(POSTS_NOTE)
     if request.pipeline_parallel > 1:
         said.notes.append(
             "a prefill server over pipeline stages (rules read, not recorded): each stage sends its layers of a piece of a "
@@ -55,7 +71,7 @@ def handover_of(request: PoolRequest, page: int, said: Said) -> Handover:
 
 def _handover(request: PoolRequest, page: int) -> Handover:
     flags = request.flags
-    connector = str(flags.get("disaggregation_transfer_backend") or request.connector or CONNECTOR)
+    connector = _connector(request)
     if request.connector not in (None, connector):
         raise InputError(
             f"disaggregation_transfer_backend is {connector}, deployment.transfer names {request.connector}",
@@ -96,15 +112,25 @@ def _handover(request: PoolRequest, page: int) -> Handover:
     return replace(found, rate_share=MOONCAKE_RATE_SHARE, latency_s=MOONCAKE_PART_S * parts)
 
 
-def reserving(flags: Mapping[str, Any], rows: int, context: int) -> ReservingRules:
+def post_s_of(request: PoolRequest, number: tuple[int, ...]) -> float:
+    """What posting a piece of a prompt takes of a scheduler of that version [s]."""
+    return POST_S if _connector(request) == "nixl" and number < ASYNCHRONOUS else 0.0
+
+
+def _connector(request: PoolRequest) -> str:
+    return str(request.flags.get("disaggregation_transfer_backend") or request.connector or CONNECTOR)
+
+
+def reserving(request: PoolRequest, serving: Serving, rows: int) -> ReservingRules:
     """The rules of a decode server."""
+    flags = request.flags
     return ReservingRules(
         max_running_requests=rows,
         pre_alloc_size=PREALLOCATED * rows if rows <= MOST_PREALLOCATING else 0,
         metadata_buffers=BUFFERS * rows,
-        max_model_len=context,
+        max_model_len=serving.context,
         num_reserved_decode_tokens=int(flags.get("num_reserved_decode_tokens", 512)),
         polling_interval=int(flags.get("disaggregation_decode_polling_interval", 1)),
         receive_interval=int(flags.get("scheduler_recv_interval", 1)),
-        handshake_s=HANDSHAKE_S,
+        handshake_s=HANDSHAKE_S - post_s_of(request, serving.number),
     )

@@ -10,7 +10,7 @@ from engine_models.cost.adapters import Adapters
 from engine_models.cost.drafting import Speculation
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
 from engine_models.engines.sglang_drafts import step_slots
-from engine_models.engines.sglang_handover import reserving
+from engine_models.engines.sglang_handover import post_s_of, reserving
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
 from engine_models.engines.sglang_tiers import TierPlan
@@ -51,6 +51,7 @@ class Rank:
     drafts: Speculation | None = None
     adapters: AdapterLimits | None = None
     tiers: TierPlan | None = None
+    post_s: float = 0.0  # what a piece takes a prefill server's host to post
     lanes: int = 1  # micro-batches of a pipeline that take turns, of at most `lane_rows` rows each
     lane_rows: int = 0
 
@@ -108,13 +109,14 @@ class Rank:
                 lanes=self.lanes,
                 lane_rows=self.lane_rows,
                 metadata_buffers=self.rules.max_running_requests,
+                post_s=self.post_s,
                 record_rows=record,
                 windows=self.windows,
             )
         if self.role == "prefill":
             buffers = self.rules.max_running_requests
             return SendingPrefillScheduler(
-                self.rules, kv, metadata_buffers=buffers, record_rows=record, windows=self.windows
+                self.rules, kv, metadata_buffers=buffers, post_s=self.post_s, record_rows=record, windows=self.windows
             )
         if self.lanes > 1:
             return StagedPrefillFirstScheduler(
@@ -153,7 +155,8 @@ def rank_of(
         eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
         windows=request.arch.windows_below(serving.context),
         role=request.role,
-        decode=reserving(flags, rows, serving.context) if decodes else None,
+        decode=reserving(request, serving, rows) if decodes else None,
+        post_s=post_s_of(request, serving.number),
         drafts=drafts,
         adapters=limits_in(adapters, structured=request.structured),
         tiers=tiers,

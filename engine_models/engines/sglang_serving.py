@@ -29,7 +29,7 @@ class Serving:
 
     context : longest request. page : tokens of the cache's. chunk : tokens that a prompt is cut to, a rank; not positive: it is
     not. asked_rows : rows asked for, of all ranks. graphs : captured rows; `graph_rows` the most of them. overlap : batches are
-    formed ahead. routed : tokens are sent to their experts' ranks.
+    formed ahead. routed : tokens are sent to their experts' ranks. number : the version.
     """
 
     context: int
@@ -43,6 +43,7 @@ class Serving:
     prompt_graph_tokens: int
     overlap: bool
     routed: bool
+    number: tuple[int, ...]
 
     @classmethod
     def of(cls, request: PoolRequest, number: tuple[int, ...], said: Said) -> Serving:
@@ -88,6 +89,7 @@ class Serving:
             prompt_graph_tokens(request, number, chunk),
             overlap,
             routed,
+            number,
         )
 
     @property

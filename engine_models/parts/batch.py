@@ -102,7 +102,8 @@ class Batch:
     of engines that compute padding (0: none do). `gathers` says that the KV cache of its rows is copied first. `launchers` are
     the processes that launch steps for the device side by side. `pool_cells` are the cells that each decode row reads where
     attention runs over a whole pool of them (0: its own KV). `stall_s` prolongs the step, for copies of KV blocks that it waits
-    for; beside it others go on for `streams_s`, which it cannot be shorter than. See `grows` for what one more step adds; in
+    for; beside it others go on for `streams_s`, which it cannot be shorter than. Where the host first has to post what came
+    before, which takes `posts_s`, it has launched the step at `launched_s`. See `grows` for what one more step adds; in
     the shape of a run whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead. `adapters`
     says what it does with adapters, None if it reads none. `masked_rows` yield tokens that a grammar constrains.
     """
@@ -118,11 +119,13 @@ class Batch:
         "hits",
         "itemised",
         "kv_by_step",
+        "launched_s",
         "launchers",
         "masked_rows",
         "number",
         "padded_tokens",
         "pool_cells",
+        "posts_s",
         "preempted",
         "prefill",
         "rows",
@@ -163,7 +166,7 @@ class Batch:
         self.launchers = 1
         self.adapters: AdapterUse | None = None
         self.masked_rows = 0
-        self.stall_s = self.streams_s = 0.0
+        self.stall_s = self.streams_s = self.posts_s = self.launched_s = 0.0
         self.kv_by_step: NDArray[np.int64] | None = None
 
     @property

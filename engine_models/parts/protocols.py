@@ -101,6 +101,11 @@ class Scheduler(ABC):
         """
         return False
 
+    @property
+    def posts(self) -> bool:
+        """Whether the host does work for results before it launches the next step (`Batch.posts_s`)."""
+        return False
+
     @abstractmethod
     def add(self, seq: Sequence) -> None:
         """Take in a request that has arrived.

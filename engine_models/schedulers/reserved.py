@@ -29,10 +29,13 @@ NO_LATER_S = 1e-9
 
 
 class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
-    """The prefill server: parameters as of the base, and how many requests may be between reservation and arrival."""
+    """The prefill server: parameters as of the base, how many requests may be between reservation and arrival, and how long
+    its host is kept by each piece that is sent [s]."""
 
-    def __init__(self, *args: Any, metadata_buffers: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, metadata_buffers: int, post_s: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._post_s = post_s
+        self._posted_s = 0.0  # until when the host posts
         self.notes: list[Note] = []
         self.bootstrap: dict[Sequence, None] = {}  # arrived, and not yet taken in
         self.inflight: dict[Sequence, None] = {}  # computed, and not yet seen at the other server
@@ -116,6 +119,8 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         if cut is not None:
             self._send(cut, cut.computed, now_s, "sent_chunk")
         batch = super().schedule(now_s)
+        if batch is not None and self._posted_s > now_s:
+            batch.posts_s = self._posted_s - now_s
         for seq, before in batch.hits if batch is not None else ():
             self._send(seq, before, now_s, "sent_early")
         if records:
@@ -138,14 +143,27 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         """As of the base."""
         self._rests = False
         ended = super().settle(batch)
+        latest = self._latest  # launched before the results are seen
+        late = self._post_s > 0.0 and batch is not latest and latest.launched_s > batch.t_end
+        self._posted_s = latest.launched_s if late else batch.t_end
         if self._sends_late and isinstance(batch, PrefillFirstBatch):
             for seq, computed, complete, _ in batch.extends:
                 if not complete:
-                    self._send(seq, computed, batch.t_end, "sent_chunk")
+                    self._send(seq, computed, self._post(), "sent_chunk")
         for seq in ended:
-            self._send(seq, seq.prompt_tokens, batch.t_end, "sent_after")
+            self._send(seq, seq.prompt_tokens, self._post(), "sent_after")
             self._sent.pop(seq)
         return ended
+
+    @property
+    def posts(self) -> bool:
+        """As of the base."""
+        return self._post_s > 0.0
+
+    def _post(self) -> float:
+        """When the host has posted a piece, after what it posts already [s]."""
+        self._posted_s += self._post_s
+        return self._posted_s
 
     def _free_slots(self) -> int:
         """As of the base; a prompt on its way to the other server keeps its row."""

@@ -411,10 +411,19 @@ class ReservingCluster(HandoverCluster):
         if number == pair.target:
             pair.wanted_tokens = note.tokens
             self._clock.at(now_s, RESULTS, partial(self._reserved, pair))
+        elif now_s > self._clock.now_s:  # its host posts others before
+            self._clock.at(now_s, RESULTS, partial(self._piece, pair, note))
+        else:
+            self._piece(pair, note)
+
+    def _piece(self, pair: Pair, note: Note) -> None:
+        """A piece of a prompt is sent, unless its request has been forgotten."""
+        now_s, index = self._clock.now_s, note.seq.index
+        if self._pairs.get(index) is not pair:
             return
         tokens = min(note.tokens, pair.wanted_tokens - pair.sent_tokens)  # the target may have the prompt's begin
-        block = self._of(note.seq.index)
-        row, handed = note.seq.index - block.first, block.handed
+        block = self._of(index)
+        row, handed = index - block.first, block.handed
         assert handed is not None
         ends, latency_s, size = self._paths.of(pair.source, pair.target, tokens)
         if not pair.sent_tokens:  # until then it waits with the prefill server, not with this one

@@ -128,6 +128,7 @@ class Replica:
         self._launched_s = 0.0  # when the host has launched the steps so far
         self._launches_ahead = launches_ahead
         self._hears_in_step = any(scheduler.hears_in_step for scheduler in schedulers)
+        self._posts = any(scheduler.posts for scheduler in schedulers)
 
     # -- the outside ----------------------------------------------------------------------------------------
 
@@ -356,6 +357,8 @@ class Replica:
                 device_s += batch.stall_s
             host_s = self._host_s(batches)
         waits_s = cost.launch_wait_s
+        if self._posts and self._sync:
+            host_s += max([batch.posts_s for batch in batches])
         if self._sync:
             begin, idle_s = now, host_s
             end = now + (host_s + device_s)
@@ -364,6 +367,8 @@ class Replica:
             self.clock_s = now + host_s
             if self._launches_ahead and cost.launch_s:
                 device_s, waits_s = self._queued(device_s, waits_s)
+            if self._posts:
+                device_s = self._posted(batches, device_s)
             if self._staged:
                 begin, end = self._through_stages(self.clock_s, device_s)
                 idle_s = end - begin - device_s
@@ -412,6 +417,14 @@ class Replica:
         own_s = device_s - waits_s
         behind_s = self._launched_s - (now_s if now_s > free_s else free_s)
         return (behind_s, behind_s - own_s) if behind_s > own_s else (own_s, 0.0)
+
+    def _posted(self, batches: list[Batch], device_s: float) -> float:
+        """Device time of a step that the host launches once it has posted what came before; the device waits for it."""
+        now_s, free_s = self.clock_s, self._stage_free_s[0]
+        launched_s = now_s + max([batch.posts_s for batch in batches]) + self.cost.launch_s
+        for batch in batches:
+            batch.launched_s = launched_s
+        return max(device_s, launched_s - (now_s if now_s > free_s else free_s))
 
     def _end(self, rank: Rank, finished: list[Sequence], now_s: float) -> None:
         """Note requests that have ended."""

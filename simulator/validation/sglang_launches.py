@@ -119,5 +119,6 @@ SGLANG = Published(
     "the launches of experts, latent attention and gated delta nets (three of the reports below, their time to first token with "
     "one user), the host time of a step without overlap (an earlier fit, now assumed), and that the small kernels of latent "
     "attention and shared experts are priced for this engine and not for the others (published runs on B200), the handshake "
-    "of its prefill and decode servers (one published run), and the host time of a draft (eleven published rates)",
+    "of its prefill and decode servers (one published run), what its prefill server takes to post a transfer over NIXL before "
+    "0.5.12 (24 runs of DeepSeek-R1 on B200 and GB200), and the host time of a draft (eleven published rates)",
 )
