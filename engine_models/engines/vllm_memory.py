@@ -82,7 +82,7 @@ def _memory(
         other = runtime_bytes(devices)
     else:
         activations = peak_bytes(request, version, serving)
-        other = runtime_bytes(devices) if version.first_engine else beside_torch_bytes(request, version)
+        other = beside_torch_bytes(request, version)
     # with adapters a graph of each size that computes them is captured beside the one that does not
     graphs, lora_bytes = (2, adapters.memory_bytes) if adapters is not None else (1, 0)
     graph = 0 if on_cpu else graphs * graph_bytes(request, version, serving)

@@ -35,15 +35,16 @@ start of 2025-12 (Qwen3-30B); the version between is assumed."""
 OWN_BYTES: Steps = (((0, 11, 1), 0.07 * GIB), ((0, 18), 0.13 * GIB))
 OWN_BYTES_NOW = 0.25 * GIB
 """What kernels and libraries take of a device by themselves during the run: before each version, and since the last. kind:
-measured (0.10.2; 0.12 to 0.17; 0.18 and 0.19)."""
-COLLECTIVE_BYTES: Steps = (((0, 11, 1), 1.31 * GIB), ((0, 18), 0.41 * GIB))
+measured (seven starts of the first engine, 0.01 to 0.12; 0.10.2; 0.12 to 0.17; 0.18 and 0.19)."""
+COLLECTIVE_BYTES: Steps = (((0, 8), 0.65 * GIB), ((0, 11, 1), 1.31 * GIB), ((0, 18), 0.41 * GIB))
 COLLECTIVE_BYTES_NOW = 1.85 * GIB
 """The same for collectives of ranks, which before 0.11.1 were set up after the first look at free memory, and so counted (pull
-request 25359). kind: measured on two H200 (0.11.0), two H100 (0.12 to 0.14), two and four H100 (0.19: 1.82 and 1.92); that the
-last step came with 0.18, as did the device's own, is assumed."""
-COLLECTIVE_BYTES_ELSE, MULTICAST = 0.41 * GIB, ("hopper", "blackwell")
-"""Where GPUs have no links of their own, or older ones that do not multicast, whatever the version. kind: inferred from eight
-L40S under 0.10.2 (0.34 GiB) and two A100 under 0.11.2 (0.4)."""
+request 25359). kind: measured on two GPUs of 96 GB (first engine), two H200 (0.11.0), two H100 (0.12 to 0.14), two and four H100
+(0.19: 1.82 and 1.92); that the last step came with 0.18, as did the device's own, is assumed."""
+ELSEWHERE_BYTES: Steps = (((0, 8), 0.17 * GIB),)
+ELSEWHERE_BYTES_NOW, MULTICAST = 0.41 * GIB, ("hopper", "blackwell")
+"""The same where GPUs have no links of their own, or older ones that do not multicast. kind: measured on two RTX 4090 (0.7, in a
+report of 2025-02); inferred since, from eight L40S under 0.10.2 (0.34 GiB) and two A100 under 0.11.2 (0.4)."""
 GRAPH_BYTES_PER_LAYER = 0.5e6
 """Of a captured size. kind: measured, 2026-04: the median of what 0.19.0 estimated for 51 sizes on H100 (0.40 to 1.1e6, 26 to 80
 layers); a start of 2026-08 on A800 has 0.51e6."""
@@ -111,7 +112,7 @@ def beside_torch_bytes(request: PoolRequest, version: Version) -> int:
         return int(own)
     device = load_device(request.device_name)
     if device.link is None or device.link.topology == "pcie" or device.architecture not in MULTICAST:
-        return int(own + COLLECTIVE_BYTES_ELSE)
+        return int(own + of(ELSEWHERE_BYTES, ELSEWHERE_BYTES_NOW))
     return int(own + of(COLLECTIVE_BYTES, COLLECTIVE_BYTES_NOW))
 
 

@@ -48,6 +48,22 @@ def test_parts_are_those_of_start_up_lines(
     assert told == pytest.approx(tokens, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    ("version", "model", "hardware", "tp", "flags", "tokens"),
+    [
+        ("0.6.6", "Qwen/Qwen2.5-0.5B-Instruct", "t4-16gb", 1, {"max_model_len": 32768}, 58_059 * 16),
+        ("0.7.3", "Qwen/Qwen2.5-1.5B-Instruct", "t4-16gb", 1, {"max_model_len": 32768, "gpu_memory_utilization": 0.5}, 88_304),
+        ("0.7.3", "Qwen/Qwen2.5-1.5B-Instruct", "a10g-24gb", 1, {"max_model_len": 4096}, 36_332 * 16),
+        ("0.7.2", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", "rtx-4090-24gb", 2, {"gpu_memory_utilization": 0.98}, 81_536),
+    ],
+)
+def test_the_first_engine_starts_as_its_lines_tell(
+    version: str, model: str, hardware: str, tp: int, flags: dict[str, object], tokens: int
+) -> None:
+    """Lines of 2025 in public repositories, the last in vLLM's issue 13061 (whose longer context asks for no other memory)."""
+    assert started(version, model, hardware, tp, **flags)[1] == pytest.approx(tokens, rel=0.02)
+
+
 def test_tables_of_positions_are_weights() -> None:
     """A row a position that the config names, times the factor of linear scaling, four times with three coordinates."""
     shape = {"model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 1000}
