@@ -68,8 +68,11 @@ class Bilinear:
         j = bisect_right(ys, y) - 1
         if j > len(ys) - 2:
             j = len(ys) - 2
-        u = (x - xs[i]) / (xs[i + 1] - xs[i])
-        v = (y - ys[j]) / (ys[j + 1] - ys[j])
-        low = grid[i][j] + u * (grid[i + 1][j] - grid[i][j])
-        high = grid[i][j + 1] + u * (grid[i + 1][j + 1] - grid[i][j + 1])
+        x_below, y_below = xs[i], ys[j]
+        u = (x - x_below) / (xs[i + 1] - x_below)
+        v = (y - y_below) / (ys[j + 1] - y_below)
+        left, right = grid[i], grid[i + 1]
+        low, high = left[j], left[j + 1]
+        low += u * (right[j] - low)
+        high += u * (right[j + 1] - high)
         return low + v * (high - low)

@@ -454,13 +454,10 @@ class PrefillFirstScheduler(Scheduler):
         terms: list[float] = []
         for seq in self._decoding:
             row: _Row = seq.group_state
-            left = row.max_new + seq.prompt_tokens
             if seq.state == "decoding":
-                left -= seq.offset + steps
-                left += ahead or row.last > processed
+                left = row.max_new + seq.prompt_tokens - seq.offset - steps + (ahead or row.last > processed)
             else:
-                left -= seq.length
-                left += row.last > processed
+                left = row.max_new + seq.prompt_tokens - seq.length + (row.last > processed)
             terms.append((left if left < CLIP_NEW_TOKENS else CLIP_NEW_TOKENS) * ratio)
         return sum(terms)
 

@@ -63,10 +63,9 @@ class Emissions:
                 self._first.append(first)
                 self._last.append(last)
             return
-        firsts, lasts = zip(*spans, strict=True)
-        self._log.extend(array("i", (log,)) * len(spans))
-        self._first.extend(array("q", firsts))
-        self._last.extend(array("q", lasts))
+        self._log.fromlist([log] * len(spans))
+        self._first.fromlist([first for first, _ in spans])
+        self._last.fromlist([last for _, last in spans])
 
     @classmethod
     def joined(cls, parts: Sequence[Emissions]) -> Emissions:
