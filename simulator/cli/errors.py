@@ -27,6 +27,16 @@ class InterruptedRun(PlanError):
     exit_code = INTERRUPTED
 
 
+ASKED_AS = {
+    **dict.fromkeys(("plan", "optimize", "optimise", "size"), "sweep SCENARIO --vary deployment.replicas=1:8"),
+    **dict.fromkeys(("run", "predict", "estimate", "plot", "report"), "simulate SCENARIO --plots"),
+    **dict.fromkeys(("fit", "explain"), "check SCENARIO"),
+    "headroom": "simulate SCENARIO --headroom",
+    "diff": "compare RUN RUN",
+}
+"""Words that people try for a command -> what answers their question."""
+
+
 @contextmanager
 def placed(source: str, overrides: Sequence[str]) -> Iterator[None]:
     """Name the file and line of errors that speak of a key of the scenario."""
@@ -75,7 +85,11 @@ def _usage(error: Any) -> PlanError:
     """A mistake on the command line that Typer found (its own exceptions, or those of click under older versions)."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "capacity-plan"
-    return InputError(error.format_message().rstrip("."), mend=f"`{command} --help` lists what it takes")
+    said = error.format_message().rstrip(".")
+    asked = re.match(r"No such command '(\w+)'", said)
+    if asked and asked[1] in ASKED_AS and (context is None or context.parent is None):
+        return InputError(said, mend=f"that is asked as `capacity-plan {ASKED_AS[asked[1]]}`")
+    return InputError(said, mend=f"`{command} --help` lists what it takes")
 
 
 def fail(error: BaseException, as_json: bool) -> NoReturn:

@@ -597,3 +597,14 @@ def test_columns_by_other_names_are_named(header: str, tmp_path: Path) -> None:
         read_trace(path)
     for own, theirs in zip(("arrival_s", "prompt_tokens", "output_tokens"), header.split(","), strict=True):
         assert f"nearest to {own} is '{theirs}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "command"), [("plan", "sweep SCENARIO"), ("report", "simulate SCENARIO --plots"), ("nonsense", "--help")]
+)
+def test_a_command_that_there_is_not_leads_to_the_one_that_answers(
+    word: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = typed(monkeypatch, capsys, word, "x.yaml")
+    assert code == 2
+    assert command in said
