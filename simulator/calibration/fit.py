@@ -49,6 +49,12 @@ SPREAD_POINTS = 6
 """As many left-out measurements `spread` weighs when that of a user's own is found (assumed)."""
 UNFELT = 0.25
 """A scale that makes up a smaller part of a measurement may stay 1 (assumed)."""
+ALONE = 1.5
+"""Rows at once up to which a measurement is of a single stream (assumed)."""
+LEADING = 0.45
+"""A scale that makes up a smaller part of a single measurement of one request at a time stays 1, where another makes up more
+(fitted, 2026-11: of 0.25 to 0.55, the part at which single anchors leave the smallest errors in rows of the same metric and of
+others)."""
 DEAF = 0.2
 """A measurement whose time hardly follows any scale tells nothing (assumed): a throughput that the arrivals fix."""
 HOST_ERROR = 0.4
@@ -76,6 +82,11 @@ class Point:
     noise: Mapping[str, float]
     ranges: Mapping[str, float]
     model: str = ""
+
+    @property
+    def together(self) -> bool:
+        """Whether several requests were served at once."""
+        return self.ranges.get("rows", 1.0) > ALONE
 
 
 @dataclass(frozen=True)
@@ -113,13 +124,11 @@ class Followed:
     elsewhere_share: float
 
 
-FOLLOWED = Followed({"prompt": 0.6, "decode": 0.9, "host": 0.5}, 0.6, 0.3)
+FOLLOWED = Followed({"prompt": 0.6, "decode": 0.9, "host": 0.5}, 0.85, 0.3)
 FOLLOWED_ON_CPUS = Followed({"prompt": 0.9, "decode": 0.9, "host": 0.5}, 0.4, 1.0)
-ALONE = 1.5
-"""Rows at once up to which a measurement is of a single stream (assumed)."""
-"""Fitted, 2026-11, to pairs of published rows of one machine, every machine alike: the part of a row's error that
-another row shows. Decoding of the same model 80 to 95 % (62 machines), prompts 50 to 75 % (52), throughputs 60 % (12); of another
-model 0 to 50 %, in the middle a third of that. CPUs that were left out of their law (6): one stream and prompts 80 to 100 %,
+"""Fitted, 2026-11, to pairs of published rows of one machine, every machine alike: the part of a row's error that another
+row shows. Decoding of the same model 80 to 95 % (62 machines), prompts 50 to 75 % (52), full servers 60 to 100 (9); of
+another model 0 to 50 %, in the middle a third of that. CPUs left out of their law (6): one stream and prompts 80 to 100 %,
 batches 25 to 60 (5), of another model as of the same: threads, sockets and memory are the machine's. Hosts: assumed."""
 
 
@@ -127,25 +136,24 @@ batches 25 to 60 (5), of another model as of the same: threads, sockets and memo
 class Known:
     """What is known before any measurement, by scale: deviations of its logarithm, and of a measurement's from any scales.
 
-    error, followed : the profile's own error T, and how far one measurement is followed. alone : scales that one alone tells.
+    error, followed : the profile's own error T, and how far one measurement is followed. scatter : `spread` of the machine's rows
+    as intervals have it, without a least T. alone : scales that one measurement tells.
     """
 
     prior: Mapping[str, float]
     spread: Mapping[str, float]
     error: Mapping[str, float]
     followed: Followed
+    scatter: Mapping[str, float]
     alone: frozenset[str] = frozenset()
 
     @classmethod
     def of_error(cls, step_error: float, followed: Followed = FOLLOWED) -> Known:
         """By the profile's own error: the deviation of the logarithm of a step's time."""
         errors = {"prompt": step_error, "decode": step_error, "host": HOST_ERROR}
-        return cls(
-            {name: max(error, LEAST_PRIOR) for name, error in errors.items()},
-            {name: max(SPREAD_SHARE * error, LEAST_SPREAD[name]) for name, error in errors.items()},
-            {name: max(error, LEAST_ERROR) for name, error in errors.items()},
-            followed,
-        )
+        spread = {name: max(SPREAD_SHARE * error, LEAST_SPREAD[name]) for name, error in errors.items()}
+        prior = {name: max(error, LEAST_PRIOR) for name, error in errors.items()}
+        return cls(prior, spread, errors, followed, scatter=spread)
 
     def of_points(self, points: Sequence[Point], jacobian: Floats) -> Known:
         """As it is for rows of sensitivities, one of each point: with the scales that one point alone tells; (rows, scales)."""
@@ -155,19 +163,25 @@ class Known:
             for at, name in enumerate(SCALES)
         }
         alone = {name for name, of_it in tell.items() if len(of_it) <= 1}
-        batches = any(point.ranges.get("rows", 1.0) > ALONE for point in tell["decode"].values())
+        batches = any(point.together for point in tell["decode"].values())
         share = {**self.followed.by_scale, **({"decode": self.followed.batch_share} if batches else {})}
+        own = {name: max(error, LEAST_ERROR) for name, error in self.error.items()}
         return replace(
             self,
-            prior={n: math.sqrt(share[n]) * self.error[n] if n in alone else p for n, p in self.prior.items()},
-            spread={n: math.sqrt(1.0 - share[n]) * self.error[n] if n in alone else s for n, s in self.spread.items()},
+            prior={n: math.sqrt(share[n]) * own[n] if n in alone else p for n, p in self.prior.items()},
+            spread={n: math.sqrt(1.0 - share[n]) * own[n] if n in alone else s for n, s in self.spread.items()},
+            scatter={
+                n: max(math.sqrt(1.0 - share[n]) * self.error[n], LEAST_SPREAD[n]) if n in alone else s
+                for n, s in self.spread.items()
+            },
             alone=frozenset(alone),
         )
 
     def bound(self, groups: tuple[Group, ...]) -> Floats:
         """Most of each group's logarithm."""
         return np.array([
-            max(MOST_FOLLOWED * self.error[name] if name in self.alone else WIDEST for name in group) for group in groups
+            max(MOST_FOLLOWED * max(self.error[name], LEAST_ERROR) if name in self.alone else WIDEST for name in group)
+            for group in groups
         ])  # fmt: skip
 
     def sigma(self, jacobian: Floats, noise: Floats) -> Floats:
@@ -212,7 +226,8 @@ class Fit:
             if not rows:
                 continue
             held = [row.held_out_error / _amplified(row.sensitivity) for row in rows if row.held_out_error is not None]
-            width = pooled_width(held, self.known.spread["prompt" if of_prompts else "decode"])
+            scale = "prompt" if of_prompts else "decode"
+            width = pooled_width(held, self.known.scatter[scale])
             out[metric] = width * (1.0 if held else math.sqrt(2.0))
         return out
 
@@ -250,7 +265,7 @@ def fit(
         told = jacobian.sum(axis=1) >= DEAF
         sigma = known.sigma(jacobian, noise)
         if far and len(finer := best_groups(jacobian[told], sigma[told], known)) > len(groups):
-            groups = finer
+            groups = finer if believed or len(points) > 1 or points[0].together else _leading(finer, jacobian[told])
         if not groups:
             break
         if not believed:
@@ -300,6 +315,14 @@ def best_groups(jacobian: Floats, sigma: Floats, known: Known) -> tuple[Group, .
 
     found = [groups for groups in _groupings() if told(groups)]
     return min(found, key=lambda groups: (-len(groups), sum(map(len, groups))), default=())
+
+
+def _leading(groups: tuple[Group, ...], jacobian: Floats) -> tuple[Group, ...]:
+    """The groups, each with the scales that lead a row; its largest where none does."""
+    most = dict(zip(SCALES, _parts(jacobian).max(axis=0).tolist(), strict=True))
+    return tuple(
+        tuple(name for name in group if most[name] >= min(LEADING, max(most[other] for other in group))) for group in groups
+    )
 
 
 def _groupings() -> Iterator[tuple[Group, ...]]:

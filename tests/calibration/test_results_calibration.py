@@ -226,6 +226,15 @@ def test_one_measurement_is_followed_in_part_and_never_far_several_that_agree_by
     assert fit([measured_once(1.0)], known, believed=True).log_scales["decode"] < -0.9
 
 
+def test_one_measurement_moves_what_leads_it() -> None:
+    known = Known.of_error(0.2)
+    assert set(fit([measured_once(0.2, (0.7, 0.3, 0.0))], known).log_scales) == {"prompt"}
+    assert set(fit([measured_once(0.2, (0.5, 0.5, 0.0))], known).log_scales) == {"prompt", "decode"}
+    assert set(fit([measured_once(0.2, (0.7, 0.3, 0.0), rows=8)], known).log_scales) == {"prompt", "decode"}
+    assert set(fit([measured_once(0.2, (0.34, 0.33, 0.33))], known).log_scales) == {"prompt"}
+    assert set(fit([measured_once(0.2, (0.7, 0.3, 0.0))], known, believed=True).log_scales) == {"prompt", "decode"}
+
+
 def test_a_measurement_far_from_the_profile_is_refused_or_taken_as_it_is(folder: Path, tmp_path: Path) -> None:
     far = bench(tmp_path / "far.json", 1, 1024, Scales(decode_scale=5.0))
     with pytest.raises(InputError, match="the scenario does not describe the server"):
