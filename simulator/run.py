@@ -502,7 +502,7 @@ def _fleet(
 ) -> Cluster:
     """The cluster of pools of which some pass requests on."""
     from simulator.cluster.servers import Servers
-    from simulator.cluster.services import DecidingFleet, Fleet, ReservingFleet, Stages
+    from simulator.cluster.services import DecidingFleet, Fleet, KeepingFleet, ReservingFleet, Stages
 
     scenario, services, half_rtt_s = prepared.scenario, prepared.services, prepared.scenario.client.network_rtt_ms / 2e3
     by_role: dict[str, list[Servers]] = {"prefill": [], "decode": [], "mixed": []}
@@ -520,7 +520,9 @@ def _fleet(
     system, handover = prepared.routing.system, prepared.plan.handover
     assert handover is not None
     assert prepared.paths is not None
-    kind = DecidingFleet if system is not None and system.decides else ReservingFleet if handover.reserves else Fleet
+    kind = ReservingFleet if handover.reserves else Fleet
+    if system is not None and prepared.routing.computes:
+        kind = DecidingFleet if system.decides else KeepingFleet
     return kind(
         source,
         stages,

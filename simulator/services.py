@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hardware_profiles.errors import InputError
-from simulator.cluster.router import Routing
 from simulator.pools import POOLS, blended_price, joint_limits, paths_of, unique
 from simulator.prepared import Prepared, Service
 from simulator.routed import check_paired
@@ -77,7 +76,6 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
     for each in services:
         handover = each.pools[0].plan.handover
         if each.paired and handover is not None:
-            _check_keeping(each.routing)
             check_paired(each.routing, at_once=handover.reserves, computes=handover.computes)
     _check_alike([each for each in services if each.paired])
     base = next(each for each in services if each.paired)
@@ -94,16 +92,6 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
         paths=paths_of(scenario.deployment, pools),
         services=tuple(services),
     )
-
-
-def _check_keeping(routing: Routing) -> None:
-    """Refuse a router that lets decode servers keep prompts, and does not choose among all servers that answer."""
-    if routing.system is not None and routing.computes and not routing.system.decides:
-        raise InputError(
-            "conditional disaggregation of prefill and decode pools beside others is not modelled yet",
-            where="deployment.router.conditional_disagg_enabled",
-            mend="leave it out, or use router: {system: llm-d}",
-        )
 
 
 def _check_around(scenario: Scenario, pools: Sequence[Prepared]) -> None:

@@ -74,6 +74,11 @@ CASES = {
     ),
     "llm-d": scenario([*pair(decode=2), pool("whole", replicas=2)], [load("all", 20, **CHATS)], router=LLM_D),
     "llm-d-and-another": scenario([*pair(), pool("whole"), *QWENS], TWO, router={**LLM_D, "scorers": {"queue-scorer": 1}}),
+    "dynamo": scenario(
+        [*pair(decode=2), *QWENS],
+        [load("llama", **CHATS), load("qwen", model=QWEN, **CHATS)],
+        router={"system": "dynamo", "conditional_disagg_enabled": True},
+    ),
     "short-of-blocks": scenario(
         [*pair(decode=2, engine_args={"num_gpu_blocks_override": 700, "max_model_len": 8192}), *QWENS], TWO
     ),
@@ -138,6 +143,20 @@ def test_each_model_fares_as_in_a_run_of_its_own(engine: str, router: str) -> No
             assert len(alone) == len(mine) > 20
             for column in (name for name in alone if name not in OF_THE_WHOLE):
                 assert alone[column].astype(str).equals(mine[column].astype(str)), (kind, column)
+
+
+def test_behind_dynamo_each_model_fares_as_in_a_run_of_its_own() -> None:
+    router = {"system": "dynamo", "conditional_disagg_enabled": True}
+    loads = [load("llama", **CHATS), load("qwen", model=QWEN, **CHATS)]
+    whole = simulate(CASES["dynamo"]).requests_frame()
+    apart = scenario(pair(decode=2), loads[:1], router=router), scenario(QWENS, loads[1:], router={"system": "dynamo"})
+    for kind, own in zip(("llama", "qwen"), apart, strict=True):
+        alone, mine = simulate(own).requests_frame(), whole[whole["class"] == kind].reset_index(drop=True)
+        for column in (name for name in alone if name not in OF_THE_WHOLE):
+            assert alone[column].astype(str).equals(mine[column].astype(str)), (kind, column)
+    kept = (whole["class"] == "llama") & (whole["status"] == "finished") & whole["transfer_bytes"].isna()
+    assert kept.sum() > 5
+    assert (whole[whole["class"] == "llama"]["transfer_bytes"] > 0).sum() > 20
 
 
 def test_lengths_say_who_has_prompts_computed_apart() -> None:

@@ -37,11 +37,10 @@ class KeepingCluster(ComputingCluster):
     """
 
     def _send(self, block: Rows, seq: Sequence) -> None:
-        row, router = seq.index - block.first, self._second
-        assert isinstance(router, PolicyRouter)
+        row = seq.index - block.first
         (answer,) = self._answers(block, row)
         answer.arrival_s = seq.arrival_s
-        number = router.keeps(self._clock.now_s, answer, int(block.workload.session_id[row]))
+        number = self._second.keeps(self._clock.now_s, answer, int(block.workload.session_id[row]))
         if number is None:
             self._live[seq.index] = seq
             super()._send(block, seq)

@@ -233,13 +233,22 @@ class GroupRouter(Router):
     def choose(self, now_s: float, seq: Request, session: int) -> int:
         """As of the base."""
         group = self._group_of(seq)
-        members = self._replicas[group]
-        chosen = self.routers[group].choose(now_s, seq, session)
-        replica, rank = members[chosen % len(members)], chosen // len(members)
+        replica, rank = self._place(group, self.routers[group].choose(now_s, seq, session))
         for other, local in self._seen_by[replica]:
             if other != group:
                 self.routers[other].shared(seq, session, local, now_s)
         return self._numbers[replica, rank]
+
+    def keeps(self, now_s: float, seq: Request, session: int) -> int | None:
+        """As of the base."""
+        group = self._group_of(seq)
+        chosen = self.routers[group].keeps(now_s, seq, session)
+        return None if chosen is None else self._numbers[self._place(group, chosen)]
+
+    def _place(self, group: int, chosen: int) -> tuple[int, int]:
+        """Replica and rank that a group's router has chosen."""
+        members = self._replicas[group]
+        return members[chosen % len(members)], chosen // len(members)
 
     def members(self, group: int) -> Sequence[int]:
         """The replicas of a group."""

@@ -268,7 +268,7 @@ class PolicyRouter(Router):
         return self._give(arrival, self.policy.choose(arrival, now_s), seq, now_s)
 
     def keeps(self, now_s: float, seq: Sequence, session: int) -> int | None:
-        """The number of the rank that computes a prompt and its answer, which gets it; None where two servers share it."""
+        """As of the base."""
         arrival = self._look(now_s, seq, session)
         replica = self.policy.keeps(arrival, now_s)
         return None if replica is None else self._give(arrival, replica, seq, now_s)

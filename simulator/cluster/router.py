@@ -33,6 +33,10 @@ class Router(ABC):
     def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         """Return the number of the rank that gets a request which reaches the engine at `now_s`; -1 is no session."""
 
+    def keeps(self, now_s: float, seq: Sequence, session: int) -> int | None:
+        """The number of the rank that computes a prompt and its answer, which gets it; None where two servers share it."""
+        return None
+
     def note(self, replica: int) -> None:  # noqa: B027
         """Take in that a replica was submitted to, or advanced; one that looks for itself need not."""
 

@@ -15,7 +15,7 @@ from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits, Mo
 from engine_models.parts.protocols import StepCost
 from engine_models.parts.sequence import Sequence as Request
 from simulator.cluster.cluster import Cluster, IntArray, Source
-from simulator.cluster.deciding import DecidingCluster, decider_of
+from simulator.cluster.deciding import DecidingCluster, KeepingCluster, decider_of
 from simulator.cluster.destinations import Destinations
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.handover import HandoverCluster, ReservingCluster, prompt_alone
@@ -220,8 +220,12 @@ class DecidingFleet(Fleet, DecidingCluster):
         return self._deciders()[self._second_group[self._group(seq)]]
 
 
+class KeepingFleet(Fleet, KeepingCluster):
+    """As the base; the routers of second stages first say who computes a prompt and answers."""
+
+
 def _next_of(seed: Callable[[], int]) -> Callable[[], int]:
     return lambda: seed() + 1
 
 
-__all__ = ["DecidingFleet", "Fleet", "ReservingFleet", "Stages"]
+__all__ = ["DecidingFleet", "Fleet", "KeepingFleet", "ReservingFleet", "Stages"]
