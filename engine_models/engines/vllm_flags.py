@@ -28,6 +28,10 @@ _MODELLED: dict[str, Flag] = {
     "cpu_kvcache_space": Flag("int", None, low=1),
     "use_flashinfer_sampler": Flag("bool", None),
     "use_deep_gemm": Flag("bool", None),
+    "moe_use_deep_gemm": Flag("bool", None),
+    "use_flashinfer_moe_fp8": Flag("bool", None),
+    "use_flashinfer_moe_fp4": Flag("bool", None),
+    "flashinfer_moe_backend": Flag("str", None, choices=("latency", "throughput", "masked_gemm")),
     "use_v1": Flag("bool", None),
     "gpu_memory_utilization": Flag("float", 0.92, low=1e-3, high=1.0),
     "kv_cache_memory_bytes": Flag("count", None, low=1),
@@ -336,6 +340,12 @@ _LAUNCHER = Launcher(
 )
 
 MARLIN_VARIABLE, MXFP8_VARIABLE = "VLLM_MXFP4_USE_MARLIN", "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8"
+EXPERT_VARIABLES = {
+    "VLLM_USE_FLASHINFER_MOE_FP8": "use_flashinfer_moe_fp8",
+    "VLLM_USE_FLASHINFER_MOE_FP4": "use_flashinfer_moe_fp4",
+    "VLLM_MOE_USE_DEEP_GEMM": "moe_use_deep_gemm",
+}
+"""Variables, 0 or 1, that choose kernels of experts -> what they are called among flags."""
 FP32_VARIABLE = "VLLM_FLOAT32_MATMUL_PRECISION"
 """Variables of the environment: experts in mxfp4 by Marlin; their activations in mxfp8; products in float32 ("high": TF32)."""
 
@@ -395,6 +405,8 @@ FLAGS = FlagTable(
         "VLLM_CPU_KVCACHE_SPACE": "cpu_kvcache_space",
         "VLLM_USE_FLASHINFER_SAMPLER": "use_flashinfer_sampler",
         "VLLM_USE_DEEP_GEMM": "use_deep_gemm",
+        **EXPERT_VARIABLES,
+        "VLLM_FLASHINFER_MOE_BACKEND": "flashinfer_moe_backend",
         "VLLM_USE_V1": "use_v1",
         **{name.upper(): name for name in _MODELLED if name.startswith(("lmcache_", "dyn_kvbm_"))},
     },

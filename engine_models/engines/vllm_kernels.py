@@ -1,6 +1,6 @@
 """Which kernels vLLM's experts run on: by version, number format and GPU, unless a flag says otherwise.
 
-Read 2026-11 in vLLM's sources of 0.10 to 0.14, 0.16 to 0.19, 0.22, 0.24, 0.27, 0.31 and 0.33 (`fused_moe/oracle/`,
+Read 2026-11 in vLLM's sources of 0.10 to 0.19, 0.22, 0.24, 0.27, 0.31 and 0.33 (`fused_moe/oracle/`,
 `fused_moe/experts/`, `quantization/fp8.py`, `utils/deep_gemm.py`).
 The first of its list that supports the device, the format and the parallel layout; what routing excludes is left to the tables.
 """
@@ -47,10 +47,18 @@ MXFP4_SCALE_BITS = 8 / 32
 """Of a weight (one exponent for 32)."""
 PLAIN_LIST_SINCE, HOPPER_TRITON_SINCE = (0, 22), (0, 24)
 """Experts in 16 bits choose from a list (before: Triton everywhere); on Hopper Triton stands first in it again."""
-FP8_LIST_SINCE, HOPPER_BLOCKS_SINCE = (0, 16), (0, 17)
-"""FP8 chooses from its list without an environment variable, FlashInfer's CUTLASS kernels first on Hopper; blocks there in Triton
-unless experts are split over ranks. Before: DeepGEMM, whatever the batch, where tensor parallelism is below 8 or experts are
-split."""
+FP8_LIST_SINCE, HOPPER_BLOCKS_SINCE = (0, 15), (0, 17)
+"""FP8 and nvfp4 choose from their lists without an environment variable, FlashInfer's CUTLASS kernels first on Hopper; blocks
+there in Triton unless experts are split over ranks. Before: DeepGEMM, whatever the batch, where tensor parallelism is below 8 or
+experts are split."""
+SWITCHES = {"fp8": "use_flashinfer_moe_fp8", "fp8_block": "use_flashinfer_moe_fp8", "nvfp4": "use_flashinfer_moe_fp4"}
+SWITCHES_UNTIL = (0, 21)
+"""Format -> the variable by which FlashInfer's kernels are asked for or refused (`envs.py` of 0.11 to 0.20; 0.24 has none).
+Before the lists nothing else chooses them: nvfp4 runs on vLLM's own CUTLASS kernels, priced as FlashInfer's (assumed)."""
+LATENCY_SINCE, TRITON_BLOCKS_SINCE = (0, 13), (0, 14)
+"""FlashInfer's TensorRT-LLM kernels, not its CUTLASS ones, are what those variables mean unless `flashinfer_moe_backend` says
+otherwise (0.11.0: CUTLASS; 0.12 was not read). FP8 blocks on data-centre Blackwell without FlashInfer and DeepGEMM run in Triton
+(before: on vLLM's own CUTLASS kernel, which nobody timed)."""
 DEEPGEMM_SINCE, PADDED = (0, 11), ((0, 10, 2), (0, 11, 1))
 """DeepGEMM is used unless an environment variable says no, before only where it says so (`envs.py` of 0.10.1, 0.10.2, 0.11.0).
 Since and before which CUTLASS's products of FP8 blocks copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
@@ -124,9 +132,9 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
     if fmt in ("fp8", "fp8_block"):
         if generation == "hopper":
             return _hopper_fp8(request, fmt, version)
-        return newest or ("triton" if generation == "ada" else "marlin")
+        return _blackwell(request, fmt, version) if newest else "triton" if generation == "ada" else "marlin"
     if fmt == "nvfp4":
-        return newest or "marlin"
+        return _blackwell(request, fmt, version) if newest else "marlin"
     if fmt == "mxfp4":
         if generation == "hopper" and version >= TRITON_MXFP4_SINCE:
             return "triton"
@@ -134,10 +142,40 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
     return "marlin" if fmt == "int4" else None
 
 
+def _asked(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> bool | None:
+    """Whether FlashInfer's kernels for experts of `fmt` are asked for or refused; None where nothing is said."""
+    asked = request.flags.get(SWITCHES[fmt])
+    return None if asked is None or version >= SWITCHES_UNTIL else bool(asked)
+
+
+def _blackwell(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str | None:
+    """Kernels of experts in FP8 or nvfp4, FlashInfer's or, without them, vLLM's own; None of those that nobody timed."""
+    stacked = stacked_blackwell(load_device(request.device_name))
+    asked = _asked(request, fmt, version)
+    if asked is None and version >= FP8_LIST_SINCE:
+        return "trtllm" if stacked else "cutlass"
+    if asked:
+        usual = "latency" if version >= LATENCY_SINCE else "throughput"
+        latency = fmt == "fp8_block" or (request.flags.get("flashinfer_moe_backend") or usual) == "latency"
+        return "trtllm" if stacked and latency else "cutlass"
+    if fmt == "nvfp4":
+        return "cutlass"
+    if fmt == "fp8" or not stacked:
+        return "triton"
+    return None if _deepgemm_experts(request, version) or version < TRITON_BLOCKS_SINCE else "triton"
+
+
 def _deepgemm(request: PoolRequest, version: tuple[int, ...]) -> bool:
     """Whether DeepGEMM is used: it is part of the images (`docker/Dockerfile`), not of the wheels (0.11.0: `has_deep_gemm`)."""
     asked = request.flags.get("use_deep_gemm")
     return version >= DEEPGEMM_SINCE if asked is None else bool(asked)
+
+
+def _deepgemm_experts(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    """Whether experts in FP8 blocks that are not FlashInfer's run on it: not by itself where eight ranks slice each of them."""
+    asked = request.flags.get("moe_use_deep_gemm")
+    sliced = request.tensor_parallel >= 8 and request.expert_parallel == 1 and version < FP8_LIST_SINCE
+    return _deepgemm(request, version) and (not sliced if asked is None else bool(asked))
 
 
 def machete(version: tuple[int, ...]) -> tuple[str, ...]:
@@ -164,13 +202,12 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
     if fmt == "fp8":
         return "cutlass"
     split = request.expert_parallel > 1
-    if version < FP8_LIST_SINCE and not _deepgemm(request, version):
-        return "triton"
-    if version >= HOPPER_BLOCKS_SINCE:
-        return "cutlass" if split else "triton"
-    if version >= FP8_LIST_SINCE:
+    asked = _asked(request, fmt, version)
+    if asked or (asked is None and version >= FP8_LIST_SINCE):
+        if version >= HOPPER_BLOCKS_SINCE and not asked:
+            return "cutlass" if split else "triton"
         return "cutlass" if split else LENT_CUTLASS
-    return "triton" if request.tensor_parallel >= 8 and not split else None  # DeepGEMM, which nobody timed
+    return None if _deepgemm_experts(request, version) else "triton"  # DeepGEMM, which nobody timed
 
 
 __all__ = ["EXPERTS", "PADDED", "cutlass_products", "expert_tiles", "experts", "held_weights", "machete"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.engines.vllm import ENGINE
-from engine_models.engines.vllm_flags import FP32_VARIABLE, MARLIN_VARIABLE, MXFP8_VARIABLE, PLAIN_SAMPLING
+from engine_models.engines.vllm_flags import EXPERT_VARIABLES, FP32_VARIABLE, MARLIN_VARIABLE, MXFP8_VARIABLE, PLAIN_SAMPLING
 from simulator.validation.launches import launch_of, measured_on
 from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts
 from simulator.validation.spellings import Unplayable
@@ -99,8 +99,8 @@ def instances(row: dict[str, Any]) -> int:
 def launch_flags(row: dict[str, Any], device: str) -> dict[str, Any]:
     """Flags with which a row's server was launched; what the row states itself goes before them.
 
-    Two variables of the environment are later flags of vLLM or of the pool. A checkpoint of ModelOpt has its KV cache in FP8
-    unless a flag says otherwise (vLLM reads `kv_cache_quant_algo` of its `hf_quant_config.json`).
+    Variables of the environment that are later flags of vLLM or of the pool, or choose kernels, are among them. A checkpoint of
+    ModelOpt has its KV cache in FP8 unless a flag says otherwise (vLLM reads `kv_cache_quant_algo` of its `hf_quant_config.json`).
     """
     if is_serving_sim_artifact(row):
         return {"enforce_eager": True, "max_num_batched_tokens": 2048, "max_num_seqs": 128}
@@ -108,6 +108,8 @@ def launch_flags(row: dict[str, Any], device: str) -> dict[str, Any]:
         return dict(PLAIN_SAMPLING)
     launch = launch_of(row)
     flags = dict(launch.flags)
+    set_here = {name: launch.environment.get(variable) for variable, name in EXPERT_VARIABLES.items()}
+    flags |= {name: value == "1" for name, value in set_here.items() if value is not None}
     if launch.environment.get(MARLIN_VARIABLE) == "1":
         flags["moe_backend"] = "marlin"
     if launch.environment.get(MXFP8_VARIABLE) == "1":

@@ -184,6 +184,18 @@ def test_an_environment_variable_that_a_key_states_names_the_key() -> None:
     assert marlin.values == {"moe_backend": "marlin"}
 
 
+def test_variables_that_choose_kernels_of_experts_are_read() -> None:
+    said = "VLLM_USE_FLASHINFER_MOE_FP8=1 VLLM_USE_FLASHINFER_MOE_FP4=0 VLLM_FLASHINFER_MOE_BACKEND=latency"
+    flags = parse_engine_args("vllm", f"{said} VLLM_MOE_USE_DEEP_GEMM=0 vllm serve m")
+    assert flags.values == {
+        "use_flashinfer_moe_fp8": True,
+        "use_flashinfer_moe_fp4": False,
+        "flashinfer_moe_backend": "latency",
+        "moe_use_deep_gemm": False,
+    }
+    assert not flags.warnings
+
+
 def test_flags_that_are_not_modelled_warn_and_harmless_ones_do_not() -> None:
     flags = parse_engine_args(
         "vllm",

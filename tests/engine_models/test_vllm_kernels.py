@@ -15,6 +15,7 @@ from hardware_profiles.kernels import operations_of
 from simulator import load_scenario
 from simulator.prepare import Prepared, prepare
 
+REFUSED = {"use_flashinfer_moe_fp8": False, "moe_use_deep_gemm": False}
 QWEN, R1 = "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-R1"
 WORKLOAD = {"arrivals": {"kind": "batch"}, "prompt_tokens": 100, "output_tokens": 10, "requests": 4}
 
@@ -46,7 +47,23 @@ def prepared(model: str, version: str, hardware: str, **pool: Any) -> Prepared:
         ("0.16.0", R1, "h200-sxm-141gb", {}, "trtllm/cutlass"),
         ("0.17.0", R1, "h200-sxm-141gb", {}, "triton"),
         ("0.18.0", R1, "h200-sxm-141gb", {"expert_parallel": True}, "cutlass"),
+        ("0.15.0", R1, "h200-sxm-141gb", {}, "trtllm/cutlass"),
+        ("0.14.0", R1, "h200-sxm-141gb", {"engine_args": {"use_flashinfer_moe_fp8": True}}, "trtllm/cutlass"),
+        ("0.18.0", R1, "h200-sxm-141gb", {"engine_args": {"use_flashinfer_moe_fp8": False}}, None),
+        ("0.14.0", R1, "h200-sxm-141gb", {"engine_args": {"moe_use_deep_gemm": True}}, None),
+        ("0.17.0", R1, "b200-sxm-180gb", {"engine_args": REFUSED}, "triton"),
+        ("0.24.0", R1, "b200-sxm-180gb", {"engine_args": REFUSED}, "trtllm"),
         ("0.24.0", R1, "b200-sxm-180gb", {}, "trtllm"),
+        ("0.15.0", R1, "b200-sxm-180gb", {}, "trtllm"),
+        ("0.14.1", R1, "b200-sxm-180gb", {}, "triton"),
+        ("0.14.1", R1, "b200-sxm-180gb", {"expert_parallel": True}, None),
+        ("0.13.0", R1, "b200-sxm-180gb", {}, None),
+        ("0.13.0", R1, "b200-sxm-180gb", {"engine_args": {"use_flashinfer_moe_fp8": True}}, "trtllm"),
+        ("0.14.1", R1, "b200-sxm-180gb", {"weights": "nvfp4"}, "cutlass"),
+        ("0.13.0", R1, "b200-sxm-180gb", {"weights": "nvfp4", "engine_args": {"use_flashinfer_moe_fp4": True}}, "trtllm"),
+        ("0.11.0", R1, "b200-sxm-180gb", {"weights": "nvfp4", "engine_args": {"use_flashinfer_moe_fp4": True}}, "cutlass"),
+        ("0.14.1", QWEN, "b200-sxm-180gb", {"weights": "fp8"}, "triton"),
+        ("0.16.0", QWEN, "b200-sxm-180gb", {"weights": "fp8"}, "trtllm"),
         ("0.24.0", QWEN, "mi300x-192gb", {}, None),
         ("0.24.0", "Qwen/Qwen3-32B", "h100-sxm-80gb", {}, None),
     ],

@@ -43,6 +43,8 @@ def test_variables_of_the_environment_are_flags_or_terms() -> None:
     assert pool_of(launched(oss, flags=flags))["engine_args"] == {**flags, **PLAIN_SAMPLING, "max_model_len": -1}
     marlin = launched(oss, flags=flags, environment={"VLLM_MXFP4_USE_MARLIN": "1"})
     assert pool_of(marlin)["engine_args"]["moe_backend"] == "marlin"
+    refused = launched(oss, environment={"VLLM_MOE_USE_DEEP_GEMM": "0", "VLLM_USE_FLASHINFER_MOE_FP8": "1"})
+    assert launch_flags(refused, "h100-sxm-80gb") == {"moe_use_deep_gemm": False, "use_flashinfer_moe_fp8": True}
     wide = launched(oss, flags=flags, environment={"VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8": "1"})
     assert pool_of(wide)["activations"] == "fp8"
     assert launch_facts(launched(oss, environment={"VLLM_FLOAT32_MATMUL_PRECISION": "high"})) == {"fp32_router": "tf32"}
