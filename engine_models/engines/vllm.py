@@ -10,6 +10,7 @@ and 0.23.0 too), scheduling checked step by step against recordings of the real 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from engine_models.cost.draft_methods import chains_only
@@ -45,6 +46,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     flags, said, version = request.flags, Said(), version_of(version_text, request.flags.get("use_v1"))
     if flags.get("use_flashinfer_sampler") is not None:
         version = as_sampled(version, flashinfer=flags["use_flashinfer_sampler"])
+    elif request.device_kind != "cpu" and request.device_vendor != "nvidia":  # FlashInfer is CUDA's (`topk_topp_sampler.py`)
+        version = replace(as_sampled(version, flashinfer=False), flashinfer_is_extra=False)
     request, first = as_loaded(request), version.first_engine
     serving = Serving.of(request, version, said)
     cache = Cache.of(request, version, serving, said)

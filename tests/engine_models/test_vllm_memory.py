@@ -64,6 +64,15 @@ def test_the_first_engine_starts_as_its_lines_tell(
     assert started(version, model, hardware, tp, **flags)[1] == pytest.approx(tokens, rel=0.02)
 
 
+def test_other_vendors_have_no_flashinfer() -> None:
+    """A start of Gemma 3 on MI300X (2025-09, a public repository): 1,024 rows are sorted, where an image on H200 samples them."""
+    flags = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 2}}
+    model = "google/gemma-3-27b-it"
+    assert started("0.11.0", model, "mi300x-192gb", **flags)[1] == pytest.approx(205_696, rel=0.02)
+    peaks = [started("0.11.0", model, device, **flags)[0].bytes_of("activation") for device in ("mi300x-192gb", "h200-sxm-141gb")]
+    assert peaks[0] - peaks[1] > 5 * GIB
+
+
 def test_tables_of_positions_are_weights() -> None:
     """A row a position that the config names, times the factor of linear scaling, four times with three coordinates."""
     shape = {"model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 1000}
