@@ -340,14 +340,14 @@ _LAUNCHER = Launcher(
 )
 
 MARLIN_VARIABLE, MXFP8_VARIABLE = "VLLM_MXFP4_USE_MARLIN", "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8"
+FP32_VARIABLE = "VLLM_FLOAT32_MATMUL_PRECISION"
+"""Variables of the environment: experts in mxfp4 by Marlin; their activations in mxfp8; products in float32 ("high": TF32)."""
 EXPERT_VARIABLES = {
     "VLLM_USE_FLASHINFER_MOE_FP8": "use_flashinfer_moe_fp8",
     "VLLM_USE_FLASHINFER_MOE_FP4": "use_flashinfer_moe_fp4",
     "VLLM_MOE_USE_DEEP_GEMM": "moe_use_deep_gemm",
 }
 """Variables, 0 or 1, that choose kernels of experts -> what they are called among flags."""
-FP32_VARIABLE = "VLLM_FLOAT32_MATMUL_PRECISION"
-"""Variables of the environment: experts in mxfp4 by Marlin; their activations in mxfp8; products in float32 ("high": TF32)."""
 
 _HINTS = {
     f"{MXFP8_VARIABLE}=1": "write activations: fp8 in the pool",

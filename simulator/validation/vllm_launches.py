@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.engines.vllm import ENGINE
-from engine_models.engines.vllm_flags import EXPERT_VARIABLES, FP32_VARIABLE, MARLIN_VARIABLE, MXFP8_VARIABLE, PLAIN_SAMPLING
+from engine_models.engines.vllm_flags import (
+    EXPERT_VARIABLES,
+    FP32_VARIABLE,
+    MARLIN_VARIABLE,
+    MXFP8_VARIABLE,
+    PLAIN_SAMPLING,
+)
 from simulator.validation.launches import launch_of, measured_on
 from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts
 from simulator.validation.spellings import Unplayable
@@ -100,7 +106,7 @@ def launch_flags(row: dict[str, Any], device: str) -> dict[str, Any]:
     """Flags with which a row's server was launched; what the row states itself goes before them.
 
     Variables of the environment that are later flags of vLLM or of the pool, or choose kernels, are among them. A checkpoint of
-    ModelOpt has its KV cache in FP8 unless a flag says otherwise (vLLM reads `kv_cache_quant_algo` of its `hf_quant_config.json`).
+    ModelOpt has its KV cache in FP8 unless a flag says otherwise (vLLM reads `kv_cache_quant_algo` of `hf_quant_config.json`).
     """
     if is_serving_sim_artifact(row):
         return {"enforce_eager": True, "max_num_batched_tokens": 2048, "max_num_seqs": 128}
