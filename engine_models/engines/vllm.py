@@ -10,7 +10,6 @@ and 0.23.0 too), scheduling checked step by step against recordings of the real 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from engine_models.cost.draft_methods import chains_only
@@ -27,7 +26,7 @@ from engine_models.engines.vllm_options import as_loaded
 from engine_models.engines.vllm_ranks import limits_of, pair_replay_of, rank_of, replay_of
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_tiers import tiers_of
-from engine_models.engines.vllm_versions import VERSIONS, Version, as_sampled, with_engine
+from engine_models.engines.vllm_versions import VERSIONS, Version, sampling_on, with_engine
 from hardware_profiles.device import DeviceKind
 
 
@@ -43,11 +42,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
     Raises InfeasibleError if the weights or one request of `max_model_len` do not fit, InputError on flags out of range.
     """
-    flags, said, version = request.flags, Said(), version_of(version_text, request.flags.get("use_v1"))
-    if flags.get("use_flashinfer_sampler") is not None:
-        version = as_sampled(version, flashinfer=flags["use_flashinfer_sampler"])
-    elif request.device_kind != "cpu" and request.device_vendor != "nvidia":  # FlashInfer is CUDA's (`topk_topp_sampler.py`)
-        version = replace(as_sampled(version, flashinfer=False), flashinfer_is_extra=False)
+    flags, said = request.flags, Said()
+    version = sampling_on(version_of(version_text, flags.get("use_v1")), request)
     request, first = as_loaded(request), version.first_engine
     serving = Serving.of(request, version, said)
     cache = Cache.of(request, version, serving, said)

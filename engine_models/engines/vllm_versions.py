@@ -7,11 +7,14 @@ The newest declared version is written in full (`Version`); every older one is a
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.sampling import Sampler
 from engine_models.cost.terms import Fp32Router
 from hardware_profiles.errors import InputError
+
+if TYPE_CHECKING:
+    from engine_models.declaration import PoolRequest
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,16 @@ def as_sampled(version: Version, *, flashinfer: bool) -> Version:
     """The version with FlashInfer's sampler, or with that of its own (``VLLM_USE_FLASHINFER_SAMPLER``)."""
     own: Sampler = "pivot" if tuple(map(int, version.name.split("."))) >= SEARCHES_SINCE else "sort"
     return replace(version, sampler="rejection" if flashinfer else own)
+
+
+def sampling_on(version: Version, request: PoolRequest) -> Version:
+    """The version with the sampler that a flag asks for; FlashInfer's runs on CUDA alone (`topk_topp_sampler.py`)."""
+    asked = request.flags.get("use_flashinfer_sampler")
+    if asked is not None:
+        return as_sampled(version, flashinfer=asked)
+    if request.device_kind != "cpu" and request.device_vendor != "nvidia":
+        return replace(as_sampled(version, flashinfer=False), flashinfer_is_extra=False)
+    return version
 
 
 def graph_sizes(
