@@ -116,10 +116,17 @@ def memory_of(
         dp,
         version=version,
         prefill_graph_tokens=prefill_graph_tokens,
-        latent=any(block.kind == "mla" for block in arch.attention),
+        latent=arch.has("mla"),
         drafts=drafter.method if drafter else None,
     )
     fraction = float(given) if given is not None else round((device - reserved) / device, 3) * tower_factor(request)
+    if given is None and fraction <= 0:
+        raise InputError(
+            f"SGLang sets {reserved / 1e9:.0f} GB of {device / 1e9:.0f} GB aside for prompts of {chunk * dp:,} tokens a step: "
+            "nothing is left for weights and KV cache",
+            where="deployment.engine_args.chunked_prefill_size",
+            mend="state mem_fraction_static, such as 0.88, or a smaller chunked_prefill_size",
+        )
     if not 0 < fraction < 1:
         raise InputError(
             f"mem_fraction_static {fraction:.2f} is not between 0 and 1",

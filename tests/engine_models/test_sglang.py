@@ -460,6 +460,15 @@ def test_tokens_are_those_of_start_up_lines(
     assert plan.limits.told_tokens == pytest.approx(tokens, rel=0.01)
 
 
+def test_a_reserve_that_leaves_nothing_names_the_chunk() -> None:
+    pool = {"engine": "sglang", "hardware": "l40s-48gb", "engine_args": {"chunked_prefill_size": 32768}}
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    scenario = load_scenario({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": pool, "workload": load})
+    with pytest.raises(InputError, match="aside for prompts of 32,768 tokens a step") as error:
+        prepare(scenario)
+    assert error.value.where == "deployment.engine_args.chunked_prefill_size"
+
+
 def test_a_vision_tower_lowers_the_share_unless_it_is_left_out() -> None:
     """A tower of 24 layers of 1,024 takes a twentieth of the share; a larger one more."""
 
