@@ -203,9 +203,9 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
         return "cutlass"
     split = request.expert_parallel > 1
     asked = _asked(request, fmt, version)
+    if version >= HOPPER_BLOCKS_SINCE and not split and not asked:  # first of its list, whether or not FlashInfer's are in it
+        return "triton"
     if asked or (asked is None and version >= FP8_LIST_SINCE):
-        if version >= HOPPER_BLOCKS_SINCE and not asked:
-            return "cutlass" if split else "triton"
         return "cutlass" if split else LENT_CUTLASS
     return None if _deepgemm_experts(request, version) else "triton"  # DeepGEMM, which nobody timed
 

@@ -49,7 +49,12 @@ def prepared(model: str, version: str, hardware: str, **pool: Any) -> Prepared:
         ("0.18.0", R1, "h200-sxm-141gb", {"expert_parallel": True}, "cutlass"),
         ("0.15.0", R1, "h200-sxm-141gb", {}, "trtllm/cutlass"),
         ("0.14.0", R1, "h200-sxm-141gb", {"engine_args": {"use_flashinfer_moe_fp8": True}}, "trtllm/cutlass"),
-        ("0.18.0", R1, "h200-sxm-141gb", {"engine_args": {"use_flashinfer_moe_fp8": False}}, None),
+        ("0.16.0", R1, "h200-sxm-141gb", {"engine_args": {"use_flashinfer_moe_fp8": False}}, None),
+        ("0.18.0", R1, "h200-sxm-141gb", {"engine_args": {"use_flashinfer_moe_fp8": False}}, "triton"),
+        (
+            "0.18.0", R1, "h200-sxm-141gb",
+            {"expert_parallel": True, "engine_args": {"use_flashinfer_moe_fp8": False}}, None,
+        ),
         ("0.14.0", R1, "h200-sxm-141gb", {"engine_args": {"moe_use_deep_gemm": True}}, None),
         ("0.17.0", R1, "b200-sxm-180gb", {"engine_args": REFUSED}, "triton"),
         ("0.24.0", R1, "b200-sxm-180gb", {"engine_args": REFUSED}, "trtllm"),
