@@ -8,6 +8,7 @@ that PyTorch compiles, since then graphs with breaks, which fewer things rule ou
 from __future__ import annotations
 
 from engine_models.declaration import PoolRequest
+from engine_models.engines.sglang_attention import is_latent
 from hardware_profiles.device import load_device, stacked_blackwell
 
 CAPTURED_SINCE = (0, 5, 10)
@@ -51,9 +52,9 @@ def prompt_graph_tokens(request: PoolRequest, version: tuple[int, ...], chunk_to
         return int(flags["piecewise_cuda_graph_max_tokens"])
     if request.pipeline_parallel > 1:
         return 0
-    if chunk_tokens <= 0 or (_is_latent(request) and version < _LARGE_LATENT_SINCE):
+    if chunk_tokens <= 0 or (is_latent(request) and version < _LARGE_LATENT_SINCE):
         return LATENT_TOKENS
-    return min(MOST_LATENT_TOKENS, chunk_tokens) if _is_latent(request) else chunk_tokens
+    return min(MOST_LATENT_TOKENS, chunk_tokens) if is_latent(request) else chunk_tokens
 
 
 def _captured_by_default(request: PoolRequest, version: tuple[int, ...]) -> bool:
@@ -69,7 +70,7 @@ def _captured_by_default(request: PoolRequest, version: tuple[int, ...]) -> bool
         beside = request.lora is not None or bool(request.tiers) or request.role != "mixed"
         drafts = request.speculation is not None and version < _DRAFTS_SINCE
         return not (beside or drafts or request.flags.get("moe_a2a_backend", "none") != "none")
-    if _is_latent(request) and family not in _LEFT_OUT:
+    if is_latent(request) and family not in _LEFT_OUT:
         on_trtllm = family in _ON_TRTLLM_MLA and stacked_blackwell(load_device(request.device_name))
         return version >= _LATENT_SINCE and not on_trtllm
     return True
@@ -77,10 +78,6 @@ def _captured_by_default(request: PoolRequest, version: tuple[int, ...]) -> bool
 
 def _sees(request: PoolRequest) -> bool:
     return request.arch.family not in _TEXT_ALONE and any(extra.part in ("vision", "audio") for extra in request.arch.extras)
-
-
-def _is_latent(request: PoolRequest) -> bool:
-    return request.arch.has("mla")
 
 
 __all__ = ["prompt_graph_tokens"]

@@ -203,7 +203,6 @@ _HARMLESS = """
     prometheus_metrics_config ray_placement_config ray_worker_extension_cls ray_worker_nsight_options reasoning_parser
     request_stats_max_iterations return_perf_metrics revision served_model_name skip_tokenizer_init sleep_config telemetry
     telemetry_config tokenizer tokenizer_mode tokenizer_revision tool_parser trust_remote_code
-
     use_kv_cache
 """
 _CHANGING = {
@@ -401,7 +400,7 @@ def group(flags: Mapping[str, Any], name: str) -> dict[str, Any]:
             if value is not None:
                 found[key] = typed_value(read[key], f"{name}.{key}", value)
         elif key not in unread and key not in WARNED.get(name, ()):
-            close = nearest(key, [*read, *unread])
+            close = nearest(key, [*read, *unread, *WARNED.get(name, ())])
             raise InputError(
                 f"TensorRT-LLM's `{name}` has no key `{key}` that is known here",
                 where=f"{where}.{key}",

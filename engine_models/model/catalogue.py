@@ -143,9 +143,9 @@ def find_model(name: str) -> CatalogueModel | None:
     quantization = None
     issue = _ISSUE.search(plain)
     for suffix, stored in _FORMAT_SUFFIXES.items():
-        for name in (plain, plain[: issue.start()] if issue else plain):
-            if quantization is None and name.endswith(suffix):
-                plain, quantization = name[: -len(suffix)], stored
+        for spelling in (plain, plain[: issue.start()] if issue else plain):
+            if quantization is None and spelling.endswith(suffix):
+                plain, quantization = spelling[: -len(suffix)], stored
     for pattern, packed in _PACKED if quantization is None else ():
         if (named := pattern.search(plain)) is not None:
             plain, quantization = plain[: named.start()], packed.format(named[1])
