@@ -58,7 +58,7 @@ def flags_of(side: dict[str, Any]) -> dict[str, Any]:
 def ranks_of(side: dict[str, Any]) -> dict[str, int]:
     """Tensor ranks of each data-parallel one, these, and ranks that split the experts by number, as a server's flags say."""
     flags = {name.replace("-", "_"): value for name, value in side.items()}
-    devices = int(flags.get("tensor_parallel_size") or flags["tp_size"])
+    devices = int(flags.get("tensor_parallel_size") or flags.get("tp_size") or 1)
     ranks = int(flags.get("data_parallel_size") or flags.get("dp_size") or 1)
     if "enable_attention_dp" in flags:  # TensorRT-LLM
         ranks = devices if flags["enable_attention_dp"] else 1

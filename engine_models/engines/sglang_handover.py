@@ -16,8 +16,8 @@ HANDOVER_NOTE = (
     "its host time hidden"
 )
 POSTS_NOTE = (
-    "over NIXL before 0.5.12 the prefill server's scheduler posts every transfer itself, 60 ms each one after the other, for "
-    "which a request may reserve 5 ms after it has arrived (fitted to measured runs; the place by its source)"
+    "over NIXL before 0.5.12 the prefill server's scheduler posts every transfer itself, 60 ms each one after the other, and "
+    "a request may reserve 5 ms after it has arrived, not 65 (fitted to measured runs; the place by its source)"
 )
 HANDSHAKE_S = 0.065
 """Between a request's arrival and the reservation of its memory [s]: bootstrap, messages between the servers, loops that poll all
