@@ -110,16 +110,25 @@ def check_paired(routing: Routing, *, at_once: bool, computes: bool) -> None:
     ------
     InputError : it does not, or has no pools of roles.
     """
-    if (system := routing.system) is not None and not (system.pairs(at_once=at_once) and (computes or not routing.computes)):
-        from simulator.cluster.routing.systems import MODULES
-
-        able = [name for name in MODULES if _system(name).pairs(at_once=at_once)]
+    system = routing.system
+    if system is None or (system.pairs(at_once=at_once) and (computes or not routing.computes)):
+        return
+    if system.pairs(at_once=at_once) and not system.decides:
         raise InputError(
-            "this router before prefill and decode pools of these servers is not modelled yet",
-            where=WHERE,
-            mend="use an ideal rule, such as router: least_requests, or one that sends a request "
-            f"{'to both servers at once' if at_once else 'on when the prompt is computed'} ({', '.join(able)})",
+            "decode servers that compute prompts, which `conditional_disagg_enabled` asks for, are modelled for vllm alone",
+            where=f"{WHERE}.conditional_disagg_enabled",
+            mend="remove `conditional_disagg_enabled`, or use vllm",
         )
+    from simulator.cluster.routing.systems import MODULES
+
+    systems = {name: _system(name) for name in MODULES}
+    able = [name for name, each in systems.items() if each.pairs(at_once=at_once) and (computes or not each.decides)]
+    raise InputError(
+        "this router before prefill and decode pools of these servers is not modelled yet",
+        where=WHERE,
+        mend="use an ideal rule, such as router: least_requests, or one that sends a request "
+        f"{'to both servers at once' if at_once else 'on when the prompt is computed'} ({', '.join(able)})",
+    )
 
 
 def _deciding(flags: Flags) -> str:

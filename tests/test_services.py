@@ -13,6 +13,7 @@ from engine_models.schedulers.pulled import PrefillOfPull
 from engine_models.schedulers.transferred import ContextServer, GenerationServer
 from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
+from simulator.cli.summary import first_token_lines
 from simulator.cluster.outcome import FINISHED, NOT_ARRIVED
 from simulator.cluster.services import Fleet
 from simulator.prepare import prepare
@@ -180,6 +181,15 @@ def test_llm_d_chooses_among_decode_servers_and_mixed_ones() -> None:
     assert moved.sum() > 5
     assert (~whole & ~moved).sum() > 5  # decode servers compute short prompts
     assert frame[moved]["prompt_tokens"].min() >= 700
+
+
+@pytest.mark.parametrize(("length", "moved"), [(300, False), (900, True)])
+def test_the_parts_of_a_first_token_are_told_where_nobody_passes_a_prompt_on(length: int, moved: bool) -> None:
+    loads = [load("all", prompt_tokens={"kind": "constant", "value": length})]
+    metrics = simulate(scenario([*pair(**LONG), pool("plain", **SHORT)], loads)).result["metrics"]
+    told = " ".join(" ".join(first_token_lines(metrics, turns=False)).split())
+    assert (metrics["transfer_ms"]["count"] > 0) == ("transfer 0 +" not in told) == moved
+    assert "prefill" in told
 
 
 REFUSED = {

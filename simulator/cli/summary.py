@@ -203,9 +203,8 @@ def first_token_lines(metrics: dict[str, Any], *, turns: bool) -> list[str]:
         return []
     answered, means = metrics["ttft_ms"]["count"], {}
     for words, name in parts.items():
-        found = metrics[name]
-        share = found["count"] / answered if found["count"] else 1.0  # others have prompt and answer from one server
-        means[words] = found["mean"] if share == 1.0 else found["mean"] * share
+        found = metrics[name]  # requests without one have prompt and answer from one server
+        means[words] = found["mean"] * (found["count"] / answered) if found["count"] else 0.0
     rest = metrics["ttft_ms"]["mean"] - sum(means.values())
     said = " + ".join(f"{words} {short(mean)}" for words, mean in means.items())
     whole = short(metrics["ttft_ms"]["mean"])

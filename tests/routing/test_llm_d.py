@@ -243,5 +243,6 @@ def test_decode_servers_compute_what_they_lack_little_of() -> None:
     ],
 )
 def test_deciders_are_refused_where_they_are_not_modelled(data: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         prepare(load_scenario(data))
+    assert "llm-d" not in str(caught.value.mend)
