@@ -26,6 +26,7 @@ from engine_models.declaration import (
     checked,
 )
 from engine_models.engines.sglang_adapters import adapters_of_pool
+from engine_models.engines.sglang_attention import share_factor
 from engine_models.engines.sglang_costs import costs_of, first_use_of, front_of
 from engine_models.engines.sglang_drafts import draft_defaults
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
@@ -54,7 +55,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     adapters = adapters_of_pool(request)
     lora_bytes = adapters.memory_bytes if adapters is not None else 0
     graphs = serving.graph_rows, serving.page, serving.prompt_graph_tokens
-    memory = memory_of(request, number, serving.chunk, *graphs, lora_bytes)
+    memory = memory_of(request, number, serving.chunk, *graphs, lora_bytes, share_factor(request, number, serving.context))
     tokens = kv_tokens_of(request, serving, memory)
     rows = rows_of(request, serving, memory, tokens)
     say_steps(request, version, serving, memory, (tokens, rows), said)

@@ -60,6 +60,19 @@ def attention_of(request: PoolRequest, version: tuple[int, ...]) -> Attention:
     return Attention(prompts, decodes, own)
 
 
+_LONG_CONTEXT_TOKENS, _SHARE_OF_LONG = 8192, 0.85
+
+
+def share_factor(request: PoolRequest, version: tuple[int, ...], context: int) -> float:
+    """Factor of `mem_fraction_static`, given or not: 0.85 with AMD's attention where a request may pass 8,192 tokens.
+
+    Source: `model_runner.py` of 2025, `server_args.py` since (`mem_fraction_static *= 0.85`), read 2026-11.
+    """
+    backend = str(request.flags.get("attention_backend") or "auto")
+    chosen = _own_choice(request, version) if backend == "auto" else backend
+    return _SHARE_OF_LONG if chosen == "aiter" and context > _LONG_CONTEXT_TOKENS else 1.0
+
+
 def is_latent(request: PoolRequest) -> bool:
     """Whether the model has latent attention."""
     return request.arch.has("mla")

@@ -37,6 +37,7 @@ _MODELLED: dict[str, Flag] = {
     "data_parallel_size": Flag("int", 1, low=1),
     "expert_parallel_size": Flag("int", 1, low=1),
     "context_length": Flag("int", None, low=1),
+    "enable_multimodal": Flag("bool", False),
     "mem_fraction_static": Flag("float", None, low=1e-3, high=1.0),
     "max_running_requests": Flag("int", None, low=1),
     "max_total_tokens": Flag("int", None, low=1),
@@ -169,7 +170,7 @@ _HARMLESS = """
     trust_mm_content_hashes trust_remote_code trust_request_chat_template use_ray uvicorn_access_log_exclude_prefixes
     warmups watchdog_timeout watermark_config weight_cache_mode weight_cache_socket weight_cache_timeout
     weight_loader_disable_mmap weight_loader_drop_cache_after_load weight_loader_prefetch_checkpoints
-    weight_loader_prefetch_num_threads weight_version enable_multimodal
+    weight_loader_prefetch_num_threads weight_version
 
     cp_strategy dcp_comm_backend dcp_replicate_q_proj dsa_prefill_cp_mode nsa_prefill_cp_mode prefill_cp_mode
     decoupled_spec_bind_endpoint decoupled_spec_connect_endpoints decoupled_spec_rank decoupled_spec_role

@@ -97,10 +97,11 @@ def memory_of(
     page: int,
     prefill_graph_tokens: int,
     lora_bytes: int = 0,
+    share_factor: float = 1.0,
 ) -> MemoryBudget:
     """KV bytes = free after the weights - (1 - mem_fraction_static) * free before them.
 
-    prefill_graph_tokens : largest prefill that is captured, 0 if none is.
+    prefill_graph_tokens : largest prefill that is captured, 0 if none is; share_factor : of `mem_fraction_static`, however given.
     """
     flags, arch = request.flags, request.arch
     tp, pp = request.tensor_parallel, request.pipeline_parallel
@@ -110,7 +111,7 @@ def memory_of(
     # sized before the prefill chunk is divided among the ranks
     reserved = reserved_bytes(
         device,
-        chunk * dp if chunk > 0 else chunk,
+        chunk * dp if chunk > 0 else int(flags.get("max_prefill_tokens") or 16384),
         tp * pp * dp,
         graph_rows,
         dp,
@@ -133,6 +134,7 @@ def memory_of(
             where="deployment.engine_args.mem_fraction_static",
             mend="give the fraction of device memory for weights and KV cache, such as 0.88",
         )
+    fraction *= share_factor
     free = free_bytes(request, version)
     usable = int(fraction * free)
     # under data-parallel attention dense MLPs, shared experts and the LM head stay split over all ranks

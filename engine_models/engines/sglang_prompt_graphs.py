@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from engine_models.declaration import PoolRequest
 from engine_models.engines.sglang_attention import is_latent
+from engine_models.engines.sglang_reserve import sees
 from hardware_profiles.device import load_device, stacked_blackwell
 
 CAPTURED_SINCE = (0, 5, 10)
@@ -28,8 +29,6 @@ _LEFT_OUT: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "kimi_linear": (_BREAKS_SINCE, (99,)),
 }
 """Type of model -> first version in which its prompts are not captured, and first in which they are again."""
-_TEXT_ALONE = ("gemma3", "llama4")
-"""Models that see whose towers it does not load unless asked to (``--enable-multimodal``), so that these are no such models."""
 _SEEING_CAPTURED = ("qwen3_5", "qwen3_5_moe", "kimi_k2", "minimax_m3")
 """Types of models that see whose prompts graphs with breaks hold."""
 _ON_TRTLLM_MLA = ("deepseek_v3", "kimi_k2")
@@ -64,7 +63,7 @@ def _captured_by_default(request: PoolRequest, version: tuple[int, ...]) -> bool
     since, until = _LEFT_OUT.get(family, ((99,), (99,)))
     if since <= version < until:
         return False
-    if _sees(request) and not (breaks and family in _SEEING_CAPTURED):
+    if sees(request) and not (breaks and family in _SEEING_CAPTURED):
         return False
     if not breaks:
         beside = request.lora is not None or bool(request.tiers) or request.role != "mixed"
@@ -74,10 +73,6 @@ def _captured_by_default(request: PoolRequest, version: tuple[int, ...]) -> bool
         on_trtllm = family in _ON_TRTLLM_MLA and stacked_blackwell(load_device(request.device_name))
         return version >= _LATENT_SINCE and not on_trtllm
     return True
-
-
-def _sees(request: PoolRequest) -> bool:
-    return request.arch.family not in _TEXT_ALONE and any(extra.part in ("vision", "audio") for extra in request.arch.extras)
 
 
 __all__ = ["prompt_graph_tokens"]

@@ -106,14 +106,24 @@ def reserved_bytes(
     return int(mib * MIB)
 
 
+_TEXT_ALONE = ("gemma3", "llama4")
+"""Models that see and are served as if they did not, unless asked to (``--enable-multimodal``; ``mm_disabled_models`` of SGLang's
+`configs/model_config.py`)."""
 _TOWER_SHARE, _LEAST_FACTOR, _MOST_FACTOR = 0.95, 0.8, 1.05
 _USUAL_TOWER = 24, 1024
+
+
+def sees(request: PoolRequest) -> bool:
+    """Whether SGLang takes the model for one that sees or hears."""
+    if request.arch.family in _TEXT_ALONE and not request.flags.get("enable_multimodal"):
+        return False
+    return any(extra.part in ("vision", "audio") for extra in request.arch.extras)
 
 
 def tower_factor(request: PoolRequest) -> float:
     """Factor of the default share where a vision tower is loaded: 0.95, less for one of more layers and width than the usual."""
     flags, shape = request.flags, request.arch.vision_shape
-    if shape is None or flags.get("language_only") or flags.get("language_model_only"):
+    if shape is None or not sees(request) or flags.get("language_only") or flags.get("language_model_only"):
         return 1.0
     layers, width = (found or usual for found, usual in zip(shape, _USUAL_TOWER, strict=True))
     ratio = layers * width**2 / (_USUAL_TOWER[0] * _USUAL_TOWER[1] ** 2)

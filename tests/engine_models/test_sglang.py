@@ -469,6 +469,37 @@ def test_a_reserve_that_leaves_nothing_names_the_chunk() -> None:
     assert error.value.where == "deployment.engine_args.chunked_prefill_size"
 
 
+def share(engine_args: dict[str, Any], hardware: str = "mi300x-192gb") -> float:
+    """Weights and KV cache of Llama-3.1-8B over what is free of the device."""
+    pool = {"engine": "sglang", "hardware": hardware, "engine_args": engine_args}
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    memory = prepare(
+        load_scenario({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": pool, "workload": load})
+    ).plan.memory
+    parts = {line.key: line.bytes for line in memory.lines}
+    return 1 - parts["activation"] / (memory.device_bytes - parts["other"])
+
+
+def test_amd_attention_takes_a_part_of_the_share_where_contexts_are_long() -> None:
+    given = {"mem_fraction_static": 0.8}
+    assert share(given | {"context_length": 8192}) == pytest.approx(0.8, abs=1e-6)
+    assert share(given | {"context_length": 8193}) == pytest.approx(0.8 * 0.85, abs=1e-6)
+    assert share(given | {"attention_backend": "triton"}) == pytest.approx(0.8, abs=1e-6)
+    assert share(given, "h100-sxm-80gb") == pytest.approx(0.8, abs=1e-6)
+
+
+def test_prompts_that_are_not_cut_reserve_for_the_most_that_a_step_takes() -> None:
+    memory_bytes = int(load_device("h100-sxm-80gb").memory_bytes.value)
+
+    def reserved(tokens: int) -> int:
+        return sglang_reserve.reserved_bytes(memory_bytes, tokens, 1, 256)
+
+    plain = {"disable_piecewise_cuda_graph": True}
+    whole = share(plain | {"chunked_prefill_size": -1, "max_prefill_tokens": 30000}, "h100-sxm-80gb")
+    cut = share(plain | {"chunked_prefill_size": 8192}, "h100-sxm-80gb")
+    assert cut - whole == pytest.approx((reserved(30000) - reserved(8192)) / memory_bytes, abs=0.001)
+
+
 def test_a_vision_tower_lowers_the_share_unless_it_is_left_out() -> None:
     """A tower of 24 layers of 1,024 takes a twentieth of the share; a larger one more."""
 
@@ -477,12 +508,15 @@ def test_a_vision_tower_lowers_the_share_unless_it_is_left_out() -> None:
         arch = load_architecture("google/gemma-3-4b-it")
         return PoolRequest(arch, Formats(bf16, bf16, bf16), "h200-sxm-141gb", 140 << 30, flags=flags)
 
-    usual = replace(request(), arch=replace(request().arch, vision_shape=(0, 0)))
+    seeing = request(enable_multimodal=True)
+    usual = replace(seeing, arch=replace(seeing.arch, vision_shape=(0, 0)))
     assert sglang_reserve.tower_factor(usual) == 0.95
 
     ratio = 27 * 1152**2 / (24 * 1024**2)
-    assert sglang_reserve.tower_factor(request()) == pytest.approx(0.95 * (1 - 0.1 * (ratio - 1)))
-    assert sglang_reserve.tower_factor(request(language_only=True)) == 1
+    assert sglang_reserve.tower_factor(seeing) == pytest.approx(0.95 * (1 - 0.1 * (ratio - 1)))
+    assert sglang_reserve.tower_factor(request(enable_multimodal=True, language_only=True)) == 1
+    assert sglang_reserve.tower_factor(request()) == 1  # Gemma 3 and Llama 4 only see where asked to
+    assert sglang_reserve.tower_factor(replace(request(), arch=load_architecture("Qwen/Qwen3-VL-8B-Instruct"))) < 1
     text = replace(request(), arch=load_architecture("Qwen/Qwen3-8B"))
     assert sglang_reserve.tower_factor(text) == 1
 
