@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -154,7 +154,20 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
                 given = _setting(deployment, *pair)
                 between[pair] = _route(given, source, target, inside=False)
                 within[pair] = _route(given, source, target, inside=True)
+    _check_ways(deployment, {each.pool.name for each in pools}, between)
     return Paths(sides, between, within)
+
+
+def _check_ways(deployment: Deployment, running: set[str], ways: Collection[tuple[str, str]]) -> None:
+    """Refuse what is said of a way that no request takes; of pools that do not run anything may be said."""
+    for each in _listed(deployment):
+        named = {each.from_, each.to} - {None}
+        if named <= running and not any(each.from_ in (None, start) and each.to in (None, end) for start, end in ways):
+            raise InputError(
+                f"no request passes {'from' if each.from_ else 'to'} {' to '.join(repr(n) for n in (each.from_, each.to) if n)}",
+                where="deployment.transfer",
+                mend="name a prefill pool under `from`, and under `to` a decode pool of the same model and prompt_tokens",
+            )
 
 
 def _served_alike(one: Prepared, other: Prepared) -> bool:

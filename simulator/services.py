@@ -72,7 +72,7 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
     """
     pools = sorted(pools, key=lambda each: STAGES.index(each.pool.role))
     services = services_of(pools)
-    _check_around(scenario, pools)
+    _check_around(scenario)
     for each in services:
         handover = each.pools[0].plan.handover
         if each.paired and handover is not None:
@@ -94,19 +94,20 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
     )
 
 
-def _check_around(scenario: Scenario, pools: Sequence[Prepared]) -> None:
+def _check_around(scenario: Scenario) -> None:
     """Refuse what is not modelled around pools of which some pass requests on and others do not."""
     around, client = scenario.deployment, scenario.client
-    own = [each.pool for each in pools]
     given = {
-        "deployment.failures": any(each is not None for each in (around.failures, *(pool.failures for pool in own))),
-        "deployment.autoscaler": any(each is not None for each in (around.autoscaler, *(pool.autoscaler for pool in own))),
+        "deployment.failures": around.failures is not None,
+        "deployment.autoscaler": around.autoscaler is not None,
         "deployment.admission": around.admission is not None,
         "deployment.kv_tiers": bool(around.kv_tiers),
         "client.timeout_s": client.timeout_s is not None,
         "client.retries": client.retries is not None,
-        f"{POOLS}.models": any(pool.models is not None for pool in own),
     }
+    for number, pool in enumerate(around.pools):
+        if pool.replicas or pool.autoscaler is not None:
+            given |= {f"{POOLS}.{number}.{key}": getattr(pool, key) is not None for key in ("failures", "autoscaler", "models")}
     for where, asked in given.items():
         if asked:
             raise InputError(

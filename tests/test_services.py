@@ -214,6 +214,18 @@ REFUSED = {
         scenario([*pair(), *QWENS], TWO, failures={"events": [{"at_s": 1, "kind": "drain"}]}),
         "`deployment.failures` around prefill and decode pools beside others",
     ),
+    "failures-of-a-pool": (
+        scenario([*pair(), pool("q", model=QWEN, failures={"mtbf_h": 9.0, "of": "node"})], TWO),
+        "`deployment.pools.2.failures` around prefill and decode pools beside others",
+    ),
+    "turns": (
+        scenario([*pair(), pool("q", models=[QWEN, "Qwen/Qwen3-4B"])], TWO),
+        "`deployment.pools.2.models` around prefill and decode pools beside others",
+    ),
+    "no-way": (
+        scenario([*pair(), *QWENS], TWO, transfer=[{"from": "p", "to": "qwens", "bytes_per_s": 1e9}]),
+        "no request passes from 'p' to 'qwens'",
+    ),
     "time-outs": (scenario([*pair(), *QWENS], TWO, client={"timeout_s": 3.0}), "`client.timeout_s` around prefill and decode"),
 }
 

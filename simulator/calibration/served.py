@@ -139,6 +139,7 @@ def points_of_cases(path: Path, deployment: Deployment) -> list[Point]:
     Raises InputError for a case of another engine or device, and for a list without a figure that is simulated.
     """
     own, points = deployment.prepared, []
+    known: Mapping[str, float] = {}
     for case in read_cases(path):
         prepared = prepare(load_scenario(f"{case.scenario}\n"))
         for here, there in ((own.plan.engine, prepared.plan.engine), (own.device.name, prepared.device.name)):
@@ -161,7 +162,8 @@ def points_of_cases(path: Path, deployment: Deployment) -> list[Point]:
             ranges["rows"] = in_flight(known, len(prompts)) / prepared.replicas
         points += [Point(case.id, measured, predict, {}, ranges, prepared.arch.name)] if measured else []
     if not points:
-        raise InputError("no case has a figure that is simulated", where=str(path), mend=f"give one of {', '.join(TIMED)}")
+        timed = ", ".join(name for name in TIMED if name in known)
+        raise InputError("no case has a figure that follows the time of steps", where=str(path), mend=f"give one of {timed}")
     return points
 
 
