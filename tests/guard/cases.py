@@ -209,7 +209,7 @@ CASES: dict[str, Case] = {
     "pipeline": Case(given({"pipeline_parallel": 2}, {"requests": 80})),
     "pipeline-tight": Case(
         given(
-            {"pipeline_parallel": 2, "replicas": 2, **args(gpu_memory_utilization=0.14, max_model_len=4096)},
+            {"pipeline_parallel": 2, "replicas": 2, **args(gpu_memory_utilization=0.13, max_model_len=4096)},
             {"arrivals": poisson(60)},
         )
     ),
