@@ -153,7 +153,7 @@ def _server(run: Finished) -> dict[str, Any]:
     at_once = float(server["num_requests_running"]) / max(busy, 1e-9)
     alike = prepared.paths is None and len(prepared.pools) < 2  # pools of unlike devices are averaged nowhere
     server["energy_j"] = run.devices * figures.window.length_s * prepared.power_w(busy, at_once) if alike else None
-    if prepared.plan.tiers:
+    if any(each.plan.tiers for each in prepared.pools or (prepared,)):
         server["external_prefix_cache_hit_rate"] = raw.host_hit_tokens / queried if queried else 0.0
         server["kv_tiers"] = [
             {

@@ -326,3 +326,17 @@ def test_tiers_that_cannot_be(pool: dict[str, Any], said: str) -> None:
     fields = scenario(pool.pop("tiers"), **pool)
     with pytest.raises(InputError, match=said):
         prepare(load_scenario(fields))
+
+
+@pytest.mark.parametrize("with_tier", [0, 1])
+@pytest.mark.parametrize("roles", [("mixed", "mixed"), ("prefill", "decode")])
+def test_the_tiers_of_any_pool_are_told(roles: tuple[str, str], with_tier: int) -> None:
+    pool = {"engine": "vllm", "hardware": "h100-sxm-80gb"}
+    both: list[dict[str, Any]] = [{"name": f"pool-{n}", "role": role, **pool} for n, role in enumerate(roles)]
+    load = {"arrivals": {"kind": "poisson", "rate": 4}, "prompt_tokens": 400, "output_tokens": 4, "duration": 3}
+    scenario = {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": {"pools": both}, "workload": load}
+    assert "kv_tiers" not in simulate(scenario).result["server"]
+    both[with_tier]["offload"] = {"kv_offloading_size": 8}
+    (tier,) = simulate(scenario).result["server"]["kv_tiers"]
+    assert tier["kind"] == "host"
+    assert tier["written_bytes"] > 0

@@ -30,6 +30,7 @@ AGENTIC = ("session_id", "delay", "wait_for", "tool_wait_ms")
 BAILIAN_BLOCK_TOKENS = 16
 """Tokens per hash block (datasheet: alibaba-edu/qwen-bailian-usagetraces-anon README, 2025)."""
 
+
 def sniff(table: Table) -> str:
     """Return the name of the format that the table's columns show.
 
@@ -46,8 +47,8 @@ def sniff(table: Table) -> str:
             return name
     name, needed = max(SIGNS[::-1], key=lambda sign: len(sign[1] & have) / len(sign[1]))
     plain, own = SIGNS[0]
-    if {_meant(column, sorted(own)) for column in table.columns} >= own:
-        name, needed = plain, own  # all that is needed is there by other names
+    if not needed & have or {_meant(column, sorted(own)) for column in table.columns} >= own:
+        name, needed = plain, own  # nothing is known, or all that is needed is there by other names
     missing = sorted(needed - have)
     spare = [column for column in table.columns if column.lower() not in needed]
     meant = {column: _meant(column, missing) for column in spare}

@@ -597,6 +597,9 @@ def test_columns_by_other_names_are_named(header: str, tmp_path: Path) -> None:
         read_trace(path)
     for own, theirs in zip(("arrival_s", "prompt_tokens", "output_tokens"), header.split(","), strict=True):
         assert f"nearest to {own} is '{theirs}'" in str(caught.value)
+    path.write_text("when,tokens_in,made\n0,100,10\n")
+    with pytest.raises(InputError, match=r"closest is the plain one, .* nearest to prompt_tokens is 'tokens_in'"):
+        read_trace(path)
 
 
 @pytest.mark.parametrize(
