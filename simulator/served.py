@@ -58,12 +58,20 @@ def _check_routers(scenario: Scenario, groups: Sequence[Sequence[int]], routings
         )
     for group in groups:
         first, *others = (routings[pool] for pool in group)
-        if any((each.block_tokens, each.flags) != (first.block_tokens, first.flags) for each in others):
+        if any(each.block_tokens != first.block_tokens for each in others):
             raise InputError(
                 f"a router of {router.system} before servers with KV blocks of several sizes is not modelled yet",
                 where="deployment.router",
                 mend="give the pools the same block size, or use an ideal rule, such as router: least_requests",
             )
+        tuned = first.flags.values if first.flags is not None else {}
+        for name, value in tuned.items():
+            if any(each.flags is None or each.flags.values[name] != value for each in others):
+                raise InputError(
+                    f"a router of {router.system} with another `{name}` for each server, as it is tuned, is not modelled yet",
+                    where="deployment.router",
+                    mend=f"give one for all ({name}: {value}), or use an ideal rule, such as router: least_requests",
+                )
 
 
 def check_services(prepared: Prepared) -> None:
