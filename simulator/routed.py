@@ -115,9 +115,9 @@ def check_paired(routing: Routing, *, at_once: bool, computes: bool) -> None:
         return
     if system.pairs(at_once=at_once) and not system.decides:
         raise InputError(
-            "decode servers that compute prompts, which `conditional_disagg_enabled` asks for, are modelled for vllm alone",
+            "that decode servers of this engine compute prompts, as `conditional_disagg_enabled` asks, is not modelled yet",
             where=f"{WHERE}.conditional_disagg_enabled",
-            mend="remove `conditional_disagg_enabled`, or use vllm",
+            mend="remove `conditional_disagg_enabled`, or use an engine whose decode servers do (docs/how-to/disaggregate.md)",
         )
     from simulator.cluster.routing.systems import MODULES
 

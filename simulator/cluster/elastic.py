@@ -227,7 +227,7 @@ class Elastic(Cluster):
 
     def _reading(self, replica: int, queued_tokens: int) -> Reading:
         self._run_to(replica, self._clock.now_s)
-        states = [rank.scheduler.state() for rank in self.replicas[replica].ranks]
+        states = self.replicas[replica].states()
         running, waiting, used, whole = (sum(column) for column in zip(*states, strict=True))
         tokens = self._plan_of(replica).limits.kv_tokens * len(states)
         return Reading(running, waiting, used / max(whole, 1), tokens, queued_tokens)

@@ -252,7 +252,7 @@ class PolicyRouter(Router):
         for number, replica in enumerate(self._replicas):
             replica.advance(at_s)
             self.note(number)
-            states.append([sum(column) for column in zip(*(rank.scheduler.state() for rank in replica.ranks), strict=True)])
+            states.append([sum(column) for column in zip(*replica.states(), strict=True)])
         running, waiting, used, whole = zip(*states, strict=True)
         self.policy.saw(waiting, running, [held / max(all_, 1) for held, all_ in zip(used, whole, strict=True)])
         if self.policy.reads_adapters:

@@ -15,7 +15,7 @@ from hardware_profiles.ops import Ops
 from hardware_profiles.power import LIMIT_ERROR_PCT
 from simulator.calibrated import beyond, unlike
 from simulator.prepared import Prepared
-from simulator.results.intervals import Evidence, Setting, half_width, table
+from simulator.results.intervals import Evidence, Setting, table
 
 DATASHEET_ERROR = 0.5
 """Mean error of kernels priced by the datasheet with typical efficiencies. Kind: assumed, 2026-11: on NVIDIA GPUs whose tables
@@ -42,10 +42,8 @@ def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple
         return evidence, [*left, *axes]
     known = dict(evidence.fitted)  # a device that was measured is no less known than its class
     fitted = {**known, **{metric: min(width, known.get(metric, width)) for metric, width in own.interval.items()}}
-    if left:
-        fitted = {metric: max(width, half_width(evidence, metric, "mean")[0]) for metric, width in fitted.items()}
-        return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), [*left, *axes]
-    return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), []
+    measured = replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name)
+    return (replace(measured, without_fit=evidence.fitted), [*left, *axes]) if left else (measured, [])
 
 
 def _apart(prepared: Prepared) -> Sequence[Prepared]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
@@ -69,6 +69,8 @@ class Evidence:
     ranks_apart : whether each data-parallel rank has requests of its own and all step together.
     source : who measured what a replay is of; "" of everybody else's servers.
     fitted : log half-widths by metric of a user's calibration, of those metrics that it tells; `fitted_by` is its name.
+    without_fit : what `fitted` is without the calibration, where the run leaves what that measured: no interval is narrower than
+        by it. None inside.
     """
 
     engine: str
@@ -84,6 +86,7 @@ class Evidence:
     source: str = ""
     fitted: tuple[tuple[str, float], ...] = ()
     fitted_by: str = ""
+    without_fit: tuple[tuple[str, float], ...] | None = None
 
     def load(self) -> str:
         """Kind of a load under which clients wait."""
@@ -262,6 +265,9 @@ def half_width(
         width = ttft_share * first + (1 - ttft_share) * rest
     elif metric in own:
         width, kind = own[metric], "fitted"
+        if evidence.without_fit is not None:
+            plain = replace(evidence, fitted=evidence.without_fit, without_fit=None)
+            width = max(width, half_width(plain, metric, statistic, widths=widths)[0])
     else:
         asked = (evidence, metric, statistic)
         run = _shipped_width(*asked) if widths is None else run_width(widths, *asked)
@@ -358,7 +364,9 @@ def why(evidence: Evidence, step_width: float) -> str:
     """Why an interval is as wide as it is, `step_width` that of TPOT; "" where runs of the very kind stand behind it."""
     if evidence.fitted:
         told = " and ".join(metric.upper() for metric, _ in evidence.fitted)
-        return f"error intervals of {told} are those of {evidence.fitted_by} (a factor of {math.exp(step_width):.2f} for TPOT)"
+        least = "" if evidence.without_fit is None else ", and no narrower than without it"
+        factor = f"a factor of {math.exp(step_width):.2f} for TPOT"
+        return f"error intervals of {told} are those of {evidence.fitted_by}{least} ({factor})"
     if evidence.hardware == "measured" and not evidence.closed_loop and not evidence.split:
         return ""
     scale = shipped().scales["tpot"]

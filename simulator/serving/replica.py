@@ -158,6 +158,18 @@ class Replica:
         only = self._only
         return only.scheduler.wake_s() if only is not None else min(rank.scheduler.wake_s() for rank in self.ranks)
 
+    def states(self) -> list[tuple[int, int, int, int]]:
+        """`state` of each rank's scheduler at the time up to which the replica was advanced.
+
+        Who came while a run heard nobody waits too: as many as had come when its last step was formed.
+        """
+        formed_s = max([batch.t_sched for _, batches, _ in self._in_flight for batch in batches], default=-INFINITY)
+        found = []
+        for rank in self.ranks:
+            running, waiting, used, whole = rank.scheduler.state()
+            found.append((running, waiting + sum(1 for _ in rank.arrivals_until(formed_s)), used, whole))
+        return found
+
     def next_event_s(self) -> float:
         """A time before which nothing that another part could see will happen here."""
         if self._in_flight and not self._may_schedule:

@@ -73,9 +73,11 @@ def check(found: Prepared) -> None:
     for prior in (0, CONTEXT):
         last_s = 0.0
         for tokens in PROMPTS:
-            step_s = model.step_s([Batch(0, prefill=[(tokens, prior)], tokens=tokens)])[0]
+            batch = Batch(0, prefill=[(tokens, prior)], tokens=tokens)
+            step_s = model.step_s([batch])[0]
             assert step_s >= SLACK * max(last_s, tokens * token_bound_s(found)), (tokens, prior)
-            last_s = step_s
+            if model.as_run(batch) is batch:  # one token is computed as a decoding row's, by the kernel that was timed for these
+                last_s = step_s
 
 
 QUICK = [("llama_cpp", "apple-m4-10c-32gb", "mxfp4_moe", MODELS[3]), ("openvino", "xeon-8480-1s", "fp32", MODELS[0])]

@@ -161,8 +161,8 @@ def test_what_decode_servers_know_they_compute_themselves() -> None:
 @pytest.mark.parametrize(
     ("router", "engine", "words"),
     [
-        ({**CONDITIONAL, "use_kv_events": False}, "sglang", "are modelled for vllm alone"),
-        ({**CONDITIONAL, "use_kv_events": False}, "trtllm", "are modelled for vllm alone"),
+        ({**CONDITIONAL, "use_kv_events": False}, "sglang", "is not modelled yet"),
+        ({**CONDITIONAL, "use_kv_events": False}, "trtllm", "is not modelled yet"),
         ({**CONDITIONAL, "conditional_disagg_policy": "prefill_load"}, "vllm", "conditional_disagg_policy"),
         ({**CONDITIONAL, "conditional_disagg_decode_busy_threshold": 0.9}, "vllm", "is not modelled"),
     ],

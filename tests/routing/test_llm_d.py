@@ -246,3 +246,29 @@ def test_deciders_are_refused_where_they_are_not_modelled(data: dict[str, Any], 
     with pytest.raises(InputError, match=words) as caught:
         prepare(load_scenario(data))
     assert "llm-d" not in str(caught.value.mend)
+
+
+SCALED = {"kind": "hpa", "metric": "num_requests_waiting", "target": 2, "max_replicas": 6, "start_up": 1}
+
+
+@pytest.mark.parametrize("autoscaler", [None, SCALED])
+def test_who_waits_before_a_full_server_is_told_as_if_it_went_step_by_step(autoscaler: dict[str, Any] | None) -> None:
+    scenario = {
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": {
+            "engine": "vllm",
+            "hardware": "h100-sxm-80gb",
+            "replicas": 4,
+            "engine_args": {"max_num_seqs": 4},
+            "router": {"system": "llm-d"},
+            **({"autoscaler": autoscaler} if autoscaler else {}),
+        },
+        "workload": {
+            "arrivals": {"kind": "poisson", "rate": 30},
+            "prompt_tokens": {"kind": "lognormal", "mean": 900, "p99": 5000, "max": 7000},
+            "output_tokens": {"kind": "lognormal", "mean": 100, "p99": 500},
+            "duration": 8,
+        },
+    }
+    run, plain = (simulate(scenario, aggregate=aggregate) for aggregate in (True, False))
+    assert run.result == plain.result
