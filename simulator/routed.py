@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from simulator.config.schema import Router
 
 WHERE = "deployment.router"
+CONDITIONAL = "conditional_disagg_"
+"""What flags of decode servers that compute prompts begin with; ``enabled`` turns them on."""
 REPLAYED_ONLY = ("router_queue_threshold", "router_track_output_blocks")
 """Flags that the replay of recordings knows and a run does not."""
 
@@ -67,6 +69,10 @@ def routing_of(
         notes.append(f"{router.system}: {_deciding(flags)}")
     elif roles and system.keeps is not None and system.keeps(flags):
         notes.append(f"{router.system}: decode servers compute prompts of which they hold enough (conditional disaggregation)")
+    switch = f"{CONDITIONAL}enabled"
+    idle = sorted(name for name in given if name.startswith(CONDITIONAL) and name != switch)
+    if idle and not given.get(switch):
+        notes.append(f"{router.system}: {', '.join(idle)} without `{switch}` has no effect")
     asked = router.version
     if asked is not None and asked.lstrip("v") != system.version:
         notes.append(

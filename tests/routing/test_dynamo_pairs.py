@@ -172,3 +172,11 @@ def test_what_is_not_modelled_is_said(router: dict[str, Any], engine: str, words
         prepare(load_scenario(scenario(router, engine=engine)))
     assert words in str(caught.value)
     assert caught.value.mend
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_flags_of_what_is_not_turned_on_are_said_to_have_no_effect(enabled: bool) -> None:
+    router = {**DYNAMO, "conditional_disagg_eff_isl_threshold": 100, "conditional_disagg_enabled": enabled}
+    result = simulate(scenario(router)).result
+    said = " ".join((*result["assumptions"], *result["warnings"]))
+    assert ("conditional_disagg_eff_isl_threshold without `conditional_disagg_enabled` has no effect" in said) is not enabled
