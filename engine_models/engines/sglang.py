@@ -55,7 +55,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     adapters = adapters_of_pool(request)
     lora_bytes = adapters.memory_bytes if adapters is not None else 0
     graphs = serving.graph_rows, serving.page, serving.prompt_graph_tokens
-    memory = memory_of(request, number, serving.chunk, *graphs, lora_bytes, share_factor(request, number, serving.context))
+    factor, prompts = share_factor(request, number, serving.context), serving.reserved_tokens(request.data_parallel)
+    memory = memory_of(request, number, prompts, *graphs, lora_bytes, factor)
     tokens = kv_tokens_of(request, serving, memory)
     rows = rows_of(request, serving, memory, tokens)
     say_steps(request, version, serving, memory, (tokens, rows), said)

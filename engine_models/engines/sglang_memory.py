@@ -92,7 +92,7 @@ def compressed(arch: Architecture) -> bool:
 def memory_of(
     request: PoolRequest,
     version: tuple[int, ...],
-    chunk: int,
+    prompt_tokens: int,
     graph_rows: int,
     page: int,
     prefill_graph_tokens: int,
@@ -101,6 +101,7 @@ def memory_of(
 ) -> MemoryBudget:
     """KV bytes = free after the weights - (1 - mem_fraction_static) * free before them.
 
+    prompt_tokens : of a step, that memory is set aside for, before they are divided among ranks.
     prefill_graph_tokens : largest prefill that is captured, 0 if none is; share_factor : of `mem_fraction_static`, however given.
     """
     flags, arch = request.flags, request.arch
@@ -108,10 +109,9 @@ def memory_of(
     device, drafter = request.device_memory_bytes, request.speculation
     given = flags.get("mem_fraction_static")
     dp = request.data_parallel
-    # sized before the prefill chunk is divided among the ranks
     reserved = reserved_bytes(
         device,
-        chunk * dp if chunk > 0 else int(flags.get("max_prefill_tokens") or 16384),
+        prompt_tokens,
         tp * pp * dp,
         graph_rows,
         dp,
@@ -123,10 +123,10 @@ def memory_of(
     fraction = float(given) if given is not None else round((device - reserved) / device, 3) * tower_factor(request)
     if given is None and fraction <= 0:
         raise InputError(
-            f"SGLang sets {reserved / 1e9:.0f} GB of {device / 1e9:.0f} GB aside for prompts of {chunk * dp:,} tokens a step: "
+            f"SGLang sets {reserved / 1e9:.0f} GB of {device / 1e9:.0f} GB aside for prompts of {prompt_tokens:,} tokens a step: "
             "nothing is left for weights and KV cache",
             where="deployment.engine_args.chunked_prefill_size",
-            mend="state mem_fraction_static, such as 0.88, or a smaller chunked_prefill_size",
+            mend="state mem_fraction_static, such as 0.88, or a smaller chunked_prefill_size (-1: max_prefill_tokens)",
         )
     if not 0 < fraction < 1:
         raise InputError(

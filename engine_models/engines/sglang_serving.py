@@ -97,6 +97,10 @@ class Serving:
         """Tokens of prompts in a step: the last of a batch may exceed `max_prefill_tokens`, and is cut by the chunk alone."""
         return self.chunk if self.chunk > 0 else max(self.prefill_tokens, self.context)
 
+    def reserved_tokens(self, ranks: int) -> int:
+        """Tokens of prompts that memory is set aside for: a chunk of all data-parallel ranks, else what a step admits."""
+        return self.chunk * ranks if self.chunk > 0 else self.prefill_tokens
+
     def step_tokens(self, rows: int) -> int:
         """Tokens of a step at most, where `rows` may decode."""
         return max(self.largest_prefill, rows * self.row_tokens)

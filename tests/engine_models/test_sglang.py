@@ -27,6 +27,7 @@ from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
+from simulator.prepared import Prepared
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import replay
 from tests.engine_models.test_declarations import prepared
@@ -460,22 +461,24 @@ def test_tokens_are_those_of_start_up_lines(
     assert plan.limits.told_tokens == pytest.approx(tokens, rel=0.01)
 
 
-def test_a_reserve_that_leaves_nothing_names_the_chunk() -> None:
-    pool = {"engine": "sglang", "hardware": "l40s-48gb", "engine_args": {"chunked_prefill_size": 32768}}
+def llama(engine_args: dict[str, Any], hardware: str) -> Prepared:
+    """Llama-3.1-8B on one device."""
+    pool = {"engine": "sglang", "hardware": hardware, "engine_args": engine_args}
     load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
-    scenario = load_scenario({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": pool, "workload": load})
+    return prepare(load_scenario({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": pool, "workload": load}))
+
+
+def test_a_reserve_that_leaves_nothing_names_the_chunk() -> None:
     with pytest.raises(InputError, match="aside for prompts of 32,768 tokens a step") as error:
-        prepare(scenario)
+        llama({"chunked_prefill_size": 32768}, "l40s-48gb")
     assert error.value.where == "deployment.engine_args.chunked_prefill_size"
+    with pytest.raises(InputError, match="aside for prompts of 100,000 tokens a step"):
+        llama({"chunked_prefill_size": -1, "max_prefill_tokens": 100_000}, "l40s-48gb")
 
 
 def share(engine_args: dict[str, Any], hardware: str = "mi300x-192gb") -> float:
-    """Weights and KV cache of Llama-3.1-8B over what is free of the device."""
-    pool = {"engine": "sglang", "hardware": hardware, "engine_args": engine_args}
-    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
-    memory = prepare(
-        load_scenario({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": pool, "workload": load})
-    ).plan.memory
+    """Weights and KV cache over what is free of the device."""
+    memory = llama(engine_args, hardware).plan.memory
     parts = {line.key: line.bytes for line in memory.lines}
     return 1 - parts["activation"] / (memory.device_bytes - parts["other"])
 
