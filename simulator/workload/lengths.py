@@ -34,7 +34,7 @@ def lognormal_parameters(mean: float, p99: float) -> tuple[float, float]:
     ratio = p99 / mean
     bound = math.exp(Z99**2 / 2)
     if ratio < 1:
-        raise ValueError(f"p99 ({p99:g}) is below the mean ({mean:g}); no log-normal law has its 99th there")
+        raise ValueError(f"p99 ({p99:g}) is below the mean ({mean:g}); give a p99 above the mean")
     if ratio > bound:
         raise ValueError(
             f"p99 ({p99:g}) is {ratio:.3g} times the mean ({mean:g}); a log-normal law reaches at most "
