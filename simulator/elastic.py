@@ -14,7 +14,7 @@ from hardware_profiles.errors import InputError
 from simulator.cluster.faults import HOUR_S, Disturbance, Fault, Faults, Process
 from simulator.cluster.fleet import Members
 from simulator.cluster.scaling.scaler import Alone, Scaling
-from simulator.pools import POOLS, nodes_of, unique
+from simulator.pools import POOLS, nodes_of, unique, ways_of
 from simulator.prepared import Elasticity, Prepared
 from simulator.scaled import Scalings, bounds, joint, maker, scalings_of, words
 from simulator.workload.streams import stream
@@ -164,31 +164,32 @@ def _processes(
 
 
 def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepared], Elasticity | None, list[str]]:
-    """Prefill and decode pools (in this order) whose replicas come and go, each with its own part; what is assumed.
+    """Prefill, decode and other pools (in this order) whose replicas come and go, each with its own part; what is assumed.
 
     Raises
     ------
     InputError : their engine's rules for it are not modelled, or a pool or a replica is not there.
     """
     around, client = scenario.deployment, scenario.client
-    stated, handover = stated_of(scenario, pools), pools[0].plan.handover
-    assert handover is not None
+    stated = stated_of(scenario, pools)
+    handovers = [each.plan.handover for each in pools if each.plan.handover is not None]
     events = [event for each in stated for event in each.failures.events]
     strikes = any(each.failures.of is not None for each in stated) or any(each.kind not in ("link", "slow") for each in events)
-    stalls = any(each.kind == "link" for each in events) and handover.gives_up_s < INFINITY
+    stalls = any(each.kind == "link" for each in events) and any(each.gives_up_s < INFINITY for each in handovers)
     scaling = scalings_of(around, pools)
     waits = around.admission, client.timeout_s, client.retries
     if not (strikes or stalls or scaling or any(given is not None for given in waits)):
         return list(pools), None, []
-    if pools[0].routing.computes:
+    if any(each.routing.computes for each in pools):
         raise InputError(
             "failures, autoscalers, limits and impatient clients beside decode servers that compute prompts are not modelled yet",
             where="deployment.router",
             mend="leave them out, or use a router that sends every prompt to a prefill server",
         )
-    if not handover.drops:
+    mute = next(((each, each.plan.handover) for each in pools if each.plan.handover and not each.plan.handover.drops), None)
+    if mute is not None:
         raise InputError(
-            f"what {pools[0].plan.engine} does in prefill and decode pools over {handover.connector} about requests that a "
+            f"what {mute[0].plan.engine} does in prefill and decode pools over {mute[1].connector} about requests that a "
             "server or a client drops is not modelled yet",
             where="deployment",
             mend="remove failures, autoscaler, admission, client.timeout_s and client.retries, or use a pool of role: mixed",
@@ -196,7 +197,7 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
     found, elastic, said = _changing(pools, scaling, stated, strikes=strikes)
     if strikes:
         elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=0.0 if scaling else None))
-        said += [*_words(stated), *_left_behind(handover)]
+        said += [*_words(stated), *_left_behind(handovers[0])]
     return found, elastic, said
 
 
@@ -375,7 +376,7 @@ def _check_replica(event: schema.FailureEvent, pool: Prepared, where: str) -> No
 
 
 def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[Disturbance, ...], list[str]]:
-    """What disturbs prefill and decode pools (in the order of their replicas), and what is assumed.
+    """What disturbs pools of which some pass requests on (in the order of their replicas), and what is assumed.
 
     Raises
     ------
@@ -405,12 +406,8 @@ def _disturbance(event: schema.FailureEvent, where: str, struck: Series[str], po
             raise InputError(f"there is no pool '{name}'", where=f"{where}.{key}", mend=f"one of {', '.join(names)}")
     for_s = INFINITY if event.for_s is None else event.for_s
     if event.kind == "link":
-        ends = {role: [each.pool.name for each in pools if each.pool.role == role] for role in ("prefill", "decode")}
         ways = tuple(
-            (here, there)
-            for here in ends["prefill"]
-            for there in ends["decode"]
-            if event.from_ in (None, here) and event.to in (None, there)
+            (here, there) for here, there in ways_of(pools) if event.from_ in (None, here) and event.to in (None, there)
         )
         if not ways:
             raise InputError(

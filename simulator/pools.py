@@ -18,7 +18,7 @@ from simulator.prepared import Prepared
 from simulator.workload.columns import Workload
 
 if TYPE_CHECKING:
-    from simulator.cluster.transfer import Paths, Route
+    from simulator.cluster.transfer import Paths, Route, Way
     from simulator.config.schema import Deployment, Transfer
 
 POOLS = "deployment.pools"
@@ -145,15 +145,13 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
         for _ in range(each.ranks)
         for number in range(each.most)
     ]
-    between, within = {}, {}
-    for source in pools:
-        for target in pools:
-            if source.pool.role == "prefill" and target.pool.role == "decode" and _served_alike(source, target):
-                check_pair(source, target)
-                pair = source.pool.name, target.pool.name
-                given = _setting(deployment, *pair)
-                between[pair] = _route(given, source, target, inside=False)
-                within[pair] = _route(given, source, target, inside=True)
+    between, within, by_name = {}, {}, {each.pool.name: each for each in pools}
+    for pair in ways_of(pools):
+        source, target = (by_name[name] for name in pair)
+        check_pair(source, target)
+        given = _setting(deployment, *pair)
+        between[pair] = _route(given, source, target, inside=False)
+        within[pair] = _route(given, source, target, inside=True)
     _check_ways(deployment, {each.pool.name for each in pools}, between)
     return Paths(sides, between, within)
 
@@ -168,6 +166,17 @@ def _check_ways(deployment: Deployment, running: set[str], ways: Collection[tupl
                 where="deployment.transfer",
                 mend="name a prefill pool under `from`, and under `to` a decode pool of the same model and prompt_tokens",
             )
+
+
+def ways_of(pools: Iterable[Prepared]) -> list[Way]:
+    """The names of each two pools of which the one passes requests on to the other."""
+    pools = list(pools)
+    return [
+        (source.pool.name, target.pool.name)
+        for source in pools
+        for target in pools
+        if (source.pool.role, target.pool.role) == ("prefill", "decode") and _served_alike(source, target)
+    ]
 
 
 def _served_alike(one: Prepared, other: Prepared) -> bool:

@@ -520,9 +520,13 @@ def _fleet(
     system, handover = prepared.routing.system, prepared.plan.handover
     assert handover is not None
     assert prepared.paths is not None
-    kind = ReservingFleet if handover.reserves else Fleet
+    kind: Callable[..., Cluster] = ReservingFleet if handover.reserves else Fleet
     if system is not None and prepared.routing.computes:
         kind = DecidingFleet if system.decides else KeepingFleet
+    if prepared.elastic is not None:
+        from simulator.cluster.elastic_services import ElasticPullFleet, ElasticReservingFleet
+
+        kind = partial(ElasticReservingFleet if handover.reserves else ElasticPullFleet, **_changes(prepared.elastic))
     return kind(
         source,
         stages,
@@ -530,6 +534,9 @@ def _fleet(
         [each.limits for each in services],
         destinations,
         routings,
+        disturbances=prepared.disturbances,
+        admission=admission_of(scenario.deployment.admission),
+        client=client_of(scenario.client),
         before_s=[front.before_s + half_rtt_s + prepared.routing.hop_s for front in fronts],
         after_s=half_rtt_s,
         devices=prepared.devices,

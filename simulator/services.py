@@ -70,14 +70,19 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
     ------
     InputError : pools that cannot stand together, or something around them that is not modelled there.
     """
+    from simulator.elastic import disturbances_of, with_roles
+
     pools = sorted(pools, key=lambda each: STAGES.index(each.pool.role))
-    services = services_of(pools)
+    services_of(pools)  # who has no partner is told before all else
     _check_around(scenario)
+    pools, elastic, changing = with_roles(scenario, pools)
+    disturbances, said = disturbances_of(scenario, pools)
+    services = services_of(pools)
     for each in services:
         handover = each.pools[0].plan.handover
         if each.paired and handover is not None:
             check_paired(each.routing, at_once=handover.reserves, computes=handover.computes)
-    _check_alike([each for each in services if each.paired])
+    _check_alike([each for each in services if each.paired], drops=elastic is not None)
     base = next(each for each in services if each.paired)
     answers = base.pools[-1]
     return replace(
@@ -87,27 +92,22 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
         devices=sum(each.devices for each in pools),
         price=blended_price([(each.price, each.devices) for each in pools]),
         warnings=unique(text for each in pools for text in each.warnings),
-        assumptions=unique(text for each in pools for text in each.assumptions),
+        assumptions=unique((*(text for each in pools for text in each.assumptions), *said, *changing)),
         pools=tuple(pools),
         paths=paths_of(scenario.deployment, pools),
         services=tuple(services),
+        disturbances=disturbances,
+        elastic=elastic,
     )
 
 
 def _check_around(scenario: Scenario) -> None:
     """Refuse what is not modelled around pools of which some pass requests on and others do not."""
-    around, client = scenario.deployment, scenario.client
-    given = {
-        "deployment.failures": around.failures is not None,
-        "deployment.autoscaler": around.autoscaler is not None,
-        "deployment.admission": around.admission is not None,
-        "deployment.kv_tiers": bool(around.kv_tiers),
-        "client.timeout_s": client.timeout_s is not None,
-        "client.retries": client.retries is not None,
-    }
+    around = scenario.deployment
+    given = {"deployment.kv_tiers": bool(around.kv_tiers)}
     for number, pool in enumerate(around.pools):
         if pool.replicas or pool.autoscaler is not None:
-            given |= {f"{POOLS}.{number}.{key}": getattr(pool, key) is not None for key in ("failures", "autoscaler", "models")}
+            given[f"{POOLS}.{number}.models"] = pool.models is not None
     for where, asked in given.items():
         if asked:
             raise InputError(
@@ -117,11 +117,12 @@ def _check_around(scenario: Scenario) -> None:
             )
 
 
-def _check_alike(services: Sequence[Service]) -> None:
-    """Refuse services whose servers pass requests on in different ways."""
+def _check_alike(services: Sequence[Service], *, drops: bool) -> None:
+    """Refuse services whose servers pass requests on in different ways, or with `drops` give them up in different ways."""
     first, *others = services
+    named = HANDED if drops else HANDED[:-1]
     for each in others:
-        for what, here, there in zip(HANDED, _handing(first), _handing(each), strict=True):
+        for what, here, there in zip(named, _handing(first), _handing(each), strict=False):
             if here != there:
                 raise InputError(
                     f"prefill and decode pools whose hand-over differs ({what}: {here} of {first.pools[0].arch.name}, {there} of "
@@ -131,13 +132,20 @@ def _check_alike(services: Sequence[Service]) -> None:
                 )
 
 
-HANDED = ("engine", "who is asked first", "tokens of a block", "seconds between the servers")
+HANDED = (
+    "engine",
+    "who is asked first",
+    "tokens of a block",
+    "seconds between the servers",
+    "lease, signs of life and patience in seconds",
+)
 
 
 def _handing(service: Service) -> tuple[object, ...]:
-    """How the servers of a service pass requests on."""
+    """How the servers of a service pass requests on, and how they give them up."""
     plan = service.pools[-1].plan
     handover = plan.handover
     assert handover is not None
     hop_s = handover.hop_s + plan.front.unqueued().before_s
-    return plan.engine, "both" if handover.reserves else "the prefill server", handover.unit_tokens, hop_s
+    dropping = (handover.lease_s, handover.beats_s, handover.gives_up_s, handover.tells)
+    return plan.engine, "both" if handover.reserves else "the prefill server", handover.unit_tokens, hop_s, dropping

@@ -210,14 +210,6 @@ REFUSED = {
         scenario([*pair(), *pair("sglang", name="q", model=QWEN)], TWO),
         "whose hand-over differs (engine: vllm of meta-llama/Llama-3.1-8B-Instruct, sglang of Qwen/Qwen2.5-7B-Instruct)",
     ),
-    "failures": (
-        scenario([*pair(), *QWENS], TWO, failures={"events": [{"at_s": 1, "kind": "drain"}]}),
-        "`deployment.failures` around prefill and decode pools beside others",
-    ),
-    "failures-of-a-pool": (
-        scenario([*pair(), pool("q", model=QWEN, failures={"mtbf_h": 9.0, "of": "node"})], TWO),
-        "`deployment.pools.2.failures` around prefill and decode pools beside others",
-    ),
     "turns": (
         scenario([*pair(), pool("q", models=[QWEN, "Qwen/Qwen3-4B"])], TWO),
         "`deployment.pools.2.models` around prefill and decode pools beside others",
@@ -226,7 +218,10 @@ REFUSED = {
         scenario([*pair(), *QWENS], TWO, transfer=[{"from": "p", "to": "qwens", "bytes_per_s": 1e9}]),
         "no request passes from 'p' to 'qwens'",
     ),
-    "time-outs": (scenario([*pair(), *QWENS], TWO, client={"timeout_s": 3.0}), "`client.timeout_s` around prefill and decode"),
+    "computing": (
+        {**CASES["llm-d"], "client": {"timeout_s": 3.0}},
+        "impatient clients beside decode servers that compute prompts are not modelled yet",
+    ),
 }
 
 

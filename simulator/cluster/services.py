@@ -14,10 +14,12 @@ from typing import Any
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits, Mode
 from engine_models.parts.protocols import StepCost
 from engine_models.parts.sequence import Sequence as Request
+from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.cluster import Cluster, IntArray, Source
 from simulator.cluster.deciding import DecidingCluster, KeepingCluster, decider_of
 from simulator.cluster.destinations import Destinations
 from simulator.cluster.devices import DeviceHistory
+from simulator.cluster.faults import Disturbance
 from simulator.cluster.handover import HandoverCluster, ReservingCluster, prompt_alone
 from simulator.cluster.mixed import GroupRouter, MixedCluster
 from simulator.cluster.outcome import Reason, Rows
@@ -50,7 +52,8 @@ class Fleet(HandoverCluster, MixedCluster):
     limits, before_s : of each service, what it takes, and the time from the client's send to its front end's choice.
     destinations : which requests may go to which services.
     routings : how the requests of each group of services are routed.
-    Others as of the bases; `devices` are those of all replicas.
+    Others as of the bases; `devices` are those of all replicas. Limits of the router and clients that give up are for the
+    subclasses whose replicas come and go.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class Fleet(HandoverCluster, MixedCluster):
         routings: Sequence[Routing],
         *,
         before_s: Sequence[float],
+        disturbances: Sequence[Disturbance] = (),
+        admission: Admission | None = None,
+        client: ClientRules | None = None,
         after_s: float = 0.0,
         devices: int = 1,
         aggregate: bool = True,
@@ -70,7 +76,7 @@ class Fleet(HandoverCluster, MixedCluster):
     ) -> None:
         self._pools = stages.both
         pools = [*stages.prefill, *stages.decode, *stages.both]
-        self._pair(stages.prefill, stages.decode, paths, (), 0.0)
+        self._pair(stages.prefill, stages.decode, paths, disturbances, 0.0)
         self._gather(destinations, routings, before_s)
         self._limits_of = list(limits)
         self._pool_of = [service for service, pool in zip(stages.services, pools, strict=True) for _ in range(pool.replicas)]
@@ -83,6 +89,8 @@ class Fleet(HandoverCluster, MixedCluster):
             source,
             replace(stages.decode[0].plan, limits=limits[0], prefix_caching=any(pool.plan.prefix_caching for pool in pools)),
             stages.decode[0].cost,
+            admission=admission,
+            client=client,
             before_s=min(before_s),
             after_s=after_s,
             aggregate=aggregate,
@@ -121,19 +129,31 @@ class Fleet(HandoverCluster, MixedCluster):
             first.append((prompts, replace(routing, role="prefill")))
             self._second_group[group] = len(second)
             second.append((answers, replace(routing, role="decode", seed=_next_of(routing.seed))))
-        self._second = self._stage(second, lambda seq: self._second_group[self._group(seq)])
-        router = self._stage(first, self._group)
+        both = self._admission if self._at_once else None
+        self._second = self._stage(second, lambda seq: self._second_group[self._group(seq)], both)
+        router = self._stage(first, self._group, self._admission)
         router.reads_text = router.reads_text or self._second.reads_text
         self._seen_in: list[Router] = [router] * len(self.replicas)
         for at in chain.from_iterable(members for members, _ in second):
             self._seen_in[at] = self._second
         return router
 
-    def _stage(self, groups: Sequence[tuple[list[int], Routing]], group_of: Callable[[Request], int]) -> GroupRouter:
+    def _stage(
+        self,
+        groups: Sequence[tuple[list[int], Routing]],
+        group_of: Callable[[Request], int],
+        admission: Admission | None,
+    ) -> GroupRouter:
         """The routers of a stage."""
         executors = [servers.plan.executor for servers in self._servers]
         routers = [
-            router_of([self.replicas[at] for at in members], routing, [executors[at] for at in members])
+            router_of(
+                [self.replicas[at] for at in members],
+                routing,
+                [executors[at] for at in members],
+                admission,
+                changing=self.changing,
+            )
             for members, routing in groups
         ]
         return GroupRouter(routers, [members for members, _ in groups], self._number_of, group_of)
@@ -186,6 +206,12 @@ class Fleet(HandoverCluster, MixedCluster):
             super()._watch(number)
         else:
             Cluster._watch(self, number)
+
+    def _hear(self, number: int) -> None:
+        if self._replica_of[number] < self._whole:
+            super()._hear(number)
+        else:
+            self._note(number)
 
     def _tell(self, replica: int) -> None:
         self._seen_in[replica].note(replica)
