@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from engine_models.flags import EngineFlags, FlagTable, snake, typed_value
@@ -20,18 +22,27 @@ OwnWord = Callable[[str], str | None]
 _NUMBER = re.compile(r"-[0-9.]+")
 _FILE = re.compile(r"\S+\.(?:ya?ml|sh|bash|json|txt|service|Dockerfile)|\S*Dockerfile\S*")
 _ELLIPSES = re.compile(r"\.{3}|…|\[.*\]|\\|\$[@*]|\$\{@.*\}")
+_PLACES = ("services", "spec", "template", "containers", "initContainers", "extraPodSpec", "mainContainer")
+"""Keys around containers that name none."""
 _MANIFEST_KEYS = (*CONTAINER_KEYS, "services", "containers", "spec", "commands", "run")
 
 
 def parse_flags(
-    table: FlagTable, args: Arguments, release: str | None = None, own_word: OwnWord = lambda name: None
+    table: FlagTable,
+    args: Arguments,
+    release: str | None = None,
+    own_word: OwnWord = lambda name: None,
+    server: str | None = None,
 ) -> EngineFlags:
     """Return the flags in `args`: a dict of flag names, a launch command as text or as a list of words, or a container.
 
     `release` is the engine's version where it is known otherwise. `own_word` gives the flag that says what another engine's flag
-    says, for the mend of an unknown one. Raises InputError (its `where` the flag) for unknown and ambiguous flags, wrong values,
+    says, for the mend of an unknown one. `server` chooses among several servers the one that a compose service, a manifest or a
+    container of this name starts. Raises InputError (its `where` the flag) for unknown and ambiguous flags, wrong values,
     flags that would make the prediction wrong, text that starts no server of the engine, and several different servers.
     """
+    if isinstance(args, Mapping):
+        args = table.launcher.written(args)
     if isinstance(args, Mapping) and not any(key in _MANIFEST_KEYS for key in args):
         return _Reader(table, release, own_word).keys(args)
     if not args or (isinstance(args, str) and not args.strip()):
@@ -39,54 +50,90 @@ def parse_flags(
     from engine_models.launch import find_launches
 
     found = find_launches(args, table.launcher)
-    release = found.version or release
     if found.keys is not None:
-        return _Reader(table, release, own_word).keys(found.keys)
+        return _Reader(table, found.version or release, own_word).keys(found.keys)
     if not found.launches:
         if isinstance(args, str) and _FILE.fullmatch(args.strip()):
             raise InputError(f"{args.strip()} names a file, which is not read", mend="paste what it holds as the text")
         raise InputError(
             f"this is no launch command of {table.engine}",
-            where=found.others[0] if found.others else None,
+            where=found.others[0][0] if found.others else None,
             mend=f"paste the whole command (`{table.launcher.example}`), or only its flags",
         )
-    return _one(table, found, [_Reader(table, release, own_word).command(launch) for launch in found.launches])
+    named = [launch for launch in found.launches if server is not None and server in launch.names]
+    launches = named or found.launches
+    return _one(
+        table,
+        found,
+        launches,
+        [
+            _Reader(table, launch.version or found.version or release, own_word, launch.worker).command(launch)
+            for launch in launches
+        ],
+        chosen=bool(named),
+    )
 
 
-def _one(table: FlagTable, found: Found, servers: list[EngineFlags]) -> EngineFlags:
-    """The one server that is started, by one command or by the same on several nodes."""
+def _one(
+    table: FlagTable, found: Found, launches: list[Launch], servers: list[EngineFlags], *, chosen: bool
+) -> EngineFlags:
+    """The one server that is started, by one command or by the same on several nodes, or `chosen` among others."""
     first, *others = servers
     for other in others:  # a further node of the first one's server
         for flag in table.of_first_node:
             here, there = flag in first.values, flag in other.values
             if here != there:
                 (other if here else first).values[flag] = (first if here else other).values[flag]
-    roles = {role for role in (table.role(s.values) for s in servers) if role is not None}
-    unlike = any((s.values, s.model, s.warnings) != (first.values, first.model, first.warnings) for s in servers[1:])
+    roles = {server.role for server in servers if server.role is not None}
+    said = [(server.values, server.model, server.warnings, server.role) for server in servers]
+    unlike = any(each != said[0] for each in said)
     if unlike or (len(servers) > 1 and roles == {"either"}):
+        names = list(dict.fromkeys(name for name in map(_own_name, launches, repeat(launches)) if name is not None))
+        by_name = f"name each pool after its own ({', '.join(names)}), with the whole text in each, or " if len(names) > 1 else ""
         if roles:
-            said = ", ".join(sorted(roles - {"either"})) or "they exchange KV blocks"
+            sides = ", ".join(sorted(roles - {"either"})) or "they exchange KV blocks"
             raise InputError(
-                f"the text starts {len(servers)} servers that share the work ({said})",
-                mend="write them as two pools, role: prefill and role: decode, each with its own command as engine_args",
+                f"the text starts {len(servers)} servers that share the work ({sides})",
+                mend=f"{by_name}write two pools, role: prefill and role: decode, each with its own command as engine_args",
             )
         raise InputError(
             f"the text starts {len(servers)} servers whose flags differ",
-            mend="keep the command of one; several servers are several pools",
+            mend=f"{by_name}keep the command of one; several servers are several pools",
         )
-    notes = list(first.notes)
+    notes, launch = list(first.notes), launches[0]
     if len(servers) > 1:
         notes.append(f"{len(servers)} launch commands with the same flags are read as nodes of one server; copies are `replicas`")
-    if found.tag is not None and found.version is None:
-        notes.append(f"image tag `{found.tag}` names no release: read as the newest unless `engine` names one")
-    return EngineFlags(first.values, first.model, found.version, found.said, notes, first.warnings, found.replicas)
+    version, words = (launch.version, launch.said) if launch.version is not None else (found.version, found.said)
+    if launch.tag is not None and version is None:
+        notes.append(f"image tag `{launch.tag}` names no release: read as the newest unless `engine` names one")
+    replicas, copies = launch.replicas, found.bounds(launch)
+    if replicas is None and copies is not None:
+        replicas = copies[0]
+    return replace(
+        first,
+        model=first.model or found.model,
+        version=version,
+        said=words,
+        notes=notes,
+        replicas=replicas,
+        copies=copies,
+        others=tuple(map(tuple, found.others)),
+        strangers=() if chosen else tuple((name, tuple(words)) for name, words in found.strangers),
+    )
+
+
+def _own_name(launch: Launch, all_of: list[Launch]) -> str | None:
+    """The first name of a server that not all of them have."""
+    shared = set.intersection(*({*other.names} for other in all_of))
+    return next((name for name in launch.names if name not in shared and name not in _PLACES), None)
 
 
 class _Reader:
     """Reads the flags of one server; the last of repeated ones wins."""
 
-    def __init__(self, table: FlagTable, release: str | None, own_word: OwnWord) -> None:
-        self.table = table
+    def __init__(self, table: FlagTable, release: str | None, own_word: OwnWord, program: str = "") -> None:
+        self.own = table
+        self.table = table.started_by(program)
         self.release = release
         self.own_word = own_word
         self.found = EngineFlags()
@@ -139,7 +186,9 @@ class _Reader:
             words = ", ".join(f"`{flag}`" for flag in self.missing)
             warnings.append(f"{engine} {self.release} has no flag {words}; read as other releases have it")
         model = self.found.values.pop("model", None) or self.model
-        return EngineFlags(self.found.values, model, notes=self.found.notes, warnings=warnings)
+        role = self.table.role(self.found.values)
+        values = {name: value for name, value in self.found.values.items() if name in self.own.modelled}
+        return EngineFlags(values, model, notes=self.found.notes, warnings=warnings, role=role)
 
     # Names --------------------------------------------------------------------------------------------------
 
@@ -282,7 +331,13 @@ class _Reader:
 
     def valued(self, name: str, inside: str, shown: str, values: list[str]) -> None:
         flag = self.table.modelled.get(name)
-        if flag is None:
+        if flag is not None and name in self.table.unfolded:
+            for key, value in typed_value(flag, shown, values[0]).items():
+                own, negated = self.resolve(snake(key), key, abbreviated=False)
+                before = self.found.values.get(own)
+                merged = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+                self.key(own, key, merged, negated=negated)
+        elif flag is None:
             self.note(name, shown, f"{inside} " * bool(inside) + " ".join(values) if values else "true")
         elif inside:
             self.store_inside(name, inside, shown, values[0])

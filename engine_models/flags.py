@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,22 @@ def _numbers(release: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Worker:
+    """Another product's program that starts the engine: it takes the engine's flags, and some of its own.
+
+    modelled, unread, aliases, elsewhere, unfolded : as a `FlagTable` has them.
+    role : the pool's role that its own flags state, None where they say none.
+    """
+
+    modelled: Mapping[str, Flag] = field(default_factory=dict)
+    unread: Mapping[str, Unread] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    unfolded: tuple[str, ...] = ()
+    role: Callable[[Mapping[str, Any]], str | None] = lambda flags: None
+
+
+@dataclass(frozen=True)
 class FlagTable:
     """The flags of one engine, names in snake_case.
 
@@ -124,6 +140,7 @@ class FlagTable:
     of_first_node : flags that only the first of a server's nodes is given.
     folder, read_folder : the flag that names a folder of configurations, and what reads it as flags by name.
     abbreviated : whether its parser takes unique beginnings of long names.
+    workers : pattern of a program of the launcher's `workers` -> what it takes besides.
     converted : pattern of names of models in the engine's own form, which are not those of the originals; its group is their
         format, "" where they say none.
     """
@@ -150,6 +167,23 @@ class FlagTable:
     releases: Releases = field(default_factory=Releases)
     abbreviated: bool = True
     converted: str = r"(?!)()"
+    workers: Mapping[str, Worker] = field(default_factory=dict)
+
+    def started_by(self, program: str) -> FlagTable:
+        """The flags that a worker's program takes; the table itself for "", the engine's own program."""
+        worker = self.workers.get(program)
+        if worker is None:
+            return self
+        own = self.role
+        return replace(
+            self,
+            modelled={**self.modelled, **worker.modelled},
+            unread={**self.unread, **worker.unread},
+            aliases={**self.aliases, **worker.aliases},
+            elsewhere={**self.elsewhere, **worker.elsewhere},
+            unfolded=(*self.unfolded, *worker.unfolded),
+            role=lambda flags: worker.role(flags) or own(flags),
+        )
 
     def knows(self, name: str) -> bool:
         return name in self.modelled or name in self.unread or name.partition(".")[0] in self.modelled
@@ -171,7 +205,11 @@ class FlagTable:
 @dataclass(frozen=True)
 class EngineFlags:
     """Flags as given: snake_case names and typed values, the model of a launch command, the engine's version as an image or
-    a requirement states it (`said` : in which words); notes and warnings in words; the copies that a manifest asks for."""
+    a requirement states it (`said` : in which words); notes and warnings in words; the copies that a manifest asks for.
+
+    role : the pool's role that the flags state, as `FlagTable.role` has it. copies : least and most that an autoscaler may set.
+    others : commands beside it that start nothing of the engine; strangers : those of them that are containers, by name.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
@@ -180,6 +218,10 @@ class EngineFlags:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     replicas: int | None = None
+    role: str | None = None
+    copies: tuple[int | None, int | None] | None = None
+    others: tuple[tuple[str, ...], ...] = ()
+    strangers: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def snake(name: str) -> str:

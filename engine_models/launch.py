@@ -5,17 +5,17 @@ What an engine's servers are started by is data (`Launcher`); how the arguments 
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import textwrap
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
 
 from engine_models.launcher import CONTAINER_KEYS, LONGEST_TEXT, Launcher
+from engine_models.python_calls import read_call
 from engine_models.shell import Script, assignment, read_script
 from hardware_profiles.errors import InputError
 
@@ -39,7 +39,14 @@ _SHELLS = ("bash", "sh", "zsh", "sleep", "tail")
 _HELP = ("--help", "-h", "--version")
 _TEMPLATE_LINE = re.compile(r"(?m)^[ \t]*\{\{.*\}\}[ \t]*$")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
-_UNIT_ENVIRONMENT = re.compile(r"(?m)^Environment=(['\"]?)([A-Z]\w*=[^'\"\n]*)\1[ \t]*$")  # of a unit of systemd
+_ELSEWHERE_SET = (
+    re.compile(r"(?m)^Environment=(?P<q>['\"]?)(?P<n>[A-Z]\w*)=(?P<v>[^'\"\n]*)(?P=q)[ \t]*$"),  # a unit of systemd
+    re.compile(r"(?m)^[ \t]*\$env:(?P<n>\w+)[ \t]*=[ \t]*(?P<q>['\"]?)(?P<v>[^'\"\n]*?)(?P=q)[ \t]*$"),  # PowerShell
+    re.compile(r"(?m)^[ \t]*(?:launchctl setenv|setx)[ \t]+(?P<n>\w+)[ \t]+(?P<q>['\"]?)(?P<v>[^'\"\n]*?)(?P=q)[ \t]*$"),
+)
+"""Settings of the environment as other programs than a shell write them."""
+_COPIES = (("minReplicas", "maxReplicas"), ("minReplicaCount", "maxReplicaCount"), ("min_replicas", "max_replicas"))
+"""Least and most copies, as Kubernetes and KServe, KEDA, and Ray name them."""
 _TYPESET = str.maketrans("“”‘’", "\"\"''")
 _DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[[^\]]*\])")
 _SPEAK_OF_COMMANDS = ("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf")
@@ -47,13 +54,30 @@ _REFERENCE = re.compile(r"\$\((\w+)\)|\$?\$\{(\w+)(?::?-([^{}]*))?\}")
 _TAG_VERSION = re.compile(r"v?([0-9]+\.[0-9]+(?:\.[0-9]+)?(?:\.post[0-9]+)?)(?:rc[0-9]+)?(?=$|[-_+])")
 
 
+Bounds = tuple[int | None, int | None]
+"""Least and most copies, None for one that is not said."""
+
+
 @dataclass(frozen=True)
 class Launch:
-    """One server that is started: its arguments, its environment, and the files written beside it."""
+    """One server that is started: its arguments, its environment, and the files written beside it.
+
+    worker : pattern of the other product's program that starts it, "" for the engine's own.
+    names : of the container and of what stands around it (a compose service, a manifest's object).
+    version, said, tag : as `Found` has them, where its own image says so. replicas : copies that its manifest asks for;
+    copies : least and most that this says an autoscaler may set.
+    """
 
     arguments: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    worker: str = ""
+    names: tuple[str, ...] = ()
+    version: str | None = None
+    said: str = ""
+    tag: str | None = None
+    replicas: int | None = None
+    copies: Bounds | None = None
 
 
 @dataclass
@@ -61,8 +85,10 @@ class Found:
     """What a text starts. `named` : whether it names the engine, or holds flags alone.
 
     version : as an image's tag or a requirement states it; said : the words that do. `tag` : a tag that names no release.
-    others : words of commands that start nothing of this engine.
-    keys : flags as a group of keys (a config file), where the text is that. replicas : copies that a manifest asks for.
+    others : commands that start nothing of this engine, with settings of their environment before them.
+    strangers : containers that start nothing of it, by name, with their commands.
+    keys : flags as a group of keys (a config file), where the text is that. model : that a client of the server names.
+    copies : bounds that autoscalers by themselves keep, by the name of what they scale.
     """
 
     launches: list[Launch] = field(default_factory=list)
@@ -70,9 +96,16 @@ class Found:
     version: str | None = None
     said: str = ""
     tag: str | None = None
-    others: list[str] = field(default_factory=list)
+    others: list[list[str]] = field(default_factory=list)
+    strangers: list[tuple[str, list[str]]] = field(default_factory=list)
     keys: Mapping[str, Any] | None = None
-    replicas: int | None = None
+    model: str | None = None
+    copies: list[tuple[str | None, Bounds]] = field(default_factory=list)
+
+    def bounds(self, launch: Launch) -> Bounds | None:
+        """Least and most copies of a server that an autoscaler may set; None where none stands in the text."""
+        of_it = (bounds for target, bounds in self.copies if target is None or target in launch.names)
+        return launch.copies or next(of_it, None)
 
 
 def find_launches(source: str | Sequence[Any] | Mapping[str, Any], launcher: Launcher) -> Found:
@@ -88,10 +121,17 @@ def find_launches(source: str | Sequence[Any] | Mapping[str, Any], launcher: Lau
                 f"the launch command is longer than {LONGEST_TEXT:,} characters",
                 mend="paste the part that starts the server alone",
             )
-        search.text(_UNIT_ENVIRONMENT.sub(r"export \2", _unfenced(source).translate(_TYPESET)))
+        text = _unfenced(source).translate(_TYPESET)
+        for pattern in _ELSEWHERE_SET:
+            text = pattern.sub(lambda found: f"export {found['n']}={shlex.quote(found['v'])}", text)
+        search.text(text)
     else:
         search.data(source, alone=True)
-    return search.found
+    found = search.found
+    if found.model is not None and not found.launches:  # a client alone: of a server with its defaults
+        found.launches.append(Launch([]))
+        found.named = True
+    return found
 
 
 def _unfenced(text: str) -> str:
@@ -132,9 +172,12 @@ def flags_of_file(text: str, name: str) -> Mapping[str, Any]:
 class _Search:
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
-        self.programs = [re.compile(rf"(?:\S*[/=]|\.)?(?:{program})") for program in launcher.programs]
+        self.programs = [(re.compile(rf"(?:\S*[/=]|\.)?(?:{program})"), "") for program in launcher.programs]
+        self.programs += [(re.compile(program), program) for program in launcher.workers]
+        self.clients = [re.compile(client) for client in launcher.clients]
         self.image = re.compile(rf"(?:\S+/)?(?:{launcher.image})(?::[\w.-]+)?(?:@sha256:\w+)?", re.IGNORECASE)
-        self.anywhere = re.compile("|".join(f"(?:{program.replace(' ', chr(92) + 's+')})" for program in launcher.programs))
+        started = (*launcher.programs, *launcher.workers)
+        self.anywhere = re.compile("|".join(f"(?:{program.replace(' ', chr(92) + 's+')})" for program in started))
         self.found = Found()
         self.seen: set[int] = set()
         self.depth = 0
@@ -143,9 +186,9 @@ class _Search:
 
     def text(self, text: str) -> None:
         """A call in Python, YAML, or shell text; what that writes into files is looked at where it starts nothing itself."""
-        keys = _of_call(text, self.launcher.calls)
-        if keys is not None:
-            self.found.keys, self.found.named = keys, True
+        call = read_call(text, self.launcher.calls)
+        if call is not None:
+            self.found.keys, self.found.named = call.keys, call.named
             return
         if _READS_AS_YAML.match(text):
             documents = _documents(text)
@@ -175,9 +218,13 @@ class _Search:
         """A document: a list of words, containers or scripts anywhere inside, or (`alone`) flags by name."""
         if isinstance(data, str):
             self.text(data)
-        elif isinstance(data, list | tuple) and all(not isinstance(item, dict | list) for item in data):
+            return
+        if isinstance(data, list | tuple) and all(not isinstance(item, dict | list) for item in data):
             self.command(_listed(data, {}), {}, {})
-        elif isinstance(data, Mapping | list | tuple) and not self.containers(data):
+            return
+        elif isinstance(data, Mapping):
+            data = self.launcher.written(data)
+        if isinstance(data, Mapping | list | tuple) and not self.containers(data):
             self.seen.clear()
             self.scripts(data, {})
             if alone and not self.found.launches and isinstance(data, Mapping) and not {"kind", "apiVersion"} & {*data}:
@@ -196,26 +243,51 @@ class _Search:
         for child in data.values() if isinstance(data, Mapping) else data:
             self.scripts(child, environment, depth + 1)
 
-    def containers(self, data: Any, depth: int = 0, replicas: Any = None) -> bool:
-        """Read every container inside `data`, of which something around asks for `replicas`; whether there is any."""
+    def containers(
+        self,
+        data: Any,
+        depth: int = 0,
+        replicas: Any = None,
+        names: tuple[str, ...] = (),
+        bounds: tuple[str | None, Bounds] | None = None,
+    ) -> bool:
+        """Read every container inside `data`, of which something around asks for `replicas`; whether there is any.
+
+        names : of what stands around it; bounds : what that says of an autoscaler, with the name of what it scales.
+        """
         if id(data) in self.seen or depth > _DEEPEST:
             return False
         self.seen.add(id(data))
         data = _merged(data) if isinstance(data, Mapping) else data
+        if isinstance(data, Mapping):
+            bounds = _copies(data) or bounds
+            around = data.get("metadata")
+            names += tuple(name for of in (around, data) if isinstance(of, Mapping) and isinstance(name := of.get("name"), str))
         if isinstance(data, Mapping) and {*CONTAINER_KEYS} & {*data} and not isinstance(data.get("image"), dict):
-            before = len(self.found.launches)
+            before, commands = len(self.found.launches), len(self.found.others)
             self.container(data)
             deploy = data.get("deploy")
             own = data.get("scale", deploy.get("replicas") if isinstance(deploy, Mapping) else None)
             copies = replicas if own is None else own
-            if len(self.found.launches) > before and isinstance(copies, int) and not isinstance(copies, bool):
-                self.found.replicas = copies
+            whole = copies if isinstance(copies, int) and not isinstance(copies, bool) else None
+            self.found.launches[before:] = [
+                replace(launch, names=names, replicas=whole, copies=bounds and bounds[1])
+                for launch in self.found.launches[before:]
+            ]
+            self.found.strangers += [(names[-1] if names else "", words) for words in self.found.others[commands:]]
             return True
-        children: Sequence[Any] = data if isinstance(data, list | tuple) else ()
         if isinstance(data, Mapping):  # those named x-... are templates of a compose file
             replicas = data.get("replicas", replicas)
-            children = [child for key, child in data.items() if not str(key).startswith("x-")]
-        found = [self.containers(child, depth + 1, replicas) for child in children]
+            found = [
+                self.containers(child, depth + 1, replicas, (*names, str(key)), bounds)
+                for key, child in data.items()
+                if not str(key).startswith("x-")
+            ]
+            if bounds is not None and not any(found) and _copies(data):
+                self.found.copies.append(bounds)
+            return any(found)
+        children: Sequence[Any] = data if isinstance(data, list | tuple) else ()
+        found = [self.containers(child, depth + 1, replicas, names, bounds) for child in children]
         return any(found)
 
     def container(self, data: Mapping[str, Any]) -> None:
@@ -229,9 +301,10 @@ class _Search:
         if not words:  # a task with commands of its own
             self.scripts({key: child for key, child in data.items() if key != "image"}, environment)
         if len(self.found.launches) > before:
-            self.versions(image_word, launching=True)
+            self.versions(image_word, before)
         else:
-            self.command(["docker", "run", *image_word, *words] if image_word else words, environment, {})
+            set_here = [f"{name}={value}" for name, value in environment.items()]
+            self.command(["docker", "run", *image_word, *words] if image_word else words, environment, {}, set_here)
 
     # Commands -----------------------------------------------------------------------------------------------
 
@@ -240,40 +313,52 @@ class _Search:
         for words in script.commands:
             self.command(words, environment, script.files)
 
-    def command(self, words: list[str], environment: Mapping[str, str], files: Mapping[str, str]) -> None:
-        """One command: note the server it starts, and the version that it speaks of."""
+    def command(
+        self, words: list[str], environment: Mapping[str, str], files: Mapping[str, str], set_here: Sequence[str] = ()
+    ) -> None:
+        """One command: note the server it starts, and the version that it speaks of. `set_here` : its environment as words."""
         if not words:
             return
         before = len(self.found.launches)
-        at = self.program(words)
+        at, worker = self.program(words)
         image = self.image_at(words)
-        set_here = {**environment, **dict(_assigned(words[: at if at is not None else image]))}
+        given = {**environment, **dict(_assigned(words[: at if at is not None else image]))}
         if at is not None and (words[0] in _SPEAK_OF_COMMANDS or {*words[at:]} & {*_HELP}):
             pass
         elif at is not None:
-            self.launch(words[at:], set_here, files, named=True)
+            self.launch(words[at:], given, files, named=True, worker=worker)
+        elif (client := self.client(words)) is not None:
+            self.found.model = self.found.model or client
         elif image is not None:
-            self.contained(words, image, set_here, files)
+            self.contained(words, image, given, files)
         elif words[0] == "serve" or (words[0].startswith("-") and not self.found.others):
             self.launch(words[words[0] == "serve" :], environment, files, named=False)
         elif words[0] not in _SPEAK_OF_COMMANDS:
-            self.inside(words, set_here)
+            self.inside(words, given)
         if len(self.found.launches) == before and words[0] not in ("cat", "tee"):
-            self.found.others += words
-        self.versions(words, launching=len(self.found.launches) > before)
+            self.found.others.append([*set_here, *words])
+        self.versions(words, before)
 
     def launch(
-        self, arguments: list[str], environment: Mapping[str, str], files: Mapping[str, str], *, named: bool
+        self, arguments: list[str], environment: Mapping[str, str], files: Mapping[str, str], *, named: bool, worker: str = ""
     ) -> None:
-        self.found.launches.append(Launch(arguments, environment, files))
+        self.found.launches.append(Launch(arguments, environment, files, worker))
         self.found.named |= named
 
-    def program(self, words: list[str]) -> int | None:
-        """Where the arguments begin, behind the engine's program."""
+    def program(self, words: list[str]) -> tuple[int | None, str]:
+        """Where the arguments begin, behind the engine's program; the pattern of another product's, "" for its own."""
         for i in range(len(words)):
             for end in range(min(i + 3, len(words)), i, -1):
-                if any(p.fullmatch(" ".join(words[i:end])) for p in self.programs):
-                    return end
+                for pattern, worker in self.programs:
+                    if pattern.fullmatch(" ".join(words[i:end])):
+                        return end, worker
+        return None, ""
+
+    def client(self, words: list[str]) -> str | None:
+        """The model that a client of the engine's server names, as in ``ollama run MODEL``."""
+        for i in range(len(words)):
+            if any(client.fullmatch(" ".join(words[i : i + 2])) for client in self.clients):
+                return next((word for word in words[i + 2 :] if not word.startswith("-")), None)
         return None
 
     def image_at(self, words: list[str]) -> int | None:
@@ -291,9 +376,9 @@ class _Search:
         entry = [words[i + 1] for i, word in enumerate(words[:image]) if word == "--entrypoint"]
         entry += [word.partition("=")[2] for word in words[:image] if word.startswith("--entrypoint=")]
         rest = [*entry, *words[image + 1 :]]
-        at = self.program(rest)
+        at, worker = self.program(rest)
         if at is not None:
-            self.launch(rest[at:], environment, files, named=True)
+            self.launch(rest[at:], environment, files, named=True, worker=worker)
             return
         before = len(self.found.launches)
         self.inside(rest, environment)
@@ -318,53 +403,37 @@ class _Search:
 
     # Versions -----------------------------------------------------------------------------------------------
 
-    def versions(self, words: list[str], *, launching: bool) -> None:
-        """Note the version that an image's tag or a requirement states; that of the launching command counts most."""
+    def versions(self, words: list[str], before: int) -> None:
+        """Note the version that an image's tag or a requirement states, of the servers from `before` on, else of the text."""
         found, published = self.found, re.compile(rf"(?:\S+/)?(?:{self.launcher.published})(?::([\w.-]+))?(?:@sha256:\w+)?")
         required = re.compile(rf"{re.escape(self.launcher.package)}(?:\[[\w,.-]*\])?==v?([0-9][\w.]*)(?:\+\S*)?")
+        launching = len(found.launches) > before
         for word in words:
             image = published.fullmatch(word) if self.launcher.published else None
             tag = _TAG_VERSION.match(image[1] or "") if image else None
             pinned = required.fullmatch(word) if self.launcher.package else None
             version = tag[1] if tag else pinned[1] if pinned else None
-            if version is not None and (launching or found.version is None):
-                found.version, found.said = version, f"image {word}" if tag else word
-            elif image and version is None and launching:
-                found.tag = image[1] or "latest"
+            said = f"image {word}" if tag else word
+            if version is None and image:
+                stated = [replace(launch, tag=image[1] or "latest") for launch in found.launches[before:]]
+            elif version is not None:
+                stated = [replace(launch, version=version, said=said) for launch in found.launches[before:]]
+                if not launching and found.version is None:
+                    found.version, found.said = version, said
+            else:
+                continue
+            found.launches[before:] = stated
 
 
-def _of_call(text: str, functions: tuple[str, ...]) -> Mapping[str, Any] | None:
-    """The keywords of the one call of `functions` in text that is Python, `model` its first argument; None if there is none.
-
-    InputError where the call's arguments are no plain values.
-    """
-    if not any(name in text for name in functions):
-        return None
-    try:
-        nodes = list(ast.walk(ast.parse(textwrap.dedent(text))))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) in functions]
-    if not calls:
-        return None
-    mend = "paste one call with its values written out, or write the flags as keys: engine_args: {flag_name: value}"
-    if len(calls) > 1:
-        raise InputError(f"the text starts {len(calls)} servers", mend=mend)
-    named = [("model" if at == 0 else None, value) for at, value in enumerate(calls[0].args)]
-    keys: dict[str, Any] = {}
-    for name, value in [*named, *((word.arg, word.value) for word in calls[0].keywords)]:
-        if name == "model" and isinstance(value, ast.Name):
-            continue  # an object that the program has made
-        if name is not None and isinstance(value, ast.Attribute):
-            keys[name] = value.attr  # torch.float16
-            continue
-        try:
-            if name is None:
-                raise ValueError
-            keys[name] = ast.literal_eval(value)
-        except ValueError:
-            raise InputError(f"`{ast.unparse(value)}` in the call is no flag with a value", mend=mend) from None
-    return keys
+def _copies(data: Mapping[str, Any]) -> tuple[str | None, Bounds] | None:
+    """Between which bounds an autoscaler may set the copies, and of what; None where the mapping says nothing of it."""
+    target = data.get("scaleTargetRef")
+    name = target.get("name") if isinstance(target, Mapping) else None
+    for names in _COPIES if data.get("enabled") is not False else ():
+        low, high = (end if type(end) is int else None for end in map(data.get, names))
+        if low is not None or high is not None:
+            return name, (low, high)
+    return None
 
 
 def _merged(data: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 LONGEST_TEXT = 100_000
 """Longest text that is read as a launch command [characters]; assumed, far above any manifest of one server."""
@@ -19,7 +21,11 @@ class Launcher:
     published : those of them whose tag is the engine's version.
     enters : whether what follows such an image are the server's arguments.
     package : its package, of a requirement as ``name==1.2``.
-    calls : functions of Python that start it, as they are called; the model comes first, flags by keyword.
+    calls : functions of Python that start it, by their full names; the model comes first, flags by keyword.
+    workers : patterns of programs of other products that start it, with flags of their own besides.
+    clients : patterns of commands whose first argument names the model that a server of it serves.
+    written : a document as one with containers, where it is of a product that starts this engine by keys of its own; as it is
+        otherwise.
     example : a launch command, for mends.
     """
 
@@ -30,3 +36,6 @@ class Launcher:
     enters: bool = False
     package: str = ""
     calls: tuple[str, ...] = ()
+    workers: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
+    written: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda document: document

@@ -27,6 +27,7 @@ from hardware_profiles.packed_formats import EXAMPLES
 from hardware_profiles.power import limit_words, limited
 from hardware_profiles.scaled_ops import ScaledOps
 from simulator.calibrated import calibrated, calibration_of, calibration_words, check_law
+from simulator.launched import beside
 from simulator.pools import (
     blended_price,
     check_roles,
@@ -294,8 +295,8 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
             mend=f"use an engine that does ({', '.join(e.name for e in on_kind(device.kind))}), or give {engine.name} a device "
             f"of another kind ({', '.join(engine.devices)}; `capacity-plan list hardware`)",
         )
-    flags = parse_engine_args(pool.engine, pool.engine_args)
-    warnings = list(flags.warnings)
+    flags = parse_engine_args(pool.engine, pool.engine_args, pool.name)
+    warnings = [*flags.warnings, *beside(scenario.deployment, pool, flags)]
     experts = expert_ranks(pool)
     ranks = lockstep_ranks(pool, engine, arch, flags)
     masked = structured_asked(scenario)

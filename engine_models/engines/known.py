@@ -172,11 +172,12 @@ OTHERS = {
 """Words of launch commands of engines that are not simulated, and these engines."""
 
 
-def parse_engine_args(engine: str, args: Arguments) -> EngineFlags:
+def parse_engine_args(engine: str, args: Arguments, server: str | None = None) -> EngineFlags:
     """Return the flags in `args`: a dict of flag names, a launch command as text or as a list of words, or a container.
 
-    `engine` may carry a version (``vllm@0.15.1``). For an engine that is not known a dict passes unread.
-    Raises InputError (its `where` the flag) for unknown flags, wrong values, and text that is no command of the engine.
+    `engine` may carry a version (``vllm@0.15.1``). `server` chooses among the servers of a text by name, as `parse_flags` does.
+    For an engine that is not known a dict passes unread. Raises InputError (its `where` the flag) for unknown flags, wrong
+    values, and text that is no command of the engine.
 
     >>> parse_engine_args("vllm", "vllm serve org/m -tp 4 --max-model-len=32k").values
     {'tensor_parallel_size': 4, 'max_model_len': 32000}
@@ -189,8 +190,15 @@ def parse_engine_args(engine: str, args: Arguments) -> EngineFlags:
                 f"this is a launch command of {started}, not of {found.name}",
                 mend=f"write engine: {started}" if started in BUILT_IN else f"{started} is not simulated; {_offer()}",
             )
-        flags = parse_flags(found.flags(), args, split(engine)[1], lambda name: _own_word(found, name))
-        return replace(flags, values={**IMPLIED.get(_key(engine), {}), **flags.values})
+        flags = parse_flags(found.flags(), args, split(engine)[1], lambda name: _own_word(found, name), server)
+        told = [
+            f"the text also starts a server of {other}" + f" ({name})" * bool(name) + ": it belongs into a pool of its own"
+            for name, words in flags.strangers
+            if (other := launched_by(words)) is not None
+        ]
+        return replace(
+            flags, values={**IMPLIED.get(_key(engine), {}), **flags.values}, warnings=[*flags.warnings, *told]
+        )
     if isinstance(args, Mapping):
         return EngineFlags({snake(key): value for key, value in args.items()})
     if not args or (isinstance(args, str) and not args.strip()):

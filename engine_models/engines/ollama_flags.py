@@ -78,10 +78,12 @@ FLAGS = FlagTable(
         image=r"[^\s:=]*ollama/ollama[^\s:=]*",
         published=r"ollama/ollama",
         enters=True,
+        clients=(r"(?:\S*/)?ollama (?:run|pull)",),
     ),
     unread=classified(dict.fromkeys(_NAMES, "value"), _HARMLESS, _CHANGING, _REFUSED),
     typed={"kv_cache_type": Typed("kv_cache", _KV_CACHE.get)},
     environment={f"OLLAMA_{name.upper()}": name for name in (*_MODELLED, *_NAMES)},
     prefixes=("OLLAMA_",),
     abbreviated=False,
+    converted=r".*?(?:[:-](q[2-8]_(?:[01]|k(?:_[sml])?)))?",
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine_models.engines.dynamo_workers import worker
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed, typed_value
 from engine_models.launcher import Launcher
@@ -265,11 +266,14 @@ _ALIASES = {
     "moe_load_balancer": "moe_config.load_balancer",
 }
 
+_DYNAMO = r"-m dynamo\.trtllm"
 _LAUNCHER = Launcher(
     programs=(r"trtllm-serve serve", r"trtllm-serve"),
     example="trtllm-serve MODEL --flag value",
-    image=r"[^\s:=]*(?:tensorrt-llm|tensorrtllm)[^\s:=]*",
+    image=r"[^\s:=]*(?<!ai-dynamo/)(?:tensorrt-llm|tensorrtllm)[^\s:=]*",
     published=r"nvcr\.io/nvidia/tensorrt-llm/release",
+    calls=("tensorrt_llm.LLM", "tensorrt_llm.llmapi.LLM"),
+    workers=(_DYNAMO,),
 )
 
 
@@ -384,6 +388,18 @@ FLAGS = FlagTable(
     settings_file="extra_llm_api_options",
     unfolded=("pytorch_backend_config",),
     abbreviated=False,
+    workers={
+        _DYNAMO: worker(
+            modelled={"override_engine_args": Flag("json", None)},
+            aliases={
+                "extra_engine_args": "extra_llm_api_options",
+                "expert_parallel_size": "moe_expert_parallel_size",
+                "kv_block_size": "kv_cache_config.tokens_per_block",
+                "model_path": "model",
+            },
+            unfolded=("override_engine_args",),
+        )
+    },
 )
 
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine_models.engines.dynamo_workers import worker
 from engine_models.engines.vllm_connectors import between, beyond
+from engine_models.engines.vllm_manifests import as_containers
 from engine_models.flag_lists import classified, load_flag_lists
 from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format, settings_with
 from engine_models.launcher import Launcher
@@ -325,6 +327,7 @@ def _role(flags: Mapping[str, Any]) -> str | None:
     return None if role == "either" and not sends else role
 
 
+_DYNAMO = r"-m dynamo\.vllm"
 _LAUNCHER = Launcher(
     programs=(
         r"vllm serve",
@@ -333,10 +336,13 @@ _LAUNCHER = Launcher(
         r"api_server\.py",
     ),
     example="vllm serve MODEL --flag value",
-    image=r"[^\s:=]*vllm[^\s:=]*",
+    image=r"[^\s:=]*(?<!ai-dynamo/)vllm[^\s:=]*",
     published=r"vllm/vllm-[\w-]+|vllm-cpu-release-repo",
     enters=True,
     package="vllm",
+    calls=tuple(f"vllm.{name}" for name in ("LLM", "AsyncEngineArgs", "EngineArgs", "engine.arg_utils.AsyncEngineArgs")),
+    workers=(_DYNAMO,),
+    written=as_containers,
 )
 
 MARLIN_VARIABLE, MXFP8_VARIABLE = "VLLM_MXFP4_USE_MARLIN", "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8"
@@ -416,4 +422,5 @@ FLAGS = FlagTable(
     settings_file="config",
     of_first_node=("api_server_count",),
     releases=_LISTS.releases,
+    workers={_DYNAMO: worker()},
 )

@@ -52,8 +52,9 @@ def flag_problems(root: Located) -> list[InputError]:
         args = node.plain()
         if not isinstance(args, str | dict | list):
             continue
+        name = pool.value.get("name")
         try:
-            parse_engine_args(engine.value, args)
+            parse_engine_args(engine.value, args, str(name.value) if name is not None else None)
         except InputError as error:
             problems.append(_at_flag(error, path, node))
     return problems
@@ -73,14 +74,14 @@ def _has(node: Located, key: str | None) -> bool:
 def _filled(pool: Pool, model: str | dict[str, Any], *, alone: bool) -> Pool:
     if not pool.engine_args:
         return pool
-    flags, engine = parse_engine_args(pool.engine, pool.engine_args), find(pool.engine)
+    flags, engine = parse_engine_args(pool.engine, pool.engine_args, pool.name), find(pool.engine)
     if engine is None:
         return pool
     from simulator.config.schema import Lora, Offload, Speculative
 
     updates = reconcile(engine.flags(), pool.model_dump(), flags, given=pool.model_fields_set, model=model)
     updates |= _version(engine, pool, flags)
-    updates |= _role(engine, pool, flags, alone=alone)
+    updates |= _role(pool, flags, alone=alone)
     updates |= _replicas(pool, flags)
     if "offload" in updates:
         updates["offload"] = Offload.model_validate(updates["offload"])
@@ -124,9 +125,9 @@ def _replicas(pool: Pool, flags: EngineFlags) -> dict[str, int]:
     return {"replicas": flags.replicas}
 
 
-def _role(engine: Engine, pool: Pool, flags: EngineFlags, *, alone: bool) -> dict[str, str]:
+def _role(pool: Pool, flags: EngineFlags, *, alone: bool) -> dict[str, str]:
     """The pool's `role` that its command states; InputError if it is another than the key's, or the pool stands alone."""
-    role = engine.flags().role(flags.values)
+    role = flags.role
     if role == "either" and pool.role == "mixed" and "role" not in pool.model_fields_set:
         raise InputError(
             "the launch command starts one server of a pair: its connector hands KV blocks over to a peer, or takes them",

@@ -253,7 +253,7 @@ def _with_folder(args: Located, engine: str, folder: Path | None) -> Located:
     return mapping({name: value for name, value in {**read, **given}.items() if name != table.folder}, args.where)
 
 
-_FLAG_FILE = re.compile(r"--(?:[\w-]+[-_])?(?:config|options)[=\s]+(['\"]?)([^\s'\"]+)\1")
+_FLAG_FILE = re.compile(r"--(?:[\w-]+[-_])?(?:config|options|engine[-_]args)[=\s]+(['\"]?)([^\s'\"]+)\1")
 _END_OF_FILE = "END_OF_FLAGS"
 
 

@@ -250,7 +250,7 @@ def _carried(pool: Pool, mine: str, name: str) -> dict[str, Any]:
 def _flags(pool: Pool) -> dict[str, Any]:
     from engine_models.engines.known import parse_engine_args
 
-    return dict(parse_engine_args(pool.engine, pool.engine_args).values)
+    return dict(parse_engine_args(pool.engine, pool.engine_args, pool.name).values)
 
 
 def _own_flags(pool: Pool, mine: str) -> list[str]:

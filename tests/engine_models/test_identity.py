@@ -19,7 +19,7 @@ NAMES = re.compile(
 EXCEPT = (
     ("simulator/validation/engines.py", ".*", "the mapping to what is published of measured runs"),
     ("simulator/validation/spellings.py", ".*", "how suites spell engines"),
-    ("simulator/cluster/routing/systems.py", "(vllm|sglang).router|vllm-production-stack", "the mapping to router products"),
+    ("simulator/cluster/routing/systems.py", ".*(vllm|sglang).router.*|vllm-production-stack", "the mapping to router products"),
     ("simulator/planning/measured_files.py", ".*", "file formats of benchmark tools"),
     ("simulator/cli/compare.py", ".*result files of vllm bench serve.*", "file formats of benchmark tools"),
     ("simulator/cli/calibrate_results.py", "Results of vllm bench serve.*", "file formats of benchmark tools"),

@@ -8,6 +8,7 @@ import shlex
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from engine_models.launch import find_launches
 from engine_models.shell import read_script
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
+from simulator.prepare import prepare
 
 TABLES = {name: engine_named(name).flags() for name in BUILT_IN}
 ARGUMENTS = "--model org/m --max-num-seqs 8 -tp 2"
@@ -269,7 +271,7 @@ def test_what_cannot_be_predicted_from_a_command_is_refused_by_its_reason(engine
     assert refused.value.mend
 
 
-@pytest.mark.parametrize("word", ["aphrodite run m", "python -m dynamo.vllm -m m"])
+@pytest.mark.parametrize("word", ["aphrodite run m", "python -m dynamo.mocker --model-path m"])
 def test_other_engines_are_named(word: str) -> None:
     with pytest.raises(InputError, match=f"launch command of ({'|'.join(OTHERS.values())}), not of vllm"):
         parse_engine_args("vllm", word)
@@ -323,6 +325,231 @@ def test_a_release_that_lacks_a_flag_is_told() -> None:
     ]
     assert parse_engine_args("vllm@0.33.0", "vllm serve m --performance-mode throughput").warnings == []
     assert parse_engine_args("vllm@0.15.1", "vllm serve m --watermark 0.1").warnings != []
+
+
+# Other products' workers, calls, manifests of several servers ----------------------------------------------
+
+DYNAMO = """\
+kind: DynamoGraphDeployment
+metadata: {name: pair}
+spec:
+  services:
+    Frontend:
+      extraPodSpec:
+        mainContainer: {image: nvcr.io/nvidia/ai-dynamo/vllm-runtime:1.0.0, command: [python3, -m, dynamo.frontend]}
+      envs: [{name: DYN_ROUTER_MODE, value: kv}]
+    Decode:
+      replicas: 2
+      extraPodSpec:
+        mainContainer:
+          image: nvcr.io/nvidia/ai-dynamo/vllm-runtime:1.0.0
+          command: [python3, -m, dynamo.vllm]
+          args: [--model, Qwen/Qwen3-8B, --max-num-seqs, "64"]
+    Prefill:
+      replicas: 3
+      extraPodSpec:
+        mainContainer:
+          image: nvcr.io/nvidia/ai-dynamo/vllm-runtime:1.0.0
+          command: [/bin/sh, -c]
+          args: ["python3 -m dynamo.vllm --model Qwen/Qwen3-8B --disaggregation-mode prefill"]
+"""
+STACK = """\
+servingEngineSpec:
+  runtimeClassName: ""
+  modelSpec:
+  - name: big
+    repository: vllm/vllm-openai
+    tag: v0.15.1
+    modelURL: org/m
+    replicaCount: 3
+    requestGPU: 2
+    vllmConfig: {maxNumSeqs: 8, tensorParallelSize: 2, extraArgs: ["--disable-log-requests"]}
+    keda: {enabled: true, minReplicaCount: 1, maxReplicaCount: 6}
+  - name: small
+    repository: vllm/vllm-openai
+    tag: v0.11.0
+    modelURL: org/s
+    replicaCount: 1
+    vllmConfig: {enablePrefixCaching: true}
+    lmcacheConfig: {enabled: true, cpuOffloadingBufferSize: "60"}
+routerSpec: {routingLogic: session, sessionKey: x-user-id}
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "command", "values", "role"),
+    [
+        ("vllm", "python3 -m dynamo.vllm --model m --enforce-eager --namespace a", {"enforce_eager": True}, None),
+        ("vllm", "python -m dynamo.vllm --model m -tp 2 --is-prefill-worker", {"tensor_parallel_size": 2}, "prefill"),
+        ("vllm", "python -m dynamo.vllm --model m --disaggregation-mode=decode --connector nixl", {}, "decode"),
+        ("sglang", "python3 -m dynamo.sglang --model-path m --tp 2 --skip-tokenizer-init", {"tensor_parallel_size": 2}, None),
+        (
+            "sglang",
+            "python3 -m dynamo.sglang --model-path m --disaggregation-mode decode --store-kv mem",
+            {"disaggregation_mode": "decode"},
+            "decode",
+        ),
+        (
+            "trtllm",
+            "python3 -m dynamo.trtllm --model-path m --kv-block-size 64 --disaggregation-mode prefill "
+            """--override-engine-args '{"max_num_tokens": 4096, "kv_cache_config": {"enable_block_reuse": false}}'""",
+            {"kv_cache_config": {"tokens_per_block": 64, "enable_block_reuse": False}, "max_num_tokens": 4096},
+            "prefill",
+        ),
+        (
+            "trtllm",
+            "cat > a.yaml <<EOF\nmax_batch_size: 16\nEOF\npython3 -m dynamo.trtllm --model m --extra-engine-args a.yaml",
+            {"max_batch_size": 16},
+            None,
+        ),
+    ],
+)
+def test_workers_of_dynamo_are_servers_of_their_engine(engine: str, command: str, values: Any, role: str | None) -> None:
+    found = parse_engine_args(engine, command)
+    assert (found.values, found.role, found.model, found.warnings) == (values, role, "m", [])
+    assert launched_by(command) == engine
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--is-prefil-worker", "did you mean `--is-prefill-worker`"),
+        ("--multimodal-encode-worker", "images, video and embeddings"),
+        ("--disaggregation-mode encode", "cannot be 'encode'"),
+    ],
+)
+def test_flags_of_dynamos_workers_are_known_to_their_program_alone(flag: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_engine_args("vllm", f"python -m dynamo.vllm --model m {flag}")
+    with pytest.raises(InputError, match="vllm has no flag"):
+        parse_engine_args("vllm", "vllm serve m --is-decode-worker")
+    assert "beyond the device" in parse_engine_args("vllm", "python -m dynamo.vllm --model m --connector kvbm nixl").warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("engine", "text", "values"),
+    [
+        ("vllm", "from vllm import LLM\nllm = LLM(model='m', max_num_seqs=8, tensor_parallel_size=2)\nllm.generate(p)", READ),
+        ("vllm", "import vllm\nTP = 2\nllm = vllm.LLM('m', max_num_seqs=8, tensor_parallel_size=TP)", READ),
+        ("vllm", "llm = LLM('m', **dict(max_num_seqs=8), tensor_parallel_size=2)", READ),
+        (
+            "vllm",
+            "from vllm.engine.arg_utils import AsyncEngineArgs as Args\nArgs(model='m', max_num_seqs=8, tensor_parallel_size=2)",
+            READ,
+        ),
+        ("sglang", "import sglang as sgl\nllm = sgl.Engine(model_path='m', tp_size=2)", {"tensor_parallel_size": 2}),
+        (
+            "trtllm",
+            "from tensorrt_llm import LLM\nllm = LLM('m', kv_cache_config=KvCacheConfig(free_gpu_memory_fraction=0.8))",
+            {"kv_cache_config": {"free_gpu_memory_fraction": 0.8}},
+        ),
+    ],
+)
+def test_a_call_in_a_program_is_read_as_its_imports_say(engine: str, text: str, values: Any) -> None:
+    found = parse_engine_args(engine, text)
+    assert (found.values, found.model, found.warnings) == (values, "m", [])
+    assert launched_by(text) == (engine if "import" in text else None)
+
+
+def test_a_call_of_another_package_is_that_ones() -> None:
+    with pytest.raises(InputError, match="launch command of trtllm, not of vllm"):
+        parse_engine_args("vllm", "from tensorrt_llm import LLM\nLLM('m')")
+    with pytest.raises(InputError, match="did you mean `tensor_parallel_size`"):
+        parse_engine_args("vllm", "from vllm import LLM\nLLM('m', tensor_paralel_size=2)")
+    with pytest.raises(InputError, match="is no flag with a value"):
+        parse_engine_args("vllm", "from vllm import LLM\nLLM('m', max_num_seqs=args.rows())")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$env:OLLAMA_NUM_PARALLEL = \"4\"\nollama serve",
+        "set OLLAMA_NUM_PARALLEL=4\nollama serve",
+        "launchctl setenv OLLAMA_NUM_PARALLEL 4\nollama serve",
+        "OLLAMA_NUM_PARALLEL=4 ollama serve &\nollama run llama3.1:8b",
+        "docker run -d --gpus=all -e OLLAMA_NUM_PARALLEL=4 ollama/ollama:0.33.0\ndocker exec -it ollama ollama run llama3.1:8b",
+        {"services": {"ollama": {"image": "ollama/ollama:0.33.0", "environment": ["OLLAMA_NUM_PARALLEL=4"]}}},
+    ],
+)
+def test_ollama_is_read_with_its_environment_wherever_that_is_set(text: Any) -> None:
+    found = parse_engine_args("ollama", text)
+    assert (found.values, found.warnings, found.notes) == ({"num_parallel": 4}, [], [])
+
+
+def test_a_client_of_ollama_names_model_and_format() -> None:
+    assert parse_engine_args("ollama", "ollama run --verbose qwen3:8b-q8_0 hello").model == "qwen3:8b-q8_0"
+    pool = load_scenario(scenario("ollama", "ollama run qwen3:8b-q8_0", hardware="rtx-4090-24gb")).deployment.pools[0]
+    assert pool.weights == "q8_0"
+
+
+def test_the_server_of_a_pools_name_is_chosen_among_several() -> None:
+    for name, values, version, copies, bounds in (("big", READ, "0.15.1", 3, (1, 6)), ("small", None, "0.11.0", 1, None)):
+        found = parse_engine_args("vllm", STACK, name)
+        assert (found.version, found.replicas, found.copies) == (version, copies, bounds)
+        assert values is None or found.values == {**values, "enable_prefix_caching": False}  # the chart's own default
+    assert found.values["lmcache_max_local_cpu_size"] == 60.0
+    assert found.values["kv_transfer_config"]["kv_connector"] == "LMCacheConnectorV1"
+    with pytest.raises(InputError, match=r"2 servers whose flags differ.*\n.*name each pool after its own \(big, small\)"):
+        parse_engine_args("vllm", STACK)
+    with pytest.raises(InputError, match="did you mean `--max-num-seqs`"):
+        parse_engine_args("vllm", STACK.replace("maxNumSeqs", "maxNumSegs"), "big")
+
+
+def test_services_of_one_text_become_the_pools_of_their_names() -> None:
+    data = scenario("vllm", DYNAMO)
+    pool = data["deployment"]
+    data["deployment"] = {"pools": [{**pool, "name": "Decode", "role": "decode"}, {**pool, "name": "Prefill"}]}
+    decode, prefill = load_scenario(data).deployment.pools
+    assert (decode.role, decode.replicas, prefill.role, prefill.replicas) == ("decode", 2, "prefill", 3)
+    with pytest.raises(InputError, match=r"share the work \(prefill\)"):
+        parse_engine_args("vllm", DYNAMO)
+
+
+def test_a_service_of_kserve_has_its_ranks_and_added_arguments() -> None:
+    added = [{"name": "VLLM_ADDITIONAL_ARGS", "value": "--max-num-seqs 8"}]
+    spec = {
+        "replicas": 3,
+        "parallelism": {"tensor": 2},
+        "model": {"uri": "hf://org/m", "name": "m"},
+        "template": {"containers": [{"name": "main", "image": "vllm/vllm-openai:v0.11.0", "env": added}]},
+    }
+    found = parse_engine_args("vllm", {"kind": "LLMInferenceService", "metadata": {"name": "q"}, "spec": spec})
+    assert (found.values, found.model, found.version, found.replicas, found.warnings) == (READ, "org/m", "0.11.0", 3, [])
+
+
+def warned(args: Any, **deployment: Any) -> str:
+    data = scenario("vllm", args)
+    data["deployment"] |= deployment
+    return "\n".join(prepare(load_scenario(data)).warnings)
+
+
+def test_what_a_text_starts_beside_the_pool_is_said_unless_the_scenario_states_it() -> None:
+    frontend = "python -m dynamo.frontend --router-mode kv --http-port 8000 &\npython3 -m dynamo.vllm --model Qwen/Qwen3-8B"
+    assert "router: {system: dynamo, router_mode: kv}" in warned(frontend, replicas=2)
+    assert "router:" not in warned(frontend)  # of one server nobody chooses
+    assert "router:" not in warned(frontend, replicas=2, router="least_requests")
+    assert "router:" not in warned(frontend.replace("kv", "round-robin"), replicas=2)
+    scaled = {"spec": {"predictor": {"minReplicas": 2, "maxReplicas": 8, "model": {"args": ["--port=1"]}}}}
+    assert "at least 2 and at most 8 replicas; here they stay 2" in warned(scaled)
+    scaler = {"kind": "hpa", "target": 4, "min_replicas": 2, "max_replicas": 8}
+    assert "replicas; here" not in warned(scaled, autoscaler=scaler)
+    services = {
+        "services": {
+            "chat": {"image": "vllm/vllm-openai:v0.15.1", "command": "--model Qwen/Qwen3-8B"},
+            "small": {"image": "lmsysorg/sglang:v0.5.9", "command": "python3 -m sglang.launch_server --model-path m"},
+            "cache": {"image": "redis:7", "command": "redis-server"},
+        }
+    }
+    assert warned(services).count("the text also starts a server") == 1
+    assert "a server of sglang (small)" in warned(services)
+
+
+@pytest.mark.parametrize(("target", "replicas", "copies"), [("a", 2, (1, 5)), ("b", 2, None)])
+def test_an_autoscaler_by_itself_scales_what_it_names(target: str, replicas: int, copies: Any) -> None:
+    deployment = {"kind": "Deployment", "metadata": {"name": "a"}, "spec": {"replicas": 2, "template": {"args": ["--port=1"]}}}
+    scaler = {"kind": "HorizontalPodAutoscaler", "spec": {"scaleTargetRef": {"name": target}, "minReplicas": 1, "maxReplicas": 5}}
+    found = parse_engine_args("vllm", yaml.safe_dump_all([deployment, scaler]))
+    assert (found.replicas, found.copies) == (replicas, copies)
 
 
 # Properties -----------------------------------------------------------------------------------------------

@@ -20,6 +20,14 @@ RECORDED_AS = {
     "gateway-api-inference-extension": "llm-d",
 }
 """Other names of these, in recordings and scenarios."""
+PROGRAMS = (
+    (r"-m dynamo\.frontend", "dynamo", "router_mode", "round-robin"),
+    (r"-m sglang_router\.launch_router|(?:\S*/)?(?:sglang-router|smg)", "sglang-router", "policy", "cache_aware"),
+    (r"(?:\S*/)?vllm-router|-m vllm_router\.\S+", "production-stack", "routing_logic", None),
+    (r"(?:\S*/)?vllm-router", "vllm-router", "policy", "cache_aware"),
+)
+"""Patterns of the programs that start them, the system, its flag of the policy, and what this is where it is not given (None: it
+always is)."""
 
 
 def system_named(name: str) -> RouterSystem | None:

@@ -1,0 +1,111 @@
+"""Documents of products that start vLLM by keys of their own, as documents with containers.
+
+They are the values of the production stack's Helm chart (`helm/templates/deployment-vllm-multi.yaml`, read 2026-11: without
+`enablePrefixCaching` it turns the prefix cache off wherever `vllmConfig` stands), and KServe's LLMInferenceService.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_HARMLESS = ("v0", "v1", "prometheusMultiprocDir")
+_PARALLELISM = {
+    "tensor": "--tensor-parallel-size",
+    "pipeline": "--pipeline-parallel-size",
+    "data": "--data-parallel-size",
+}
+_ROUTER = {"routingLogic": "--routing-logic", "sessionKey": "--session-key", "prefixMinMatchLength": "--prefix-min-match-length"}
+
+
+def as_containers(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The document as one with containers, by the name of each server; itself where it is none of these products'."""
+    stack = document.get("servingEngineSpec")
+    models = stack.get("modelSpec") if isinstance(stack, Mapping) else None
+    if isinstance(models, list):
+        found = [model for model in models if isinstance(model, Mapping) and model.get("enabled") is not False]
+        services = {str(model.get("name", f"model-{i}")): _of_chart(model) for i, model in enumerate(found)}
+        return {"services": {**services, **_router(document.get("routerSpec"))}}
+    spec = document.get("spec")
+    if document.get("kind") == "LLMInferenceService" and isinstance(spec, Mapping):
+        return {"services": dict(_of_service(spec, document.get("metadata")))}
+    return document
+
+
+def _of_chart(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The container of one model of the chart's values."""
+    config, cache = (_group(model.get(key)) for key in ("vllmConfig", "lmcacheConfig"))
+    words = ["vllm", "serve", str(model.get("modelURL", ""))] + ["--enable-lora"] * bool(model.get("enableLoRA"))
+    environment = list(model.get("env") or ())
+    if config is not None:
+        words += ["--enable-prefix-caching" if config.get("enablePrefixCaching") else "--no-enable-prefix-caching"]
+        for key, value in config.items():
+            if key not in (*_HARMLESS, "enablePrefixCaching", "extraArgs"):
+                words += _flag(re.sub(r"(?<!^)([A-Z])", r"-\1", str(key)).lower(), value)
+        words += [str(word) for word in config.get("extraArgs") or ()]
+        if str(config.get("v0")) == "1":
+            environment.append({"name": "VLLM_USE_V1", "value": "0"})
+    if cache is not None and cache.get("enabled"):
+        role = str(cache.get("kvRole", "kv_both"))
+        words += ["--kv-transfer-config", json.dumps({"kv_connector": "LMCacheConnectorV1", "kv_role": role})]
+        for key, variable in (("cpuOffloadingBufferSize", "CPU"), ("diskOffloadingBufferSize", "DISK")):
+            if float(cache.get(key) or 0) > 0:
+                environment.append({"name": f"LMCACHE_MAX_LOCAL_{variable}_SIZE", "value": str(cache[key])})
+    scaled = model.get("keda")
+    scaled = scaled if isinstance(scaled, Mapping) and scaled.get("enabled") else {}
+    return {
+        "image": f"{model.get('repository', 'vllm/vllm-openai')}:{model.get('tag', 'latest')}",
+        "command": words,
+        "env": environment,
+        "scale": model.get("replicaCount"),
+        **{bound: scaled.get(bound) for bound in ("minReplicaCount", "maxReplicaCount")},
+    }
+
+
+def _group(value: Any) -> Mapping[str, Any] | None:
+    return value if isinstance(value, Mapping) else None
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+
+
+def _router(spec: Any) -> dict[str, Any]:
+    if not isinstance(spec, Mapping) or spec.get("enableRouter") is False:
+        return {}
+    words = [word for key, flag in _ROUTER.items() if spec.get(key) for word in (flag, str(spec[key]))]
+    return {"router": {"command": ["vllm-router", *words]}} if words else {}
+
+
+def _of_service(spec: Mapping[str, Any], metadata: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The containers of a service of KServe: its own, and that of its prefill servers."""
+    named, split = spec.get("model"), spec.get("prefill")
+    name = str(metadata.get("name", "main")) if isinstance(metadata, Mapping) else "main"
+    for side, part in ((name, spec), (f"{name}-prefill", split)):
+        if isinstance(part, Mapping):
+            yield side, _of_part(part, named if isinstance(named, Mapping) else {})
+
+
+def _of_part(part: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    template, ranks = part.get("template"), part.get("parallelism")
+    containers = template.get("containers") if isinstance(template, Mapping) else None
+    container = dict(containers[0]) if isinstance(containers, list) and containers and isinstance(containers[0], Mapping) else {}
+    words = ["vllm", "serve", str(model.get("uri", model.get("name", ""))).removeprefix("hf://")]
+    for key, value in ranks.items() if isinstance(ranks, Mapping) else ():
+        if key in _PARALLELISM:
+            words += [_PARALLELISM[key], str(value)]
+        elif key == "expert" and value:
+            words += ["--enable-expert-parallel"]
+    environment = [item for item in container.get("env") or () if isinstance(item, Mapping)]
+    added = next((str(item.get("value", "")) for item in environment if item.get("name") == "VLLM_ADDITIONAL_ARGS"), "")
+    words += [*map(str, container.get("args") or ()), *added.split()]
+    return {
+        "image": container.get("image", "vllm/vllm-openai"),
+        "command": words,
+        "env": [item for item in environment if item.get("name") != "VLLM_ADDITIONAL_ARGS"],
+        "scale": part.get("replicas"),
+    }

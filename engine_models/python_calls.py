@@ -1,0 +1,123 @@
+"""Launches that are calls in a program: ``LLM(model=..., tensor_parallel_size=2)`` in text that is Python."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hardware_profiles.errors import InputError
+
+_MEND = "paste one call with its values written out, or write the flags as keys: engine_args: {flag_name: value}"
+
+_GROUP = re.compile(r"dict|(?:\w+\.)*[A-Z]\w*")
+"""Calls that make a group of settings: classes."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The flags of the one call that starts an engine, by keyword. `named` : whether the program says which package it is of."""
+
+    keys: Mapping[str, Any]
+    named: bool
+
+
+def read_call(text: str, functions: tuple[str, ...]) -> Call | None:
+    """The one call of `functions` in text that is Python, its first argument the model; None if there is none.
+
+    functions : by their full names (``package.Class``). The program's imports say what its own names mean; a name that it does
+        not import is taken for the function of that name. A group of settings (``Config(key=value)``) is read as a mapping.
+
+    InputError where several calls start servers, or the call's arguments are no plain values.
+
+    >>> read_call("from vllm import LLM\\nLLM('org/m', seed=1)", ("vllm.LLM",))
+    Call(keys={'model': 'org/m', 'seed': 1}, named=True)
+    """
+    if not any(name.rpartition(".")[2] in text for name in functions):
+        return None
+    try:
+        nodes = list(ast.walk(ast.parse(textwrap.dedent(text))))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    meant, known = _imports(nodes), _constants(nodes)
+    calls: list[tuple[ast.Call, bool]] = []
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            first, dot, rest = name.partition(".")
+            full = meant.get(first, first) + dot + rest
+            last = {function.rpartition(".")[2] for function in functions}
+            if full in functions or (full in last and first not in meant):
+                calls.append((node, full in functions))
+    if not calls:
+        return None
+    if len(calls) > 1:
+        raise InputError(f"the text starts {len(calls)} servers", mend=_MEND)
+    call, named = calls[0]
+    return Call(_keywords(call, known), named)
+
+
+def _imports(nodes: list[ast.AST]) -> dict[str, str]:
+    """What the program's imported names are in full."""
+    meant: dict[str, str] = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for item in node.names:
+                meant[item.asname or item.name.partition(".")[0]] = item.name if item.asname else item.name.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            meant |= {item.asname or item.name: f"{node.module}.{item.name}" for item in node.names}
+    return meant
+
+
+def _constants(nodes: list[ast.AST]) -> dict[str, ast.expr]:
+    """Names that the program sets once, and to what."""
+    found: dict[str, ast.expr] = {}
+    twice: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            (twice.add(name) if name in found else found.setdefault(name, node.value))
+    return {name: value for name, value in found.items() if name not in twice}
+
+
+def _keywords(call: ast.Call, known: Mapping[str, ast.expr]) -> dict[str, Any]:
+    named = [("model" if at == 0 else None, value) for at, value in enumerate(call.args)]
+    keys: dict[str, Any] = {}
+    for name, value in [*named, *((word.arg, word.value) for word in call.keywords)]:
+        value = known.get(value.id, value) if isinstance(value, ast.Name) else value
+        if name == "model" and not isinstance(value, ast.Constant):
+            continue  # an object that the program has made, or a name from elsewhere
+        if name is None and isinstance(value, ast.Dict | ast.Call):
+            unpacked = _value(value, known)
+            if isinstance(unpacked, dict):
+                keys |= unpacked
+                continue
+        if name is None:
+            raise _open(value)
+        keys[name] = _value(value, known)
+    return keys
+
+
+def _value(value: ast.expr, known: Mapping[str, ast.expr]) -> Any:
+    """A value that is written out; of an enumeration's or a module's member (``torch.float16``) its name."""
+    if isinstance(value, ast.Name) and value.id in known:
+        return _value(known[value.id], {name: of for name, of in known.items() if name != value.id})
+    if isinstance(value, ast.Attribute):
+        return value.attr
+    if isinstance(value, ast.Call) and _GROUP.fullmatch(ast.unparse(value.func)) and not value.args and None not in _words(value):
+        return {str(word.arg): _value(word.value, known) for word in value.keywords}
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        raise _open(value) from None
+
+
+def _words(call: ast.Call) -> list[str | None]:
+    return [word.arg for word in call.keywords]
+
+
+def _open(value: ast.expr) -> InputError:
+    return InputError(f"`{ast.unparse(value)}` in the call is no flag with a value", mend=_MEND)
