@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -297,3 +297,15 @@ def blended_price(prices: Sequence[tuple[UnitPrice | None, float]]) -> UnitPrice
 def unique(texts: Iterable[str]) -> tuple[str, ...]:
     """Texts without repetitions, in order."""
     return tuple(dict.fromkeys(texts))
+
+
+def told(pools: Sequence[Prepared], of: Callable[[Prepared], Iterable[str]]) -> list[str]:
+    """What is said of pools, in their order: what holds for all as it stands, other things with the names of those they mean."""
+    named: dict[str, list[str]] = {}
+    for pool in pools:
+        for text in unique(of(pool)):
+            named.setdefault(text, []).append(f"'{pool.pool.name}'")
+    return [
+        text if len(names) == len(pools) else f"pool{'s' if len(names) > 1 else ''} {', '.join(names)}: {text}"
+        for text, names in named.items()
+    ]

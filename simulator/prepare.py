@@ -34,6 +34,7 @@ from simulator.pools import (
     handover_of,
     joint_limits,
     paths_of,
+    told,
     unique,
 )
 from simulator.prepared import Prepared
@@ -237,8 +238,8 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         replicas=sum(each.replicas for each in found),
         devices=sum(each.devices for each in found),
         price=blended_price([(each.price, each.devices) for each in found]),
-        warnings=unique(text for each in found for text in each.warnings),
-        assumptions=unique((*(text for each in found for text in each.assumptions), *said, *changing)),
+        warnings=tuple(told(found, lambda each: each.warnings)),
+        assumptions=unique((*told(found, lambda each: each.assumptions), *said, *changing)),
         pools=tuple(found),
         paths=paths_of(scenario.deployment, found),
         disturbances=disturbed,

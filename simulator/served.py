@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine_models.model.architecture import load_architecture
 from hardware_profiles.errors import InputError, PlanError, nearest
 from simulator.cluster.router import Routing
-from simulator.pools import POOLS, blended_price, unique
+from simulator.pools import POOLS, blended_price, told, unique
 from simulator.prepared import Prepared
 from simulator.turns import devices_of
 from simulator.workload.columns import RequestClass, Workload
@@ -235,8 +235,8 @@ def side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
         devices=devices_of(pools),
         price=blended_price([(each.price, each.devices) for each in pools]),
         turns=None,
-        warnings=unique(text for each in pools for text in each.warnings),
-        assumptions=unique((*(text for each in pools for text in each.assumptions), *said)),
+        warnings=tuple(told(pools, lambda each: each.warnings)),
+        assumptions=unique((*told(pools, lambda each: each.assumptions), *said)),
         pools=tuple(pools),
     )
     classes = scenario.workload.classes or ()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hardware_profiles.errors import InputError
-from simulator.pools import POOLS, blended_price, joint_limits, paths_of, unique
+from simulator.pools import POOLS, blended_price, joint_limits, paths_of, told, unique
 from simulator.prepared import Prepared, Service
 from simulator.routed import check_paired
 
@@ -91,8 +91,8 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
         replicas=sum(each.replicas for each in pools),
         devices=sum(each.devices for each in pools),
         price=blended_price([(each.price, each.devices) for each in pools]),
-        warnings=unique(text for each in pools for text in each.warnings),
-        assumptions=unique((*(text for each in pools for text in each.assumptions), *said, *changing)),
+        warnings=tuple(told(pools, lambda each: each.warnings)),
+        assumptions=unique((*told(pools, lambda each: each.assumptions), *said, *changing)),
         pools=tuple(pools),
         paths=paths_of(scenario.deployment, pools),
         services=tuple(services),

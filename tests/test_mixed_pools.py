@@ -9,6 +9,7 @@ import pytest
 
 from hardware_profiles.errors import InputError, PlanError
 from simulator import load_scenario, simulate
+from simulator.cli.summary import summary
 from simulator.cluster.destinations import NOWHERE, Destinations, Takes
 from simulator.prepare import prepare
 from simulator.workload.build import build_workload
@@ -152,6 +153,21 @@ def test_a_trace_names_models(tmp_path: Path) -> None:
     assert [(each["name"], each["requests"]) for each in run.result["classes"]] == [(QWEN, 10), (LLAMA, 20)]
     with pytest.raises(InputError, match="no pool serves it"):
         simulate({**scenario(pool("a")), "workload": {"trace": str(trace)}})
+
+
+def test_what_is_of_one_pool_is_told_with_its_name() -> None:
+    small = pool("small", hardware="l40s-48gb", prompt_tokens=[0, 600])
+    run = simulate(scenario(pool("one", prompt_tokens=[601, 8000]), pool("two", prompt_tokens=[601, 8000]), small))
+    large, few = (each["kv_tokens"] for each in run.result["deployment"]["pools"][1:])
+    words = " ".join(summary(run.result, run.manifest).split())
+    assert f"of {large:,} (one, two) or {few:,} (small) tokens a replica" in words
+    told = run.result["assumptions"]
+    assert any(text.startswith("pools 'one', 'two': vLLM") for text in told)
+    assert any(text.startswith("pool 'small': vLLM") for text in told)
+    assert sum("front end: one event loop" in text for text in told) == 1
+    alike = simulate(scenario(pool("one", prompt_tokens=[601, 8000]), pool("two", prompt_tokens=[0, 600])))
+    assert f"of {large:,} tokens a replica" in " ".join(summary(alike.result, alike.manifest).split())
+    assert not any("pool '" in text for text in alike.result["assumptions"])
 
 
 def test_the_pools_add_up_and_have_their_own_prices() -> None:

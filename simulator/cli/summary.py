@@ -8,7 +8,7 @@ from hardware_profiles.device import device_word
 from simulator.cli.layout import LABEL, labelled, table, wrapped
 from simulator.price import OWNED
 from simulator.report.numbers import dollars, short
-from simulator.report.words import REASONS, holder_of, reasons_of, shape_of
+from simulator.report.words import REASONS, cache_words, holder_of, reasons_of, shape_of
 
 LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"), ("queue", "queue_ms"))
 
@@ -337,8 +337,8 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         ),
         labelled(
             "KV cache",
-            f"{s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {d['kv_tokens']:,} tokens a "
-            f"{holder}; {_counted(s['num_preemptions'], 'preemption')}; prefix hits {s['prefix_cache_hit_rate']:.1%}",
+            f"{s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {cache_words(d)}; "
+            f"{_counted(s['num_preemptions'], 'preemption')}; prefix hits {s['prefix_cache_hit_rate']:.1%}",
         ),
         labelled(
             "GPU busy" if device == "GPU" else "busy",

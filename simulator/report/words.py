@@ -45,3 +45,18 @@ def shape_of(deployment: Mapping[str, Any]) -> str:
 def holder_of(deployment: Mapping[str, Any]) -> str:
     """What has a KV cache and rows of its own: a replica, or each of its data-parallel ranks."""
     return "rank" if deployment.get("data_parallel", 1) > 1 else "replica"
+
+
+def cache_words(deployment: Mapping[str, Any]) -> str:
+    """How many tokens the KV cache of a replica or rank has, of each pool where these differ."""
+    pools: dict[tuple[int, str], list[str]] = {}
+    for pool in deployment.get("pools") or [{**deployment, "name": ""}]:
+        pools.setdefault((pool["kv_tokens"], holder_of(pool)), []).append(pool["name"])
+    holders = list(dict.fromkeys(holder for _, holder in pools))
+    each = f" tokens a {holders[0]}" if len(holders) == 1 else ""
+    if len(pools) == 1:
+        return f"{next(iter(pools))[0]:,}{each}"
+    sizes = (
+        f"{tokens:,}{'' if each else f' tokens a {holder}'} ({', '.join(names)})" for (tokens, holder), names in pools.items()
+    )
+    return f"{' or '.join(sizes)}{each}"
