@@ -488,7 +488,8 @@ class Cluster:
         number = self._choose(now_s, seq, int(block.workload.session_id[row]))
         at = self._replica_of[number]
         replica, front = self.replicas[at], self._fronts[at]
-        if front.asks or not self._router.keeps_up:
+        known = self._router.keeps_up and not front.asks
+        if not known:
             replica.advance(now_s)
         full = front.inflight is not None and replica.in_service >= front.inflight
         if full or (front.asks and self._sheds(number, now_s)):
@@ -504,7 +505,10 @@ class Cluster:
             return
         block.replica[row] = number
         self._submit(number, seq)
-        self._tell(at)
+        if known:
+            self._router.took(at)
+        else:
+            self._tell(at)
         self._watch(at)
 
     def _choose(self, now_s: float, seq: Sequence, session: int) -> int:

@@ -173,18 +173,31 @@ class PolicyRouter(Router):
         self.keeps_up = self._hears and self._lags
         self._sent: dict[int, tuple[Arrival, int, Sequence]] = {}
         self._unanswered: list[dict[int, tuple[Sequence, int]]] = [{} for _ in replicas]
-        self._version = [0] * len(replicas)
-        self._changes: list[tuple[float, int, int]] = []
+        self._due_s = [INFINITY] * len(replicas)  # before when the policy hears nothing of each
+        self._changes: list[tuple[float, int]] = []  # the same as a heap; those out of date are passed over
 
     def note(self, replica: int) -> None:
         """As of the base."""
-        if not self._hears:
+        if self._hears:
+            self._expect(replica, self._next_s(replica))
+
+    def took(self, replica: int) -> None:
+        """As of the base: nothing else happens sooner for it."""
+        if self._hears:
+            reached_s = self._replicas[replica].next_arrival_s()
+            if reached_s < self._due_s[replica]:
+                self._expect(replica, reached_s)
+
+    def _expect(self, replica: int, due_s: float) -> None:
+        """The policy hears nothing of a replica before a time."""
+        self._due_s[replica] = due_s
+        if due_s == INFINITY:
             return
-        version = self._version[replica] = self._version[replica] + 1
-        heapq.heappush(self._changes, (self._next_s(replica), replica, version))
-        if len(self._changes) > STALE * len(self._replicas):
-            self._changes = [entry for entry in self._changes if entry[2] == self._version[entry[1]]]
-            heapq.heapify(self._changes)
+        changes = self._changes
+        heapq.heappush(changes, (due_s, replica))
+        if len(changes) > STALE * len(self._replicas):
+            changes[:] = [(due_s, number) for number, due_s in enumerate(self._due_s) if due_s < INFINITY]
+            heapq.heapify(changes)
 
     def _next_s(self, number: int) -> float:
         """A time before which the policy hears nothing of a replica."""
@@ -204,15 +217,26 @@ class PolicyRouter(Router):
 
     def _catch_up(self, now_s: float) -> None:
         """Hear what has happened up to now."""
-        changed = []
-        while self._changes and self._changes[0][0] <= now_s:
-            _, number, version = heapq.heappop(self._changes)
-            if version == self._version[number]:
-                self._replicas[number].advance(now_s, lags=self._lags and not self._unanswered[number])
-                changed.append(number)
-        for number in changed:
-            self._answers(number, now_s)
-            self.note(number)
+        changes = self._changes
+        if not changes or changes[0][0] > now_s:
+            return
+        heard: list[tuple[int, float]] = []  # replicas, and when each may say something next; -1 where it has to be asked
+        while changes and changes[0][0] <= now_s:
+            due_s, number = heapq.heappop(changes)
+            if due_s != self._due_s[number]:
+                continue
+            self._due_s[number] = INFINITY  # an entry that stands twice counts once
+            replica = self._replicas[number]
+            if self._lags and not self._unanswered[number]:
+                heard.append((number, replica.follow(now_s)))
+            else:
+                replica.advance(now_s)
+                heard.append((number, -1.0))
+        for number, due_s in heard:
+            if due_s < 0.0:
+                self._answers(number, now_s)
+                due_s = self._next_s(number)
+            self._expect(number, due_s)
 
     def _answers(self, number: int, now_s: float) -> None:
         """Hear the first tokens that a replica has given."""

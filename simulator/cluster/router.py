@@ -40,6 +40,10 @@ class Router(ABC):
     def note(self, replica: int) -> None:  # noqa: B027
         """Take in that a replica was submitted to, or advanced; one that looks for itself need not."""
 
+    def took(self, replica: int) -> None:
+        """Take in that a replica was submitted to, and that nothing else has changed there since it was noted last."""
+        self.note(replica)
+
     def ended(self, seq: Sequence, now_s: float) -> None:  # noqa: B027
         """Take in that a request has ended."""
 

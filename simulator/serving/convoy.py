@@ -43,7 +43,7 @@ class ConvoyReplica(Replica):
             self._priced = self._price(INFINITY)
         if self._priced is None or len(self._priced[-1]) < LOOKAHEAD:
             return due_s
-        return max(due_s, min(self._priced[-1][-LOOKAHEAD], self._next_arrival_s()))
+        return max(due_s, min(self._priced[-1][-LOOKAHEAD], self.next_arrival_s()))
 
     def advance(self, limit_s: float, *, stop_after_finish: bool = False, lags: bool = False) -> bool:
         """As of the base, of the others as far as they act before the limit; True as soon as a request of any has ended."""

@@ -117,6 +117,7 @@ class Replica:
         self._step_guess_s = 1e-3  # only decides how many steps a jump prices at once
         self._priced: Priced | None = None  # still true, beyond the clock
         self._bound_s = INFINITY  # before when steps of the run priced last had to be formed
+        self._lags_to_s = -INFINITY  # what `follow` has found, while it advances
         self._on_finish = on_finish
         self._on_batch = on_batch
         self._sync = depth == 1
@@ -146,7 +147,8 @@ class Replica:
         """Requests submitted and not finished."""
         return sum(rank.in_service for rank in self.ranks)
 
-    def _next_arrival_s(self) -> float:
+    def next_arrival_s(self) -> float:
+        """A time before which none of those that were submitted and are still on their way reaches a scheduler."""
         only = self._only
         return only.next_arrival_s() if only is not None else min(rank.next_arrival_s() for rank in self.ranks)
 
@@ -176,7 +178,7 @@ class Replica:
             return self._in_flight[0][2]
         if self._in_flight or (self._has_work() and self._asleep_until_s <= self.clock_s):
             return self.clock_s
-        due_s = self._next_arrival_s()
+        due_s = self.next_arrival_s()
         if self._has_work() and self._asleep_until_s < due_s:
             due_s = self._asleep_until_s
         return due_s if due_s > self.clock_s else self.clock_s
@@ -191,20 +193,32 @@ class Replica:
 
         In a proven run it is the end of its last step.
         """
+        quiet_s = self._quiet_s()
+        if quiet_s == -INFINITY:
+            return self.settles_s()
+        event_s = self.next_event_s()
+        return quiet_s if quiet_s > event_s else event_s
+
+    def _quiet_s(self) -> float:
+        """When a proven run is over or the next request reaches a scheduler; -INFINITY where none is proven now."""
         for step in self._in_flight:
             if ends_a_request(step):
-                return self.settles_s()
-        if self._staged or self._wake_s() < INFINITY:
-            return self.settles_s()
-        if self._priced is None:
-            self._priced = self._price(INFINITY)
-        if self._priced is None:
-            return self.settles_s()
-        vain, ends = self._priced[-2:]
-        due_s, next_s, event_s = ends[-2 if vain else -1], self._next_arrival_s(), self.next_event_s()
-        if next_s < due_s:
-            due_s = next_s
-        return due_s if due_s > event_s else event_s
+                return -INFINITY
+        priced = self._priced
+        if priced is None:
+            priced = self._priced = self._price(INFINITY) if not self._staged else None
+            if priced is None:
+                return -INFINITY
+        if self._wake_s() < INFINITY:
+            return -INFINITY
+        over_s, next_s = priced[6][-2 if priced[5] else -1], self.next_arrival_s()
+        return over_s if over_s < next_s else next_s
+
+    def follow(self, limit_s: float) -> float:
+        """Advance as far as requests may end up to a time: a run that is not over by then is left whole. Return `visible_s`."""
+        self._lags_to_s = -INFINITY
+        self.advance(limit_s, lags=True)
+        return self._lags_to_s if self._lags_to_s > limit_s else self.visible_s()
 
     def advance(self, limit_s: float, *, stop_after_finish: bool = False, lags: bool = False) -> bool:
         """Process every result up to `limit_s` (inclusive) and every scheduling decision before it.
@@ -251,8 +265,11 @@ class Replica:
                 if only is not None and self._jump_staged(only, limit_s):
                     continue
             elif len(flight) == self.depth - 1:
-                if lags and self.visible_s() > limit_s:
-                    return False
+                if lags:
+                    quiet_s = self._quiet_s()
+                    if quiet_s > limit_s:
+                        self._lags_to_s = quiet_s
+                        return False
                 if self._jump(limit_s):
                     continue
             self._asleep_until_s = 0.0
@@ -303,7 +320,7 @@ class Replica:
 
     def _sleep(self, limit_s: float) -> bool:
         """Let the clock go to the next arrival or wake-up; False if there is none before the limit."""
-        due_s = self._next_arrival_s()
+        due_s = self.next_arrival_s()
         if self._has_work():
             self._asleep_until_s = wake_s = self._wake_s()
             due_s = min(due_s, wake_s)

@@ -88,7 +88,7 @@ class TurningReplica(Replica):
             if self._priced is None:
                 self._priced = self._price(INFINITY)
             if self._priced is not None:
-                quiet_s = min(self._priced[-1][-1], self._next_arrival_s(), self._wake_s())
+                quiet_s = min(self._priced[-1][-1], self.next_arrival_s(), self._wake_s())
                 return max(quiet_s, self.next_event_s())
         return self.next_event_s()
 
@@ -114,7 +114,7 @@ class TurningReplica(Replica):
         if not most_turns:
             return super()._sleep(limit_s)
         self._asleep_until_s = self._wake_s()
-        until_s = min(self._next_arrival_s(), self._asleep_until_s, limit_s)
+        until_s = min(self.next_arrival_s(), self._asleep_until_s, limit_s)
         now_s, turn_s, on_turn, turns = self.clock_s, scheduler.turn_s, self.on_turn, 0
         if most_turns < INFINITY:
             until_s = min(until_s, self.clock_s + most_turns * scheduler.turn_s)
