@@ -35,7 +35,8 @@ from tests.guard.worktree import MissingCommitError, worktree  # noqa: E402
 TRACES = ROOT.parent / "shared" / "data" / "benchmarks"
 BASELINE = Path(__file__).with_name("baseline.json")
 MB = 1e6
-PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from simulator.cli import main; main()"
+PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from simulator import cli; getattr(cli, 'command', cli.main)()"
+"""The command line of a tree; commits before `command` have `main` alone."""
 PACKAGES = ("simulator", "engine_models", "hardware_profiles", "scenarios")
 
 LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"

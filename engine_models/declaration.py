@@ -7,7 +7,7 @@ finds it. Others read of an engine what stands here, and nothing of its own rule
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from engine_models.cost.settings import StepCosts
@@ -20,6 +20,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import KvTier, TierKind
 from hardware_profiles.device import Device, DeviceKind, load_device
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     from engine_models.cost.drafting import Speculation

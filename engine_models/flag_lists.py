@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from engine_models.flags import Releases, Unread
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

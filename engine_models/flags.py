@@ -12,13 +12,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from engine_models.launcher import Launcher
 from engine_models.model.formats import format_named, quant_of
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

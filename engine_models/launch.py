@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import yaml
@@ -18,6 +18,7 @@ from engine_models.launcher import CONTAINER_KEYS, LONGEST_TEXT, Launcher
 from engine_models.python_calls import read_call
 from engine_models.shell import Script, assignment, read_script
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 _DEEPEST = 64  # nesting of data; assumed, manifests need fewer than 20 levels
 _DEEPEST_MERGE = 4  # mappings merged into mappings (`<<`), one into the other

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from hardware_profiles.records import dataclass
 
 LONGEST_TEXT = 100_000
 """Longest text that is read as a launch command [characters]; assumed, far above any manifest of one server."""

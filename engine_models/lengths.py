@@ -8,13 +8,13 @@ exceed the context; without a limit the answer is cut where a row has to end (vL
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.declaration import Limits
+from hardware_profiles.records import dataclass
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]

@@ -6,10 +6,10 @@ import ast
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 _MEND = "paste one call with its values written out, or write the flags as keys: engine_args: {flag_name: value}"
 

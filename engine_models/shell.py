@@ -12,9 +12,10 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 _CONTINUED = re.compile(r"[\\^`][ \t]*(#[^\n]*)?\r?\n[ \t]*|\\\Z")
 _COMMENT = re.compile(r"#[^\n]*")

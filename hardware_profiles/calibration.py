@@ -21,12 +21,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import parse_json, read_text
+from hardware_profiles.records import dataclass
 from hardware_profiles.scaled_ops import Scales
 
 SCHEMA_VERSION = 1

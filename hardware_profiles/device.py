@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ import yaml
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import read_text
 from hardware_profiles.quantity import Quantity, read_quantity
+from hardware_profiles.records import dataclass
 
 try:
     from yaml import CSafeLoader as _Loader
@@ -32,7 +33,7 @@ DeviceKind = Literal["gpu", "apple", "cpu", "asic", "apu"]
 Topology = Literal["all_to_all", "mesh", "pairs", "pcie"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Link:
     """What connects the devices of one node.
 
@@ -51,7 +52,7 @@ class Link:
     peer_access: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Device:
     """One device. Rates are the vendor's dense peaks, not what kernels reach.
 

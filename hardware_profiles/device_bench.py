@@ -6,13 +6,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 from hardware_profiles.ops import Ops
+from hardware_profiles.records import dataclass
 
 STREAM_BYTES = (1 << 26, 1 << 28)
 WIDTHS = ((4096, 4096), (11008, 4096), (4096, 11008))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from hardware_profiles.device_bench import KernelTime, Machine
 from hardware_profiles.errors import InputError
 from hardware_profiles.ops import Ops
 from hardware_profiles.quantity import Quantity
+from hardware_profiles.records import dataclass
 from hardware_profiles.roofline import Roofline
 
 LEAST_KERNELS = 8

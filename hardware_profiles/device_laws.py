@@ -19,7 +19,7 @@ at a share of the bandwidth, and computes prompts at a share of P. The constants
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,6 +38,7 @@ from hardware_profiles.kernel_physics import (
     moe_active_experts,
 )
 from hardware_profiles.packed_formats import packed_format
+from hardware_profiles.records import dataclass
 from hardware_profiles.roofline import Roofline
 
 

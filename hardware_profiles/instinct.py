@@ -8,13 +8,13 @@ and that a small all-reduce waits for eight devices without a switch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hardware_profiles.device import Device
 from hardware_profiles.kernel_physics import DEFAULT_PARAMETERS, Array, as_array, canonical_format, peaks_of
+from hardware_profiles.records import dataclass
 from hardware_profiles.roofline import Efficiencies, Roofline
 
 #: Parameters of the bases. kind: fitted, 2026-11, source: products of aiter and hipBLASLt on MI300X, MI325X and MI355X (held

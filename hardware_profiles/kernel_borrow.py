@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from hardware_profiles.kernel_model import (
 )
 from hardware_profiles.kernel_physics import COMPUTE_FORMAT, DevicePeaks, peaks_of
 from hardware_profiles.ops import Ops
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     from hardware_profiles.roofline import Roofline

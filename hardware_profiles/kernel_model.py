@@ -21,8 +21,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property, lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,7 @@ from hardware_profiles.kernel_surface import (
 )
 from hardware_profiles.network import Network
 from hardware_profiles.ops import Ops, Recurrence, RoutedLayer, SparseLayer
+from hardware_profiles.records import dataclass
 from hardware_profiles.routed_experts import (
     EXCHANGING_SMS,
     GRACE,
@@ -226,9 +228,8 @@ class KernelModel(Ops):
             return self._surfaces[key]
         if self.path is None or not self.groups.get(key, {}).get("surface"):
             return None
-        name = key.replace("/", "-")
-        with np.load(self.path) as data:
-            part = {f: data[f"{name}.{f}"] for f in _FIELDS if f"{name}.{f}" in data.files}
+        name, data = key.replace("/", "-"), _archive(self.path)
+        part = {f: data[f"{name}.{f}"] for f in _FIELDS if f"{name}.{f}" in data}
         self._surfaces[key] = surface_of(part)
         return self._surfaces[key]
 
@@ -1048,6 +1049,13 @@ def load_links(device: str, directory: Path = KERNELS_DIR) -> Mapping[str, Any]:
         return {}
     groups: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["groups"]
     return groups
+
+
+@lru_cache(maxsize=8)
+def _archive(path: Path) -> Mapping[str, Array]:
+    """Arrays of a file by name, each read when it is asked for: what they are takes longer to read than one of them."""
+    archive: Mapping[str, Array] = np.load(BytesIO(path.read_bytes()))  # an open file would be shared with forked processes
+    return archive
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.packed_formats import PACKED_FORMATS
+from hardware_profiles.records import dataclass
 
 Array = NDArray[np.float64]
 Number = Array | np.float64

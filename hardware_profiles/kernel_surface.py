@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.kernel_physics import ALIGNED_WIDTH, Array, Number
+from hardware_profiles.records import dataclass
 
 
 def shape_kernel(a: Array, b: Array, amplitude: Array, inverse_length: Array) -> Array:

@@ -8,11 +8,11 @@ up and down a tree. Each hop between nodes takes a time of its own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from hardware_profiles.kernel_physics import Array
+from hardware_profiles.records import dataclass
 
 HOP_S = 1.7e-5
 """Least time of a message to another node [s]. kind: measured, 2026-11, source: 2 kB between two DGX H100 (`kernels/NOTICE.md`).

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from hardware_profiles.kernel_physics import (
     recurrence_decode_base_s,
     recurrent_parameters,
 )
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from itertools import product
 from typing import Literal
+
+from hardware_profiles.records import dataclass
 
 PackedFamily = Literal["gguf", "mlx", "exl", "mlc", "blockwise", "nncf"]
 

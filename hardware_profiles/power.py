@@ -13,10 +13,10 @@ Arithmetic follows the clock; memory has a clock of its own, and keeps its rate 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from hardware_profiles.device import STACKED_MEMORY, Device
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from hardware_profiles.scaled_ops import Scales
 
 

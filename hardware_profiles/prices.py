@@ -7,9 +7,10 @@ the median over providers, said in words in its note; who knows better names a p
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ import yaml
 from hardware_profiles.device import resolve_device
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.quantity import KINDS, Quantity
+from hardware_profiles.records import dataclass
 
 try:
     from yaml import CSafeLoader as _Loader
@@ -34,7 +36,7 @@ COMMITMENTS: tuple[str, ...] = get_args(Commitment)
 MEDIAN_WINDOW_DAYS = 730
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Price:
     """What one device costs to rent [USD/GPU-hour]; a CPU device is a whole machine.
 
@@ -50,7 +52,7 @@ class Price:
     gpus_per_instance: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Purchase:
     """What one device costs to own: a card alone, or the whole machine where `item` is one [USD]."""
 
@@ -59,7 +61,7 @@ class Purchase:
     usd: Quantity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ApiPrice:
     """What a hosted API charges [USD per million tokens]."""
 
@@ -69,7 +71,7 @@ class ApiPrice:
     usd_per_million_output: Quantity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MarketRange:
     """What the market as a whole asks for a device [USD/GPU-hour], `what` naming the survey."""
 
@@ -79,7 +81,7 @@ class MarketRange:
     high_usd_per_gpu_hour: Quantity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PriceBook:
     """The whole list; `discounts` holds (low, high, provenance) as fractions off the on-demand price."""
 
@@ -114,6 +116,34 @@ def _quantity(
     return Quantity(value, unit, source, date, kind, row.get("note", ""))
 
 
+def _rental(row: Mapping[str, Any], sources: Mapping[str, str], file: str) -> Price:
+    if row["commitment"] not in COMMITMENTS:
+        raise InputError(f"unknown commitment '{row['commitment']}'", where=f"{file}: {row['device']}")
+    usd = _quantity(row, "usd_per_gpu_hour", "USD/GPU-hour", sources, f"{file}: rentals {row['device']}")
+    sold = (row.get("instance", ""), row.get("gpus_per_instance", 1))
+    return Price(row["provider"], row.get("region", ""), row["device"], row["commitment"], usd, *sold)
+
+
+@lru_cache(maxsize=1)
+def _sections() -> dict[str, str]:
+    """The text of the list by its keys."""
+    text = PRICES_FILE.read_text(encoding="utf-8")
+    return {found[1]: found[0] for found in re.finditer(r"^(\w+):(?:.*\n)(?:[ #].*\n)*", text, re.MULTILINE)}
+
+
+@lru_cache(maxsize=1)
+def _sources() -> dict[str, str]:
+    sources: dict[str, str] = yaml.load(_sections()["sources"], Loader=_Loader)["sources"]
+    return sources
+
+
+@cache
+def _rentals(device: str) -> tuple[Price, ...]:
+    """The listed rental prices of a device. Each stands on a line of its own, and to parse the other lines takes time."""
+    rows = [line for line in _sections()["rentals"].splitlines() if line.startswith(f"  - {{device: {device},")]
+    return tuple(_rental(row, _sources(), PRICES_FILE.name) for row in yaml.load("\n".join(rows), Loader=_Loader) or ())
+
+
 @lru_cache(maxsize=2)
 def read_prices(path: Path = PRICES_FILE) -> PriceBook:
     """Return the price list of `path`; raises InputError naming the row when a part of a price is missing."""
@@ -124,13 +154,6 @@ def read_prices(path: Path = PRICES_FILE) -> PriceBook:
         name = row.get("device") or row.get("model") or row.get("region") or ""
         return _quantity(row, key, unit, sources, f"{path.name}: {section} {name}".rstrip())
 
-    rentals = []
-    for r in raw["rentals"]:
-        if r["commitment"] not in COMMITMENTS:
-            raise InputError(f"unknown commitment '{r['commitment']}'", where=f"{path.name}: {r['device']}")
-        usd = q(r, "usd_per_gpu_hour", "USD/GPU-hour", "rentals")
-        sold = (r.get("instance", ""), r.get("gpus_per_instance", 1))
-        rentals.append(Price(r["provider"], r.get("region", ""), r["device"], r["commitment"], usd, *sold))
     discounts = {
         c: (float(r["low"]), float(r["high"]), q(r, "low", "fraction off", "discounts"))
         for r in raw["discounts"]
@@ -155,7 +178,7 @@ def read_prices(path: Path = PRICES_FILE) -> PriceBook:
         for r in raw["apis"]
     ]
     return PriceBook(
-        rentals=tuple(rentals),
+        rentals=tuple(_rental(row, sources, path.name) for row in raw["rentals"]),
         discounts=discounts,
         market=tuple(market),
         purchases={
@@ -190,9 +213,8 @@ def prices_for(device: str, commitment: str | None = None, provider: str | None 
         _check_commitment(commitment)
     found = [
         p
-        for p in read_prices().rentals
-        if p.device == name
-        and (commitment is None or p.commitment == commitment)
+        for p in _rentals(name)
+        if (commitment is None or p.commitment == commitment)
         and (provider is None or p.provider.lower() == provider.lower())
     ]
     return sorted(found, key=lambda p: (p.usd_per_gpu_hour.value, p.provider, p.instance))
@@ -224,7 +246,7 @@ def _one_per_provider(listed: Sequence[Price]) -> list[Price]:
 
 @lru_cache(maxsize=64)
 def _median_on_demand(name: str) -> Price | None:
-    listed = [p for p in read_prices().rentals if p.device == name and p.commitment == "on_demand"]
+    listed = [p for p in _rentals(name) if p.commitment == "on_demand"]
     if not listed:
         return None
     chosen = _one_per_provider(listed)

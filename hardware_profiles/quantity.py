@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 Kind = Literal["datasheet", "measured", "fitted", "assumed"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Quantity:
     """A value with its unit and provenance.
 

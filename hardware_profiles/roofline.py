@@ -11,7 +11,7 @@ whose tables are left out they err by 23 to 50 % (docs/background/accuracy.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ from hardware_profiles.kernel_physics import (
 )
 from hardware_profiles.network import Network
 from hardware_profiles.ops import Ops
+from hardware_profiles.records import dataclass
 
 Efficiencies = Mapping[str, Mapping[str, float]]
 

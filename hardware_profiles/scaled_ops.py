@@ -13,7 +13,6 @@ prompts computes. Collectives stay as they were: what was measured at one width 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from hardware_profiles.kernel_physics import Array, DevicePeaks, as_array, moe_active_experts
 from hardware_profiles.ops import Ops, Recurrence, RoutedLayer, SparseLayer
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

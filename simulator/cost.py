@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from hardware_profiles.records import dataclass
 
 HOURS_PER_MONTH = 730.0
 """365 * 24 / 12, the month of cloud price lists."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import Workload
 from simulator.workload.streaming import WorkloadStream
 

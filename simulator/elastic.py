@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from engine_models.cost.start_up import StartUp
 from engine_models.declaration import Handover
 from engine_models.parts.protocols import INFINITY
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.cluster.faults import HOUR_S, Disturbance, Fault, Faults, Process
 from simulator.cluster.fleet import Members
 from simulator.cluster.scaling.scaler import Alone, Scaling

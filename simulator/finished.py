@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from hardware_profiles.records import dataclass
 from simulator.calibrated import used_ranges
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult

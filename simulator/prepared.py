@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from engine_models.parts.protocols import StepCost
 from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
 from hardware_profiles.power import mean_power_w
+from hardware_profiles.records import dataclass
 from simulator.cluster.router import Routing
 from simulator.cost import UnitPrice
 

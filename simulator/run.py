@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.effort import effort_of, effort_of_all, machine_bytes

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.records import dataclass
 
 WHERE = "deployment.lora"
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -22,7 +22,7 @@ own pass computes guesses beside the n-grams that it verifies, so that a row's t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.ops import Ops
+from hardware_profiles.records import dataclass
 
 EAGLE3_VOCAB = 32_000
 """Tokens that an EAGLE-3 head can propose. Kind: assumed, 2026-11: `draft_vocab_size` of the heads published with the EAGLE-3

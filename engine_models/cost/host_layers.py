@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from numpy.typing import ArrayLike
 
@@ -14,6 +14,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import FloatArray, StepCost
 from hardware_profiles.kernel_physics import Array
 from hardware_profiles.ops import Ops, Recurrence, SparseLayer
+from hardware_profiles.records import dataclass
 
 DISTINCT = 0.57
 """Neighbouring tokens meet the same experts (fitted, 2026-11: prompt rates of gpt-oss-120b with the experts of 25 layers in host

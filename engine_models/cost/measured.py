@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from engine_models.cost.terms import HostOverhead
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 
 class Part(NamedTuple):

@@ -7,13 +7,13 @@ file lacks is taken over from another engine, and says so.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from engine_models.cost.event_loop import EventLoop
 from engine_models.cost.terms import HostOverhead
+from hardware_profiles.records import dataclass
 
 FOLDER = Path(__file__).parent / "overheads"
 NAMES = (

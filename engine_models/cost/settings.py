@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from engine_models.cost.terms import Formats, Parallelism, Shard, Terms, kernel_
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.ops import Ops
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters

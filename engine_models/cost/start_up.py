@@ -7,10 +7,12 @@ warm-up are constants of an engine. The constants, their sources and how far eac
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
+
+from hardware_profiles.records import dataclass
 
 Place = Literal["cache", "disk", "network"]
 """Where weights lie: in the page cache of the host, on its disk, on a shared file system."""

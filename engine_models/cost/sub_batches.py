@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from engine_models.parts.batch import Batch, PartedBatch
 from engine_models.parts.protocols import FloatArray, StepCost
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ function in one of the two tuples, and a field of `Terms` if an engine decides a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -30,6 +30,7 @@ from engine_models.model.blocks import Architecture
 from engine_models.model.formats import Format
 from hardware_profiles.errors import PlanError
 from hardware_profiles.ops import Ops
+from hardware_profiles.records import dataclass
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

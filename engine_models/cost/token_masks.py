@@ -16,7 +16,6 @@ A grammar is compiled once, before its first request is scheduled, and kept: tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from engine_models.cost.tables import FloatArray
 from engine_models.cost.terms import Shard
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
+from hardware_profiles.records import dataclass
 
 FILL_S = 40e-6
 """Time to fill the mask of a row [s]. Kind: assumed, between those that XGrammar's developers state for JSON on CPUs of theirs:

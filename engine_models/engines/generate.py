@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from engine_models.cost.overheads import Overheads, load_overheads
 from engine_models.cost.settings import StepCosts
@@ -23,6 +23,7 @@ from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_pe
 from engine_models.parts.protocols import Scheduler
 from engine_models.refusals import no_layers
 from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.records import dataclass
 
 GATHER_FACTOR = 2.0
 """`DynamicCache` writes the whole cache anew in every step: one read, one write (datasheet: `cache_utils.py` of 5.24.0)."""

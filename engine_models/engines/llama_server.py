@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from engine_models.cost.overheads import Overheads
 from engine_models.cost.settings import StepCosts
@@ -18,6 +18,7 @@ from engine_models.refusals import no_expert_parallelism, no_layers
 from engine_models.schedulers.slots import PAD_CELLS, SlotRules, padded
 from hardware_profiles.errors import InputError
 from hardware_profiles.packed_formats import GGUF_KV_TYPES
+from hardware_profiles.records import dataclass
 
 AUTO_SLOTS = 4
 """Slots of a server that is not told how many; they then share one pool (datasheet: `tools/server/server.cpp`)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from engine_models.cost.host_layers import HostLayers
 from engine_models.declaration import PoolRequest
@@ -16,6 +16,7 @@ from engine_models.model.architecture import (
 from hardware_profiles.device import Device, load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 from hardware_profiles.kernels import operations_of
+from hardware_profiles.records import dataclass
 
 COPY_BYTES_PER_S = 10e9
 """Rate at which a state is copied between the device's memory and the host's, tensor by tensor from pageable memory [byte/s]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from engine_models.cost.adapters import Adapters
 from engine_models.cost.terms import Terms
 from engine_models.declaration import Limits, MemoryBudget, Mode
 from engine_models.parts.protocols import Scheduler
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

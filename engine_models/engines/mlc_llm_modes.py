@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.cost.drafting import Speculation
@@ -12,6 +11,7 @@ from engine_models.engines.mlc_llm_drafts import rows_served
 from engine_models.engines.mlc_llm_memory import CHUNK, LOCAL_ROWS, LOCAL_TOKENS, memory_of
 from engine_models.schedulers.hybrid_prefill import WATERMARK_TOKENS
 from hardware_profiles.errors import InfeasibleError
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

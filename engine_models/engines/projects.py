@@ -7,7 +7,8 @@ OpenArc are from memory (assumed). Dates: the newest release or commit that was 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

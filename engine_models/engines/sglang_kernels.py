@@ -6,7 +6,7 @@ own rule stands before that of the number format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from engine_models.declaration import PoolRequest
 from engine_models.engines.sglang_norms import TORCH_ROUTING, routes_in_torch
@@ -15,6 +15,7 @@ from engine_models.model.blocks import Architecture, MlpBlock
 from engine_models.model.formats import Format
 from hardware_profiles.device import Device, load_device, stacked_blackwell
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 _FP8, _FP4, _WIDE = ("fp8", "fp8_block"), ("nvfp4",), ("bf16", "fp16")
 

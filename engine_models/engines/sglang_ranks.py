@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.cost.adapters import Adapters
@@ -31,6 +30,7 @@ from engine_models.schedulers.reserved import (
 )
 from engine_models.schedulers.reserved_drafted import DraftedReservingScheduler
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 SPARE_TOKENS = 5
 """Tokens that the scheduler keeps free behind a prompt (``max_req_input_len``; datasheet: SGLang 0.5 source, 2025)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from engine_models.declaration import MemoryBudget, PoolRequest, Said
 from engine_models.engines.sglang_attention import attention_of
 from engine_models.engines.sglang_drafts import DRAFTED_ROWS, drafted_graph_rows, overlaps
@@ -18,6 +16,7 @@ from engine_models.engines.sglang_prompt_graphs import prompt_graph_tokens
 from engine_models.engines.sglang_reserve import memory_defaults
 from engine_models.model.overrides import served_context
 from engine_models.schedulers.prefill_first import PrefillFirstRules
+from hardware_profiles.records import dataclass
 
 RANK_CONSERVATIVENESS = 0.3
 """Factor of `schedule_conservativeness` under data-parallel attention (datasheet: SGLang 0.5 `server_args.py`, read 2026-11)."""

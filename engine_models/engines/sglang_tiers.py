@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from engine_models.parts.tiers import KvTier, Link, TierKind, WritePolicy
 from engine_models.refusals import none_of
 from engine_models.schedulers.prefill_first_tiered import Prefetch, PrefetchPolicy
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 GIB = 1 << 30
 GB = 10**9

@@ -5,7 +5,6 @@ Source: the repository at db931fcf (2026-01): `launcher/src/main.rs`, `models/gl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.declaration import PoolRequest
@@ -13,6 +12,7 @@ from engine_models.engines.tgi_flags import BLOCK_TOKENS
 from engine_models.model.blocks import Architecture
 from engine_models.refusals import no_layers
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 VERSIONS: dict[str, dict[str, Any]] = {
     "3.3.6": {},

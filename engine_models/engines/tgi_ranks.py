@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.declaration import Mode, Replay
@@ -14,6 +13,7 @@ from engine_models.schedulers.whole_lifetime import LifetimeBatch, LifetimeRules
 from engine_models.schedulers.whole_lifetime_adapted import AdaptedLifetimeScheduler
 from engine_models.schedulers.whole_lifetime_drafted import DraftedLifetimeScheduler
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

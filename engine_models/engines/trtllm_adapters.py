@@ -10,7 +10,7 @@ copies, read 2026-11).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from engine_models.cost.adapters import MODULES, RANK, Adapters, adapters_of, modules_of, ranks_of
@@ -19,6 +19,7 @@ from engine_models.engines.trtllm_flags import group
 from engine_models.refusals import none_of
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 MAX_RANK = 64
 """`lora_config.max_lora_rank` where nothing states it (datasheet: `LoraConfig`, read 2026-11)."""

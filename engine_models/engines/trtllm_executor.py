@@ -6,12 +6,11 @@ loaded, with the buffers of its largest step (`docs/source/reference/memory.md` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.model.activations import activation_bytes, runtime_bytes
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from hardware_profiles.errors import InfeasibleError
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

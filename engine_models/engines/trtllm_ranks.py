@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from engine_models.schedulers.transferred import (
     WaitingContextServer,
 )
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.records import dataclass
 
 PLAIN: dict[tuple[Role, bool], type[TwoPassScheduler]] = {
     ("mixed", False): TwoPassScheduler,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.cost.adapters import Adapters
@@ -17,6 +16,7 @@ from engine_models.refusals import no_layers, only_on_nvidia
 from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION, TwoPassRules
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 BATCH_SIZE, STEP_TOKENS, MEMORY_FRACTION = 2048, 8192, 0.9
 GRAPH_ROWS = 128

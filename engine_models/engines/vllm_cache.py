@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from engine_models.declaration import PoolRequest, Said
 from engine_models.engines import vllm_v0
@@ -12,6 +11,7 @@ from engine_models.engines.vllm_versions import Version
 from engine_models.model.architecture import KvGroup, kv_groups, state_pages
 from engine_models.model.blocks import Architecture
 from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.records import dataclass
 
 
 def kv_layout(groups: list[KvGroup], max_model_len: int, block_tokens: int) -> tuple[tuple[int | None, ...], int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from engine_models.cost import flash_attention2
@@ -15,6 +15,7 @@ from engine_models.model.architecture import with_state_values, without_towers
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import Device, load_device
 from hardware_profiles.errors import PlanError
+from hardware_profiles.records import dataclass
 
 
 def as_loaded(request: PoolRequest) -> PoolRequest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role
@@ -16,6 +16,7 @@ from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.adapters import AdapterLimits, limits_in
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.schedulers.continuous import ContinuousScheduler
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters

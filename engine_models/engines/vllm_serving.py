@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from engine_models.cost.draft_methods import ON_DEVICE
 from engine_models.cost.sampling import Sampler
 from engine_models.declaration import PoolRequest, Said
@@ -14,6 +12,7 @@ from engine_models.model.overrides import served_context
 from engine_models.parts.batch import ContinuousRules
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 GIB = 1 << 30
 CPU_TOKENS, CPU_ROWS = 2048, 128

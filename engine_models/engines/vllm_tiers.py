@@ -10,7 +10,6 @@ filter says; a request asks the host, then the disk for what follows, and both a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from engine_models.engines.vllm_versions import Version
 from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, WritePolicy
 from engine_models.refusals import none_of
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     from engine_models.memory.kv_tiers import KvTiers, Level

@@ -6,12 +6,13 @@ The newest declared version is written in full (`Version`); every older one is a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.sampling import Sampler
 from engine_models.cost.terms import Fp32Router
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     from engine_models.declaration import PoolRequest

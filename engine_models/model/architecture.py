@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from engine_models.model.blocks import (
@@ -37,6 +37,7 @@ from engine_models.model.expert_groups import group_spread
 from engine_models.model.formats import FORMATS, Format, format_named
 from engine_models.model.hf_config import architecture_from_config, load_architecture
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 __all__ = [
     "Architecture",

@@ -7,8 +7,10 @@ memory and products are counted without knowing its family.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from hardware_profiles.records import dataclass
 
 AttentionKind = Literal["full", "sliding", "mla", "linear"]
 MlpKind = Literal["dense", "moe"]

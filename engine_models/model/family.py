@@ -7,7 +7,7 @@ parts of their own change a layer as read (`Family.adjust`); which family has wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 from engine_models.model import mixers
@@ -24,6 +24,7 @@ from engine_models.model.blocks import (
 from engine_models.model.config import ConfigReader
 from engine_models.model.mixers import Gate
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 Mixers = tuple[AttentionBlock, ...]
 Mlps = tuple[MlpBlock, ...]

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.packed_formats import PACKED_FORMATS, packed_format
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

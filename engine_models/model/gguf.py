@@ -11,12 +11,12 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from hardware_profiles.errors import InputError
 from hardware_profiles.packed_formats import GGUF_BLOCK_BITS
+from hardware_profiles.records import dataclass
 
 _MAGIC = b"GGUF"
 _MOST_ENTRIES, _MOST_TEXT, _MOST_ITEMS = 100_000, 50_000_000, 5_000_000

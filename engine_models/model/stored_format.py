@@ -5,12 +5,12 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.model.config import Config
 from hardware_profiles.errors import InputError
 from hardware_profiles.packed_formats import MLX_BITS
+from hardware_profiles.records import dataclass
 
 
 def _group_bits(bits: int, group: Any, zero_bits: int) -> float:

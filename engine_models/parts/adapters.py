@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from engine_models.parts.batch import AdapterUse, Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
+
+from hardware_profiles.records import dataclass
 
 TierKind = Literal["host", "nvme", "shared"]
 WritePolicy = Literal["through", "back", "selective"]

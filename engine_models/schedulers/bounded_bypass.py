@@ -17,7 +17,6 @@ by step against recordings; see docs/engines/exllamav2.md.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from engine_models.memory.chained_pages import PAGE_TOKENS, ChainedPages, Name, Page
 from engine_models.memory.radix import Content, content_of
@@ -25,6 +24,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ Source: Triton's core at 73aad7c (2026-06): `dynamic_batch_scheduler.cc`, `sched
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Generic, Literal, TypeVar
 
 from engine_models.parts.protocols import INFINITY
 from engine_models.schedulers.worker_groups import Formed, GroupFormer
+from hardware_profiles.records import dataclass
 
 LOOK_S, LEAST_WAIT_S = 0.5, 1e-6
 """How often a batcher looks that nobody wakes, or that waits for an instance, and its shortest wait (datasheet:

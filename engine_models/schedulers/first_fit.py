@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from operator import attrgetter
 
@@ -31,6 +30,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 IDLE_WAIT_S = 0.1
 """How long the loop waits when work is there and none can be chosen (datasheet: `_generation_loop_body` of transformers 5.24)."""

@@ -16,7 +16,6 @@ Source: behaviour of MLC-LLM 79d603f0 (2026-07: `cpp/serve/engine_actions/batch_
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from engine_models.memory.forked_pages import ForkedPages
 from engine_models.memory.radix import Content, content_of
@@ -24,6 +23,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 WATERMARK_TOKENS = 8
 """Tokens of every row for which there is room when a prompt is let in (datasheet: `HasPrefillSpace`, 79d603f0)."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from engine_models.memory.radix import Content
 from engine_models.memory.whole_prompts import WholePrompts
@@ -25,6 +24,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY, Run, State
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.slots import SlotBatch, SlotRules, SlotScheduler
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

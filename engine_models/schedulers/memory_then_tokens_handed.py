@@ -12,13 +12,13 @@ Source: Triton's dynamic batcher in front of its TensorRT-LLM backend, which tak
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from engine_models.memory.block_tree import BlockTree
 from engine_models.parts.protocols import INFINITY, Run, State
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import TwoPassBatch, TwoPassRules, TwoPassScheduler
 from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ Source: behaviour of LMDeploy's TurboMind at 1263d5cd (2026-08: `src/turbomind/e
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
 from operator import attrgetter
 
 from engine_models.memory.block_trie import BlockNode, HeldBlocks, TrieBlocks
@@ -36,6 +35,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

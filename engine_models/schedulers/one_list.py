@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from operator import attrgetter
 
 from engine_models.memory.content_blocks import ContentBlocks, HeldContent
@@ -30,6 +29,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 GROWTH_TOKENS = 256
 """Tokens by which a pool grows when a row lacks blocks (datasheet: `m_cache_growth_num_tokens` of OpenVINO GenAI, 2026-08)."""

@@ -26,7 +26,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 from engine_models.memory.padded_rows import PaddedRows
@@ -37,6 +36,7 @@ from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InfeasibleError
+from hardware_profiles.records import dataclass
 
 Mode = Literal["decode", "first_token", "prompt"]
 

@@ -8,7 +8,6 @@ passed over until they are there, or for as long as the policy has patience, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from engine_models.memory.radix import Node
@@ -23,6 +22,7 @@ from engine_models.schedulers.prefill_first import (
     PrefillFirstScheduler,
     _Row,
 )
+from hardware_profiles.records import dataclass
 
 PrefetchPolicy = Literal["best_effort", "wait_complete", "timeout"]
 

@@ -11,10 +11,10 @@ Source: `PyExecutor._balance_adp_requests` of TensorRT-LLM 1.1 (public copy, fro
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
 
 from engine_models.parts.protocols import Gate, Scheduler
 from engine_models.schedulers.memory_then_tokens import TwoPassScheduler
+from hardware_profiles.records import dataclass
 
 
 @dataclass

@@ -13,7 +13,6 @@ queues (`capacity-plan validate schedules`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.memory.radix import RadixPool
@@ -23,6 +22,7 @@ from engine_models.parts.handover import Note, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY, Run, State
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import CLIP_NEW_TOKENS, PrefillFirstBatch, PrefillFirstScheduler
+from hardware_profiles.records import dataclass
 
 NO_LATER_S = 1e-9
 """By so much a moment that is due may seem not to have come: what rounding adds to a sum of turns [s]."""

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from engine_models.memory.radix import Content, content_of
@@ -32,6 +31,7 @@ from engine_models.memory.whole_prompts import WholePrompts, alike
 from engine_models.parts.batch import Batch, PartedBatch
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 PAD_CELLS = 256
 """Attention reads so many cells more or less at once (datasheet: `get_n_kv` of `src/llama-kv-cache.cpp`)."""

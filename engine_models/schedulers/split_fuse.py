@@ -17,12 +17,12 @@ checked step by step against recordings; see docs/engines/deepspeed_mii.md.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

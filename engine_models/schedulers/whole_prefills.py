@@ -13,12 +13,12 @@ Source: behaviour of vLLM 0.6.3 (`vllm/core/scheduler.py`: `_schedule_default`, 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

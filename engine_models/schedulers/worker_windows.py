@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from engine_models.parts.protocols import INFINITY
 from engine_models.schedulers.worker_groups import Formed, GroupFormer
+from hardware_profiles.records import dataclass
 
 POLL_S, LONE_POLL_S = 0.001, 1.0
 """Longest wait for the queue within a window, and of a worker that takes one request at a time (datasheet: `collate_requests`,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from hardware_profiles import kernel_physics as kp
 from hardware_profiles import kernel_surface as ks
 from hardware_profiles.kernel_physics import Array
+from hardware_profiles.records import dataclass
 
 Terms = tuple[tuple[float, tuple[float, ...]], ...]  # (amplitude, length of each feature; 0: feature ignored)
 SAME = 0.01  # a length below every gap between features: "equal or not"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from hardware_profiles import kernel_surface as ks
 from hardware_profiles.kernel_fit.ops import SAME, Op, Terms
 from hardware_profiles.kernel_fit.rows import columns_of
 from hardware_profiles.kernel_physics import Array
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.prepared import Prepared

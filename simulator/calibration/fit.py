@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.calibration import MOST, SCALES
+from hardware_profiles.records import dataclass
 from hardware_profiles.scaled_ops import Scales
 
 Floats = NDArray[np.float64]

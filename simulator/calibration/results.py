@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from hardware_profiles.calibration import RANGES, SEVERAL, Calibration
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.files import read_bytes, read_text, without_cut_line
+from hardware_profiles.records import dataclass
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import measured_on
 from simulator.calibration.agreement import check_bound, read_bound_s, token_bound_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import read_text, without_cut_line
+from hardware_profiles.records import dataclass
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import with_scales
 from simulator.calibration.agreement import ALIKE, check_model

@@ -9,7 +9,8 @@ import re
 import shutil
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+
+from hardware_profiles.records import dataclass
 
 NARROWEST = 40
 """Columns below which nothing is folded any further."""

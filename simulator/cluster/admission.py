@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from itertools import count
 from random import Random
 from typing import Literal
 
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 from simulator.cluster.outcome import SHED, Reason, Rows
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import IntArray, Workload
 
 NOWHERE = -1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Literal
 
 from engine_models.parts.protocols import INFINITY
+from hardware_profiles.records import dataclass
 from simulator.cluster.clock import ARRIVALS, Clock
 
 Kind = Literal["node", "gpu", "slow", "reclaim", "drain"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from engine_models.cost.start_up import StartUp
+from hardware_profiles.records import dataclass
 from simulator.cluster.devices import DeviceHistory
 
 

@@ -7,7 +7,7 @@ another part hears of: a prompt's end, a request's way to the second stage, the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from engine_models.declaration import EnginePlan, Executor, Limits, Mode
 from engine_models.parts.handover import Note, PullDecode, PullPrefill, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence as Request
+from hardware_profiles.records import dataclass
 from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Sink, Source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Series
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
@@ -15,6 +15,7 @@ from engine_models.declaration import Limits
 from engine_models.lengths import Lengths, judged
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import TierCount, counted
+from hardware_profiles.records import dataclass
 from simulator.serving.emissions import Emissions
 from simulator.serving.log import StepLog
 from simulator.serving.rank import Rank

@@ -10,10 +10,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     from simulator.cluster.routing.system import Flags, RouterSystem

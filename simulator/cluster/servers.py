@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from engine_models.declaration import EnginePlan
 from engine_models.parts.protocols import StepCost
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import IntArray
 
 

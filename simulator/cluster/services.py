@@ -7,13 +7,14 @@ Replicas are numbered stage by stage: those that compute prompts, those that ans
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits, Mode
 from engine_models.parts.protocols import StepCost
 from engine_models.parts.sequence import Sequence as Request
+from hardware_profiles.records import dataclass
 from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.cluster import Cluster, IntArray, Source
 from simulator.cluster.deciding import DecidingCluster, KeepingCluster, decider_of

@@ -9,10 +9,11 @@ posts them). A transfer is over a fixed latency after its last byte.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 from engine_models.parts.protocols import INFINITY
+from hardware_profiles.records import dataclass
 from simulator.cluster.clock import RESULTS, Clock
 
 Interface = Hashable

@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from engine_models.engines.known import find, parse_engine_args
 from engine_models.launcher import LONGEST_TEXT
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import read_text
+from hardware_profiles.records import dataclass
 from simulator.config.located import MAX_FILE_BYTES, Located, locate_data, mapping, read_yaml, sequence
 from simulator.config.overrides import apply_override
 from simulator.config.problems import explain, locate, raise_all

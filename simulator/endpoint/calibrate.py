@@ -7,7 +7,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from hardware_profiles.calibration import Calibration
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.calibrated import measured_on, with_law
 from simulator.calibration.agreement import check_bound, read_bound_s, token_bound_s
 from simulator.endpoint.client import Client

@@ -11,12 +11,13 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     import aiohttp

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import parse_json, read_text
+from hardware_profiles.records import dataclass
 from simulator.calibration.agreement import check_model
 from simulator.endpoint.client import Answer, Client
 from simulator.endpoint.prompts import Wording, ids_of, wording_of

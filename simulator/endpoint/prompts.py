@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from hardware_profiles.records import dataclass
 from simulator.endpoint.client import Prompt
 from simulator.workload.streams import stream
 

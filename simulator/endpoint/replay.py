@@ -11,12 +11,13 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.endpoint.client import Answer, Client, Prompt, Target
 from simulator.endpoint.experiment import check_count, probe
 from simulator.endpoint.prompts import Wording

@@ -7,7 +7,6 @@ the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     import pyarrow as pa

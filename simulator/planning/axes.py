@@ -15,11 +15,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
     from simulator.config.located import Located

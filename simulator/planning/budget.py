@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from hardware_profiles import prices
 from hardware_profiles.device import device_word, load_device
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.cost import AMORTISATION_YEARS, HOURS_PER_MONTH, HOURS_PER_YEAR, UnitPrice
 from simulator.planning.demand import HOURS_PER_WEEK, Profile, replicas_for
 from simulator.planning.points import judged, overload_of

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.cluster.outcome import LOSSES
 from simulator.planning.measured_files import read_measured
 from simulator.results.ranking import Estimate, confidence

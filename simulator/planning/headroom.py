@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.planning.points import judged, overload_of
 from simulator.run import RunResult, run_prepared
 from simulator.workload.build import build_workload, resolve_trace

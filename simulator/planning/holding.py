@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine_models.engines.known import engine_named
@@ -11,6 +10,7 @@ from engine_models.model.formats import FORMATS, Format, format_named
 from hardware_profiles.device import Device, all_devices, load_device
 from hardware_profiles.errors import PlanError
 from hardware_profiles.prices import default_price
+from hardware_profiles.records import dataclass
 from simulator.prepare import prepare
 
 if TYPE_CHECKING:

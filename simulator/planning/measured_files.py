@@ -19,13 +19,13 @@ are the gaps between tokens pooled over all requests; `ntpot_ms` = E2E / n, whic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import parse_json, read_text, without_cut_line
+from hardware_profiles.records import dataclass
 from simulator.results.statistics import PERCENTILES
 from simulator.workload.clients import aiperf_failed, aiperf_value, perf_request
 from simulator.workload.tables import yaml_document

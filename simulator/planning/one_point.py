@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
+from hardware_profiles.records import dataclass
 from simulator.io.rundir import run_directory, write_run
 from simulator.io.text import plain
 from simulator.planning.axes import Point

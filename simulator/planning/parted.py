@@ -15,12 +15,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InputError, PlanError
+from hardware_profiles.records import dataclass
 from simulator.io.rundir import write_file
 from simulator.io.text import json_text
 from simulator.planning import store

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from engine_models.engines.projects import PROJECTS
 from engine_models.model.architecture import load_architecture
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError, PlanError, nearest
+from hardware_profiles.records import dataclass
 from simulator.planning.backends import in_processes
 from simulator.planning.points import judged
 from simulator.results.ranking import Estimate, confidence, sure

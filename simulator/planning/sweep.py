@@ -14,12 +14,12 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
+from hardware_profiles.records import dataclass
 from simulator.io.rundir import write_file
 from simulator.io.text import json_text
 from simulator.planning import store

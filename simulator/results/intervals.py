@@ -15,12 +15,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
 from typing import Any
 
+from hardware_profiles.records import dataclass
 from simulator.results.scales import Scale
 
 LEVEL = 0.9

@@ -10,13 +10,13 @@ a step weighs as many rows as emitted in it and in the step before).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.records import dataclass
 from simulator.cluster.outcome import FINISHED, ClusterResult, Handovers
 from simulator.results.statistics import BATCHES, BoolArray, FloatArray, IntArray, parts
 from simulator.serving.emissions import Emissions, Ranges

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from hardware_profiles.records import dataclass
 from simulator.results.intervals import LEVEL
 
 ALIKE_SETTING, ALIKE_MODEL = 0.35, 0.25

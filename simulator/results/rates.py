@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from engine_models.cost.tables import distinct
+from hardware_profiles.records import dataclass
 from simulator.cluster.outcome import NOT_ARRIVED, REJECTED, ClusterResult
 from simulator.results.statistics import BATCHES, BoolArray, FloatArray, IntArray, around, parts
 from simulator.results.timeline import Window, widen

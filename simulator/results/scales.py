@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
+
+from hardware_profiles.records import dataclass
 
 FACTORS = ("source", "load", "engine", "device", "model", "setting", "ranks")
 """Model: kind of model and width of its weights. Setting: engine, device and model together. Ranks: whether each has requests of

@@ -5,12 +5,12 @@ Every column is an integral over the steps: an amount is spent evenly over the t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.records import dataclass
 from simulator.serving.log import Columns
 
 FloatArray = NDArray[np.float64]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.engines.known import find
 from hardware_profiles.errors import PlanError
+from hardware_profiles.records import dataclass
 from simulator.results.intervals import Evidence
 from simulator.validation.engines import compiles_while_measured
 from simulator.validation.launches import launch_of

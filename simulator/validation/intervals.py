@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from hardware_profiles.records import dataclass
 from simulator.results.intervals import LEVEL, QUEUE_ELASTICITY, Evidence, Widths
 from simulator.results.scales import FACTORS, Scale
 from simulator.validation.evidence import Kind

@@ -14,7 +14,7 @@ import datetime
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from engine_models.cost.overheads import FOLDER, load_overheads, overheads_from, own_overheads
 from engine_models.engines.known import engine_named
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.validation.engines import FITTINGS
 from simulator.validation.evidence import engine_of, hardware_class
 from simulator.validation.published import Fitting

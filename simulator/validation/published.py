@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from hardware_profiles.records import dataclass
 from simulator.validation.launches import launch_of
 
 Row = dict[str, Any]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 STEP_LINES = frozenset({"step", "iter", "req", "dequeued"})
 WALL_CLOCK_PREFIX = "wall_"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
+from hardware_profiles.records import dataclass
 from simulator.results.intervals import Evidence, center, half_width, interval
 from simulator.validation.evidence import Kind
 from simulator.validation.one_factor import one_factors

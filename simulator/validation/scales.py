@@ -17,10 +17,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from hardware_profiles.records import dataclass
 from simulator.results.scales import FACTORS, Scale
 from simulator.workload.columns import FloatArray
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine_models.cost.stated_acceptance import ACCEPTANCE
 from hardware_profiles.errors import InputError, PlanError
+from hardware_profiles.records import dataclass
 from simulator.validation.engines import PUBLISHED, engine_release
 from simulator.validation.launches import launch_of, read_launches
 from simulator.validation.published import number

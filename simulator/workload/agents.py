@@ -14,13 +14,14 @@ what the agent waited for tools and people. Formats by the documentation of ai-d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import Content, FloatArray, IntArray
 from simulator.workload.rows import Raw
 from simulator.workload.tables import Table

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import FloatArray
 from simulator.workload.rows import Raw
 from simulator.workload.tables import Table

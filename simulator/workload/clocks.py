@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from engine_models.cost.tables import distinct
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import FloatArray
 
 ERA_S = (1e9, 4.2e9)

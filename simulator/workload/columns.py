@@ -7,11 +7,13 @@ the rows without an arrival time when their predecessor ends.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hardware_profiles.records import dataclass
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import Content, IntArray, same_int, take_content
 
 

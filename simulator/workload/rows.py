@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import BoolArray, Content, FloatArray, IntArray
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.records import dataclass
 from simulator.workload.build import build_workload
 from simulator.workload.columns import RequestClass, Workload
 from simulator.workload.naming import SegmentNumbers

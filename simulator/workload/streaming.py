@@ -13,13 +13,14 @@ import hashlib
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.workload.build import MOST_STREAMED, requests_of, resolve_trace, workload_of
 from simulator.workload.clocks import Clock, clock_of, suspicions, widest_gap
 from simulator.workload.columns import ANY_OF_CLASS, More, RequestClass, Workload

@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from os.path import exists, isdir
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import parse_json, read_bytes
+from hardware_profiles.records import dataclass
 from simulator.workload.columns import FloatArray, IntArray
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".yaml", ".yml")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.workload import arrivals
 from simulator.workload.agents import TOGETHER, trees_of
 from simulator.workload.columns import NO_PREDECESSOR, Content, FloatArray, IntArray, take_content

@@ -56,7 +56,7 @@ def in_own_process(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     root = str(Path(__file__).resolve().parents[2])
-    code = "from simulator.cli import main; main()"
+    code = "from simulator.cli import command; command()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": root},
@@ -375,9 +375,27 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert ran.stdout
 
 
+@pytest.mark.parametrize(("words", "code"), [(["list", "engines"], 0), (["check", "nowhere.yaml"], 2), (["simulate"], 2)])
+def test_a_process_ends_with_its_code_once_what_waits_for_its_end_has_run(words: list[str], code: int) -> None:
+    program = (
+        "import atexit\nfrom simulator import cli\nordinary = cli.main\n"
+        "def main():\n    atexit.register(print, 'the end')\n    ordinary()\n"
+        "cli.main = main\ncli.command()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == code
+    assert ran.stdout.endswith("the end\n")
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     root = str(Path(__file__).resolve().parents[2])
-    code = "from simulator.cli import main; main()"
+    code = "from simulator.cli import command; command()"
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as closed:

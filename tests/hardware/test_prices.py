@@ -216,6 +216,13 @@ def test_a_price_without_a_source_is_refused(tmp_path: Path) -> None:
     assert "rentals" in (caught.value.where or "")
 
 
+def test_prices_of_one_device_are_read_by_themselves() -> None:
+    for device in {price.device for price in BOOK.rentals}:
+        listed = [price for price in BOOK.rentals if price.device == device]
+        assert prices_for(device) == sorted(listed, key=lambda p: (p.usd_per_gpu_hour.value, p.provider, p.instance))
+    assert prices_for("xeon-8592-1s") == []
+
+
 def test_no_heavy_module_is_loaded() -> None:
     code = """
 import sys

@@ -5,7 +5,7 @@ Source: `CircuitBreaker` of sglang-router 0.3.2 (`core/circuit_breaker.rs`), whi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from hardware_profiles.records import dataclass
 
 CLOSED, OPEN, HALF_OPEN = range(3)
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
 from itertools import count
 from random import Random
 
@@ -38,6 +37,7 @@ from numpy.typing import NDArray
 
 from engine_models.parts.block_names import ChainKeys
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.records import dataclass
 from simulator.cluster.routing.policy import Arrival, LoadPolicy
 from simulator.cluster.routing.system import Flag, Flags, RouterSystem, Value
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Series
-from dataclasses import dataclass, field
+from dataclasses import field
 from random import Random
 
 from engine_models.declaration import Limits
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 from simulator.cluster.routing.policy import Policy
 
 Value = bool | int | float | str | tuple[tuple[str, float], ...] | None

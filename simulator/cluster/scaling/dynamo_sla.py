@@ -16,8 +16,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
 
+from hardware_profiles.records import dataclass
 from simulator.cluster.scaling.dynamo import LOAD_S, SENSITIVITY_SHARE, Bounds, by_estimates, by_rate
 from simulator.cluster.scaling.scaler import Counts, JointScaler, Reading, Seen
 

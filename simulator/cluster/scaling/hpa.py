@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
 from typing import Literal
 
+from hardware_profiles.records import dataclass
 from simulator.cluster.scaling.scaler import Autoscaler, Counts, Seen, of_replicas, total
 
 SYNC_S = 15.0

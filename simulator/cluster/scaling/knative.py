@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 
 from engine_models.parts.protocols import INFINITY
+from hardware_profiles.records import dataclass
 from simulator.cluster.scaling.scaler import Autoscaler, Counts, Seen
 
 TICK_S = 2.0

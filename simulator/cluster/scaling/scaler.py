@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from hardware_profiles.records import dataclass
 
 
 @dataclass(frozen=True)

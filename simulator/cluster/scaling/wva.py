@@ -10,11 +10,11 @@ import math
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Series
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.records import dataclass
 from simulator.cluster.scaling.hpa import Behaviour, by_average_value
 from simulator.cluster.scaling.scaler import Autoscaler, Counts, JointScaler, Seen
 
