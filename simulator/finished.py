@@ -24,6 +24,7 @@ from simulator.results.intervals import add_intervals
 from simulator.results.rates import BatchCut
 from simulator.results.timeline import Window
 from simulator.results.verdict import class_slo, slo_bounds, slo_dict, too_short, with_model_error
+from simulator.served import unasked
 from simulator.version import SCHEMA_VERSION, VERSION
 from simulator.workload.columns import Workload
 
@@ -307,7 +308,8 @@ def _warnings(
             "lower workload.warmup or give more requests"
         )
     unfinished = figures.counts["unfinished"]
-    out += [*refusals(figures.lengths, prepared.limits), *cuts(figures.lengths, prepared.limits)]
+    out += refusals(figures.lengths, prepared.limits)
+    out += [*unasked(prepared, figures.refused), *cuts(figures.lengths, prepared.limits)]
     if raw.stopped_at_s is not None:
         out.append(
             f"interrupted after {raw.stopped_at_s:,.0f} s of simulated time: figures of that time, no verdict"

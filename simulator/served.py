@@ -222,6 +222,25 @@ def check_asked(prepared: Prepared, workload: Workload) -> list[str]:
     return [f"{len(lengths):,} of {len(nowhere):,} requests refused: no pool takes prompts of {span} (their `prompt_tokens`)"]
 
 
+def unasked(prepared: Prepared, refused: int) -> list[str]:
+    """What to do about so many requests refused for their length, if a router may send one to a server that takes less than others.
+
+    No router that is modelled looks at the lengths that a server takes (`simulator/cluster/routing`, a product's source in each
+    module); a server answers 400, which clients do not send again.
+    """
+    from simulator.cluster.destinations import Destinations
+
+    if not refused or not (prepared.side_by_side or prepared.services):
+        return []
+    taken = [(limits.context_tokens, limits.prompt_tokens, limits.held_tokens) for limits in prepared.limits]
+    if all(len({taken[number] for number in group}) == 1 for group in Destinations(_taken(prepared), ()).groups):
+        return []
+    return [
+        "servers for the same requests take other lengths, and routers do not look: a server that is sent too long a one refuses "
+        "it (400); `prompt_tokens: [low, high]` in a pool keeps it away"
+    ]
+
+
 def side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
     """Several pools of role: mixed as one deployment; what is of one pool is that of the first."""
     check_side_by_side(scenario, pools)

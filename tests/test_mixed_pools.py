@@ -139,7 +139,20 @@ def test_a_pool_refuses_what_is_too_long_for_it_alone() -> None:
     assert len(refused) > 5
     assert (refused["prompt_tokens"] >= 2000).all()
     assert (served[served["pool"] == "large"]["prompt_tokens"] >= 2000).sum() > 5
-    assert "prompt longer than the context of 2000 or 131072 tokens" in " ".join(run.result["warnings"])
+    assert set(refused["pool"]) == {"small"}
+    assert (refused["instance_id"] == 0).all()
+    told = " ".join(run.result["warnings"])
+    assert "prompt longer than the context of 2000 or 131072 tokens" in told
+    assert "`prompt_tokens: [low, high]` in a pool keeps it away" in told
+
+
+def test_what_no_server_takes_is_not_blamed_on_the_router() -> None:
+    few = {"engine_args": {"max_model_len": 2000}}
+    small = pool("small", **few), pool("qwen", model=QWEN)
+    for pools in ((small[0], pool("too", **few)), small):
+        run = simulate(scenario(*pools, router="round_robin"))
+        assert run.result["totals"]["rejected"] > 5
+        assert not any("routers do not look" in text for text in run.result["warnings"])
 
 
 def test_a_trace_names_models(tmp_path: Path) -> None:

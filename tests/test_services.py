@@ -183,6 +183,17 @@ def test_llm_d_chooses_among_decode_servers_and_mixed_ones() -> None:
     assert frame[moved]["prompt_tokens"].min() >= 700
 
 
+def test_a_mixed_server_refuses_what_is_too_long_for_it() -> None:
+    pools = [*pair(decode=2), pool("whole", replicas=2, engine_args={"max_model_len": 1500})]
+    run = simulate(scenario(pools, [load("all", 20)], router=LLM_D))
+    frame = run.requests_frame()
+    refused = frame[frame["status"] == "rejected"]
+    assert run.result["totals"]["reasons"] == {"prompt_too_long": len(refused)}
+    assert set(refused["pool"]) == {"whole"}
+    assert refused["prompt_tokens"].min() >= 1500 < frame[frame["pool"] == "d"]["prompt_tokens"].max()
+    assert any("`prompt_tokens: [low, high]` in a pool keeps it away" in text for text in run.result["warnings"])
+
+
 @pytest.mark.parametrize(("length", "moved"), [(300, False), (900, True)])
 def test_the_parts_of_a_first_token_are_told_where_nobody_passes_a_prompt_on(length: int, moved: bool) -> None:
     loads = [load("all", prompt_tokens={"kind": "constant", "value": length})]

@@ -500,6 +500,7 @@ class Cluster:
                 self._clock.at(again_s, ARRIVALS, partial(self._again, self._send, block, seq))
             return
         if (reason := self._suits(block, seq, at)) is not None:
+            block.replica[row] = number  # which has said so
             self._router.ended(seq, now_s)
             self._turn_away(block, seq, REJECTED, reason)
             return

@@ -80,6 +80,7 @@ class DecidingCluster(ComputingCluster):
             return
         answer.arrival_s = seq.arrival_s
         if (reason := self._suits(block, answer, self._replica_of[number])) is not None:
+            block.replica[row] = number  # which has said so
             self._second.ended(answer, now_s)
             self._turn_away(block, answer, REJECTED, reason)
             return
