@@ -223,7 +223,7 @@ def check_asked(prepared: Prepared, workload: Workload) -> list[str]:
 
 
 def unasked(prepared: Prepared, refused: int) -> list[str]:
-    """What to do about so many requests refused for their length, if a router may send one to a server that takes less than others.
+    """What to do about requests that were refused for their length, if a router may send one to a server that takes less.
 
     No router that is modelled looks at the lengths that a server takes (`simulator/cluster/routing`, a product's source in each
     module); a server answers 400, which clients do not send again.
