@@ -119,8 +119,10 @@ def memory_of(
         prefill_graph_tokens=prefill_graph_tokens,
         latent=arch.has("mla"),
         drafts=drafter.method if drafter else None,
+        role=request.role,
+        deepep=flags.get("moe_a2a_backend") == "deepep",
     )
-    fraction = float(given) if given is not None else round((device - reserved) / device, 3) * tower_factor(request)
+    fraction = float(given) if given is not None else round((device - reserved) / device, 3) * tower_factor(request, version)
     if given is None and fraction <= 0:
         raise InputError(
             f"SGLang sets {reserved / 1e9:.0f} GB of {device / 1e9:.0f} GB aside for prompts of {prompt_tokens:,} tokens a step: "

@@ -13,13 +13,14 @@ from engine_models.engines.sglang_memory import (
     state_bytes,
 )
 from engine_models.engines.sglang_prompt_graphs import prompt_graph_tokens
-from engine_models.engines.sglang_reserve import memory_defaults
+from engine_models.engines.sglang_reserve import ROLES_SINCE, ROWS_CAP_GRAPHS_SINCE, memory_defaults
 from engine_models.model.overrides import served_context
 from engine_models.schedulers.prefill_first import PrefillFirstRules
 from hardware_profiles.records import dataclass
 
 RANK_CONSERVATIVENESS = 0.3
-"""Factor of `schedule_conservativeness` under data-parallel attention (datasheet: SGLang 0.5 `server_args.py`, read 2026-11)."""
+"""Factor of `schedule_conservativeness` under data-parallel attention (datasheet: SGLang 0.5 `server_args.py`, read
+2026-11)."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class Serving:
         context = int(flags.get("context_length") or served_context(
             request.arch, overrides, "json_model_override_args", said.warnings
         ))
-        default_chunk, default_graph = memory_defaults(request.device_memory_bytes, request.tensor_parallel * dp)
+        default_chunk, default_graph = memory_defaults(request.device_memory_bytes, request.tensor_parallel * dp, number)
         asked_chunk = flags.get("chunked_prefill_size")
         chunk = default_chunk if asked_chunk is None else int(asked_chunk)
         if chunk > 0:
             chunk = max(1, chunk // dp)  # the flag counts the tokens of all data-parallel ranks
         asked_rows = flags.get("max_running_requests") or (DRAFTED_ROWS if drafts else None)
-        if drafts and asked_rows:
+        if asked_rows and (drafts or number >= ROWS_CAP_GRAPHS_SINCE):
             default_graph = min(default_graph, int(asked_rows))
         captured = tuple(sorted(map(int, flags.get("cuda_graph_bs") or ())))
         graph_rows = int(flags.get("cuda_graph_max_bs") or max(captured, default=default_graph))
@@ -96,9 +97,12 @@ class Serving:
         """Tokens of prompts in a step: the last of a batch may exceed `max_prefill_tokens`, and is cut by the chunk alone."""
         return self.chunk if self.chunk > 0 else max(self.prefill_tokens, self.context)
 
-    def reserved_tokens(self, ranks: int) -> int:
-        """Tokens of prompts that memory is set aside for: a chunk of all data-parallel ranks, else what a step admits."""
-        return self.chunk * ranks if self.chunk > 0 else self.prefill_tokens
+    def reserved_tokens(self, request: PoolRequest) -> int:
+        """Tokens that memory is set aside for: a chunk of all data-parallel ranks, else what a step admits; where a server only
+        decodes, its rows."""
+        if request.role == "decode" and self.number >= ROLES_SINCE:
+            return (self.asked_rows or self.graph_rows or 1) * self.row_tokens
+        return self.chunk * request.data_parallel if self.chunk > 0 else self.prefill_tokens
 
     def step_tokens(self, rows: int) -> int:
         """Tokens of a step at most, where `rows` may decode."""

@@ -81,7 +81,7 @@ def _memory(
         activations = activation_bytes(arch, serving.tokens, serving.rows, tp, request.data_parallel)
         other = runtime_bytes(devices)
     else:
-        activations = peak_bytes(request, version, serving)
+        activations = peak_bytes(request, version, serving, backend)
         other = beside_torch_bytes(request, version)
     # with adapters a graph of each size that computes them is captured beside the one that does not
     graphs, lora_bytes = (2, adapters.memory_bytes) if adapters is not None else (1, 0)

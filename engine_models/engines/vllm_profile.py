@@ -1,8 +1,8 @@
 """What vLLM's profiling run holds beside the weights: the peak of what PyTorch allocates, and what else takes memory.
 
 Constants are measured by others, read of start-up lines that tell weights, PyTorch's peak and the rest apart: 61 starts of vLLM
-0.19.0 on H100 and four of Qwen3-14B under 0.15 to 0.18 (llm-d-planner, pull request 205, 2026-04), eight of 0.12 to 0.14 on H100
-(llm-d-benchmark, `empirical-vllm-memory-results.md`, 2026-02). Peaks of dense models on one GPU follow within 0.03 GiB.
+0.19.0 on H100 and four of Qwen3-14B under 0.15 to 0.18 (llm-d-planner, pull request 205, 2026-04), eight of 0.12 to 0.14 on
+H100 (llm-d-benchmark, `empirical-vllm-memory-results.md`, 2026-02). Peaks of dense models on one GPU follow within 0.03 GiB.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ GIB = 1 << 30
 Steps = tuple[tuple[tuple[int, ...], float], ...]
 
 LOGIT_BYTES = {"sort": SORT_BYTES, "pivot": 14, "rejection": 10}
-"""Memory of a logit while rows are sampled: as the model gave it and in float32 (2 + 4), and what sorting adds, or probabilities
-and as many random numbers (4 + 4), or probabilities alone (FlashInfer). kind: datasheet (`v1/sample/ops/topk_topp_sampler.py`);
-measured: 38.4 before 0.17, 14.0 in 0.19, 10.3 to 10.9 of Llama-3.1-8B with FlashInfer (one start of 2026-10)."""
+"""Memory of a logit while rows are sampled: as the model gave it and in float32 (2 + 4), and what sorting adds, or
+probabilities and as many random numbers (4 + 4), or probabilities alone (FlashInfer). kind: datasheet
+(`v1/sample/ops/topk_topp_sampler.py`); measured: 38.4 before 0.17, 14.0 in 0.19, 10.3 to 10.9 of Llama-3.1-8B with FlashInfer
+(one start of 2026-10)."""
 SEARCHED_ROWS = 8
 """Fewer rows are sorted where more are searched (datasheet: `apply_top_k_top_p`, 0.17 to 0.33)."""
 WORKSPACE_BYTES = int(0.05 * GIB)
@@ -29,9 +30,12 @@ WORKSPACE_BYTES = int(0.05 * GIB)
 SHARDED_SINCE = (0, 29)
 """Tensor-parallel ranks share the rows that are sampled (datasheet: release notes of 0.29.0)."""
 KEPT_SINCE = (0, 16)
-"""Since then experts' outputs lie in a place that outlasts the forward pass (`v1/worker/workspace.py`), so that sampling comes on
-top; experts in mxfp4 do without. kind: measured in 0.19 (Qwen3-30B 0.50 GiB, Mixtral on two GPUs 0.66, gpt-oss none), absent in a
-start of 2025-12 (Qwen3-30B); the version between is assumed."""
+"""Since then experts' outputs lie in a place that outlasts the forward pass (`v1/worker/workspace.py`), so that sampling comes
+on top; experts in mxfp4 do without. kind: measured in 0.19 (Qwen3-30B 0.50 GiB, Mixtral on two GPUs 0.66, gpt-oss none), absent
+in a start of 2025-12 (Qwen3-30B); the version between is assumed."""
+FUSED_BACKENDS = ("trtllm", "cutlass")
+"""FlashInfer's kernels, which keep what they need themselves (datasheet: `workspace_shapes` of `flashinfer_cutlass_moe.py` and
+`experts/trtllm_*.py`, 0.19.1). vLLM's own CUTLASS kernels, which have the same name here, keep more."""
 OWN_BYTES: Steps = (((0, 11, 1), 0.07 * GIB), ((0, 18), 0.13 * GIB))
 OWN_BYTES_NOW = 0.25 * GIB
 """What kernels and libraries take of a device by themselves during the run: before each version, and since the last. kind:
@@ -39,18 +43,27 @@ measured (seven starts of the first engine, 0.01 to 0.12; 0.10.2; 0.12 to 0.17; 
 COLLECTIVE_BYTES: Steps = (((0, 8), 0.65 * GIB), ((0, 11, 1), 1.31 * GIB), ((0, 18), 0.41 * GIB))
 COLLECTIVE_BYTES_NOW = 1.85 * GIB
 """The same for collectives of ranks, which before 0.11.1 were set up after the first look at free memory, and so counted (pull
-request 25359). kind: measured on two GPUs of 96 GB (first engine), two H200 (0.11.0), two H100 (0.12 to 0.14), two and four H100
-(0.19: 1.82 and 1.92); that the last step came with 0.18, as did the device's own, is assumed."""
+request 25359). kind: measured on two GPUs of 96 GB (first engine), two H200 (0.11.0), two H100 (0.12 to 0.14), two and four
+H100 (0.19: 1.82 and 1.92); that the last step came with 0.18, as did the device's own, is assumed."""
+CONTEXT_BYTES_PER_CORE = 3.5 * (1 << 20)
+"""What CUDA keeps of a device for a process, by its multiprocessors. kind: measured, 0.4 to 0.6 GiB on H100 and H200 with 132
+(starts of SGLang, 2025), 0.24 on an RTX 3090 with 82 (a start of vLLM 0.6.4): 3 to 4.6 MiB each."""
+CONTEXT_COUNTS = {True: ((0, 6, 4), (0, 6, 5)), False: ((0, 6, 5), (0, 9, 1))}
+"""From and before these versions of the first and the second engine all that is used of a device counts, the context too
+(datasheet: `worker.py` of 0.6.2 to 0.8.5, `v1/worker/gpu_worker.py` of 0.6.4 to 0.9.2; 0.9.0 assumed)."""
+UNSAMPLED_UNTIL, ALL_ROWS_UNTIL = (0, 8), (0, 7, 3)
+"""Before, the second engine's profiling run (its alpha) does not sample: it has the logits alone, before the second of all
+tokens of a step (datasheet: `profile_run` of 0.7.0 to 0.8.0)."""
 ELSEWHERE_BYTES: Steps = (((0, 8), 0.17 * GIB),)
 ELSEWHERE_BYTES_NOW, MULTICAST = 0.41 * GIB, ("hopper", "blackwell")
-"""The same where GPUs have no links of their own, or older ones that do not multicast. kind: measured on two RTX 4090 (0.7, in a
-report of 2025-02); inferred since, from eight L40S under 0.10.2 (0.34 GiB) and two A100 under 0.11.2 (0.4)."""
+"""The same where GPUs have no links of their own, or older ones that do not multicast. kind: measured on two RTX 4090 (0.7, in
+a report of 2025-02); inferred since, from eight L40S under 0.10.2 (0.34 GiB) and two A100 under 0.11.2 (0.4)."""
 GRAPH_BYTES_PER_LAYER = 0.5e6
-"""Of a captured size. kind: measured, 2026-04: the median of what 0.19.0 estimated for 51 sizes on H100 (0.40 to 1.1e6, 26 to 80
-layers); a start of 2026-08 on A800 has 0.51e6."""
+"""Of a captured size. kind: measured, 2026-04: the median of what 0.19.0 estimated for 51 sizes on H100 (0.40 to 1.1e6, 26 to
+80 layers); a start of 2026-08 on A800 has 0.51e6."""
 COUNTED_SINCE, UNCOUNTED = (0, 21), ((0, 25), (0, 29))
-"""Graphs count by default since 0.21.0, as its start-up lines say (`gpu_worker.py`); from the first and before the second of the
-others not those of dense models, whose new runner sets nothing aside (pull requests 44443 and 53306)."""
+"""Graphs count by default since 0.21.0, as its start-up lines say (`gpu_worker.py`); from the first and before the second of
+the others not those of dense models, whose new runner sets nothing aside (pull requests 44443 and 53306)."""
 
 
 def graph_bytes(request: PoolRequest, version: Version, serving: Serving) -> int:
@@ -62,12 +75,11 @@ def graph_bytes(request: PoolRequest, version: Version, serving: Serving) -> int
     return int(GRAPH_BYTES_PER_LAYER * layers * len(serving.graphs))
 
 
-def peak_bytes(request: PoolRequest, version: Version, serving: Serving) -> int:
-    """Peak of PyTorch's memory over what it held once the model was loaded [bytes of a rank].
+def peak_bytes(request: PoolRequest, version: Version, serving: Serving, backend: str | None) -> int:
+    """Peak of PyTorch's memory over what it held once the model was loaded [bytes of a rank], its experts on `backend`.
 
-    A forward pass of as many tokens as a step may have, then as many rows as may be sampled, with truncation; images before both.
-    The first engine (V0) is taken for the later ones.
-    """
+    A forward pass of as many tokens as a step may have, then as many rows as may be sampled, with truncation; images before
+    both. The first engine (V0) is taken for the later ones. """
     arch, tp, dp = request.arch, request.tensor_parallel, request.data_parallel
     tokens, rows = serving.tokens, serving.rows
     if version.number >= SHARDED_SINCE:
@@ -78,8 +90,11 @@ def peak_bytes(request: PoolRequest, version: Version, serving: Serving) -> int:
     cores = load_device(request.device_name).multiprocessors
     if searched and cores is not None:  # a row of floats for each program of its kernel
         sampled += 4 * int(cores.value) * arch.vocab
+    if not version.first_engine and version.number < UNSAMPLED_UNTIL:
+        logits = (tokens if version.number < ALL_ROWS_UNTIL else rows) * arch.vocab
+        sampled = 2 * (tokens * arch.hidden + logits) + WORKSPACE_BYTES
     if version.number >= KEPT_SINCE and request.formats.weights.name != "mxfp4":
-        sampled += kept_bytes(arch, tokens, tp)
+        sampled += kept_bytes(arch, tokens, tp, fused=backend in FUSED_BACKENDS)
     peak = max(forward_bytes(arch, tokens, tp, dp), sampled)
     if version.first_engine:
         return peak
@@ -87,16 +102,19 @@ def peak_bytes(request: PoolRequest, version: Version, serving: Serving) -> int:
     return max(tower + WORKSPACE_BYTES if tower else 0, left + peak)
 
 
-def kept_bytes(arch: Architecture, tokens: int, tensor_parallel: int) -> int:
+def kept_bytes(arch: Architecture, tokens: int, tensor_parallel: int, *, fused: bool = False) -> int:
     """The place of experts' outputs [bytes of a rank].
 
     For each token and choice the wider of both halves and the hidden state, and the wider of their product and the hidden state
-    (`fused_moe.py`: `workspace_shapes`).
+    (`fused_moe.py`: `workspace_shapes`); where one `fused` kernel does it all a hidden state of each token.
     """
     width = 0
     for mlp in arch.mlp:
         if mlp.kind == "moe":
             inner, hidden = mlp.expert_intermediate // tensor_parallel, mlp.latent or arch.hidden
+            if fused:
+                width = max(width, hidden)
+                continue
             width = max(width, mlp.experts_per_token * (max(2 * inner, hidden) + max(inner, hidden)))
     return 2 * tokens * width
 
@@ -108,6 +126,10 @@ def beside_torch_bytes(request: PoolRequest, version: Version) -> int:
         return next((taken for before, taken in steps if version.number < before), now_bytes)
 
     own = of(OWN_BYTES, OWN_BYTES_NOW)
+    since, until = CONTEXT_COUNTS[version.first_engine]
+    cores = load_device(request.device_name).multiprocessors
+    if since <= version.number < until and cores is not None:
+        own += CONTEXT_BYTES_PER_CORE * int(cores.value)
     if request.tensor_parallel * request.data_parallel == 1:
         return int(own)
     device = load_device(request.device_name)

@@ -20,6 +20,10 @@ CPU_TOKENS, CPU_ROWS = 2048, 128
 `engine/arg_utils.py`)."""
 CPU_BLOCK_TOKENS = 128
 """Default tokens of a block on CPUs (datasheet: `platforms/cpu.py` of 0.11.0 and of 2026)."""
+ROWS_BY_NAME_SINCE, BY_MEMORY_SINCE, A100_APART_SINCE = (0, 8, 4), (0, 8, 5), (0, 9, 1)
+"""Before the second the default limits go by whether a device's name has H100 or H200 in it, before the first its rows by
+nothing; before the third an A100 of 80 GB has those of H100 (datasheet: `engine/arg_utils.py` of 0.7.0 to 0.9.2; 0.9.0 was not
+read)."""
 KERNEL_BLOCK_TOKENS = 16
 """Tokens of a KV block come in multiples of this: every attention backend of vLLM on CUDA and ROCm asks for it, and the engine
 does not start with another (datasheet: vLLM pull requests 36241 and 41363, 2026)."""
@@ -33,8 +37,8 @@ SAMPLING_WORK: dict[Sampler, str] = {
 
 
 _AMD_BEFORE = ("gcn5", "cdna1", "rdna2")
-"""AMD's architectures before those that vLLM runs on (datasheet: docs/getting_started/installation/gpu.rocm.inc.md, 0.4 to 0.33:
-MI200, MI300, MI350, RX 7900, RX 9000, Ryzen AI MAX)."""
+"""AMD's architectures before those that vLLM runs on (datasheet: docs/getting_started/installation/gpu.rocm.inc.md, 0.4 to
+0.33: MI200, MI300, MI350, RX 7900, RX 9000, Ryzen AI MAX)."""
 _NOT_ON_VOLTA = ("awq", "int4", "int8", "fp8", "fp8_block", "nvfp4", "mxfp4")
 """Formats of weights without a kernel on Volta (datasheet: docs/features/quantization of 0.6 to 0.15: AWQ and INT8 from Turing
 on, Marlin, which widens the others, from Ampere on, later Turing)."""
@@ -131,7 +135,7 @@ def _limits_of_steps(request: PoolRequest, version: Version, context: int, *, ch
     if flags.get("performance_mode") == "throughput":
         default_tokens, default_rows = 2 * default_tokens, 2 * default_rows
     if first and chunked:
-        default_tokens = vllm_v0.CHUNKED_TOKENS
+        default_tokens = vllm_v0.chunk_tokens(version.number)
     rows = int(flags.get("max_num_seqs") or default_rows)
     tokens = int(flags.get("max_num_batched_tokens") or 0)
     if not tokens:
@@ -154,6 +158,11 @@ def _default_limits(version: Version, request: PoolRequest) -> tuple[int, int]:
     if request.device_kind == "cpu":
         ranks = request.tensor_parallel * request.pipeline_parallel
         return CPU_TOKENS * ranks, CPU_ROWS * ranks
+    if version.number < BY_MEMORY_SINCE:
+        named = any(name in device_name for name in ("h100", "h200"))
+        return (8192 if named else 2048), (1024 if named or version.number < ROWS_BY_NAME_SINCE else 256)
+    if version.number < A100_APART_SINCE and memory_bytes >= 70 * GIB:
+        return 8192, 1024
     if memory_bytes >= 160 * GIB and "gb10" not in device_name:
         return version.large_gpu_budget, 1024
     if memory_bytes >= 70 * GIB and "a100" not in device_name:

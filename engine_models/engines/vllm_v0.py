@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 LONG_CONTEXT_TOKENS = 32768
 """Context beyond which prompts are cut by default (datasheet: `arg_utils.py` of 0.6.3)."""
-CHUNKED_TOKENS = 512
-"""Default token budget of a step with cut prompts (datasheet: `config.py` of 0.6.3; 0.6.6 has 2048)."""
+CHUNKED_TOKENS = ((0, 6, 5), 512, 2048)
+"""Default token budget of a step with cut prompts before this version, and since (datasheet: `config.py` of 0.6.3 to 0.7.3)."""
 TOKENS, ROWS = 2048, 256
 """Least token budget of a step of whole prompts, where the context is not longer, and rows (datasheet: `config.py` of 0.6.3)."""
 LARGEST_GRAPH = 256
@@ -34,6 +34,12 @@ def cuts_prompts(flags: Mapping[str, Any], max_model_len: int) -> bool:
     """Whether prompts are computed in parts beside decodes."""
     asked = flags.get("enable_chunked_prefill")
     return max_model_len > LONG_CONTEXT_TOKENS if asked is None else bool(asked)
+
+
+def chunk_tokens(version: tuple[int, ...]) -> int:
+    """Default token budget of a step with cut prompts."""
+    since, before, now = CHUNKED_TOKENS
+    return before if version < since else now
 
 
 def refuse(request: PoolRequest, version: str, *, windows: bool, states: bool) -> None:

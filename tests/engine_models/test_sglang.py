@@ -409,6 +409,9 @@ def test_defaults_follow_memory() -> None:
     assert sglang_reserve.memory_defaults(141 * gib, 8) == (8192, 512)
     assert sglang_reserve.memory_defaults(192 * gib, 1) == (16384, 512)
     assert sglang_reserve.memory_defaults(16 * gib, 4) == (2048, 8)
+    by_version = {(0, 5, 2): (2048, 8), (0, 5, 3): (2048, 16), (0, 5, 19): (2048, 24), (0, 5, 20): (4096, 48)}
+    assert {number: sglang_reserve.memory_defaults(24 * gib, 1, number) for number in by_version} == by_version
+    assert sglang_reserve.memory_defaults(80 * gib, 8, (0, 5, 2)) == (8192, 160)
     sizes = sglang_serving.graph_sizes(512)
     assert sizes[:7] == (1, 2, 4, 8, 12, 16, 24)
     assert sizes[-3:] == (480, 496, 512)
@@ -436,11 +439,30 @@ def test_reserves_for_graphs_ranks_and_drafts_go_by_version() -> None:
     assert sglang_reserve.prefill_graphs(8192) == 58
     assert reserve(prefill_graph_tokens=8192) == plain + 58 * 8
     assert reserve(prefill_graph_tokens=2048, latent=True) == plain + 1536
-    assert reserve(prefill_graph_tokens=2048, latent=True, version=(0, 5, 12)) == plain + 42 * 8
+    assert reserve(prefill_graph_tokens=2048, latent=True, version=(0, 5, 10)) == plain + 1536
+    assert reserve(prefill_graph_tokens=2048, latent=True, version=(0, 5, 9)) == plain + 42 * 8
     assert reserve(data_parallel=8) == plain + 512 * 8 * 4.5
     assert reserve(drafts="eagle", version=(0, 5, 9)) == plain + 2048
+    assert reserve(drafts="eagle", version=(0, 5, 10)) == plain + 4096
     assert reserve(drafts="draft_model", version=(0, 5, 9)) == plain + 6144
     assert reserve(drafts="ngram", version=(0, 5, 9)) == reserve(drafts="eagle") == plain
+
+
+def test_a_server_that_only_computes_prompts_or_answers_reserves_for_that_alone() -> None:
+    gib, mib = 1 << 30, 1 << 20
+
+    def reserve(tokens: int, **terms: Any) -> int:
+        return sglang_reserve.reserved_bytes(192 * gib, tokens, 4, 512, 4, prefill_graph_tokens=4096, **terms) // mib
+
+    plain = 512 + 1.5 * 16384 + 512
+    graphs, ranks, prefills = 2 * 512, 4.5 * 512 * 4, 8 * sglang_reserve.prefill_graphs(4096)
+    assert reserve(16384) == plain + graphs + ranks + prefills
+    assert reserve(16384, role="prefill") == plain + prefills
+    assert reserve(512, role="decode") == 512 + 1.5 * 2048 + 512 + graphs + ranks
+    assert reserve(16384, role="prefill", version=(0, 5, 14)) == plain + graphs + ranks + prefills
+    assert reserve(16384, deepep=True) == reserve(16384) + 2048
+    assert reserve(16384, deepep=True, role="prefill") == reserve(16384, role="prefill")
+    assert reserve(16384, deepep=True, version=(0, 5, 14)) == reserve(16384)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +526,8 @@ def test_prompts_that_are_not_cut_reserve_for_the_most_that_a_step_takes() -> No
 
 
 def test_a_vision_tower_lowers_the_share_unless_it_is_left_out() -> None:
-    """A tower of 24 layers of 1,024 takes a twentieth of the share; a larger one more."""
+    """A tower of 24 layers of 1,024 takes a twentieth of the share; a larger one more. A server that only decodes loads none."""
+    newest = sglang_reserve.NEWEST
 
     def request(**flags: Any) -> PoolRequest:
         bf16 = format_named("bf16")
@@ -513,15 +536,17 @@ def test_a_vision_tower_lowers_the_share_unless_it_is_left_out() -> None:
 
     seeing = request(enable_multimodal=True)
     usual = replace(seeing, arch=replace(seeing.arch, vision_shape=(0, 0)))
-    assert sglang_reserve.tower_factor(usual) == 0.95
+    assert sglang_reserve.tower_factor(usual, newest) == 0.95
 
     ratio = 27 * 1152**2 / (24 * 1024**2)
-    assert sglang_reserve.tower_factor(seeing) == pytest.approx(0.95 * (1 - 0.1 * (ratio - 1)))
-    assert sglang_reserve.tower_factor(request(enable_multimodal=True, language_only=True)) == 1
-    assert sglang_reserve.tower_factor(request()) == 1  # Gemma 3 and Llama 4 only see where asked to
-    assert sglang_reserve.tower_factor(replace(request(), arch=load_architecture("Qwen/Qwen3-VL-8B-Instruct"))) < 1
+    assert sglang_reserve.tower_factor(seeing, newest) == pytest.approx(0.95 * (1 - 0.1 * (ratio - 1)))
+    assert sglang_reserve.tower_factor(request(enable_multimodal=True, language_only=True), newest) == 1
+    assert sglang_reserve.tower_factor(request(), newest) == 1  # Gemma 3 and Llama 4 only see where asked to
+    assert sglang_reserve.tower_factor(replace(request(), arch=load_architecture("Qwen/Qwen3-VL-8B-Instruct")), newest) < 1
+    assert sglang_reserve.tower_factor(replace(usual, role="decode"), newest) == 1
+    assert sglang_reserve.tower_factor(replace(usual, role="decode"), (0, 5, 16)) == 0.95
     text = replace(request(), arch=load_architecture("Qwen/Qwen3-8B"))
-    assert sglang_reserve.tower_factor(text) == 1
+    assert sglang_reserve.tower_factor(text, newest) == 1
 
 
 def test_version() -> None:

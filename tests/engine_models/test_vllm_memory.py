@@ -64,6 +64,51 @@ def test_the_first_engine_starts_as_its_lines_tell(
     assert started(version, model, hardware, tp, **flags)[1] == pytest.approx(tokens, rel=0.02)
 
 
+def test_the_context_counts_where_all_that_is_used_does() -> None:
+    """vLLM's issue 10517: 3.81 GiB under 0.6.4 where a step takes 20,000 tokens; 0.6.3 and 0.6.5 leave out what CUDA takes."""
+    flags = {"max_model_len": 20000, "enable_chunked_prefill": False}
+    memory, told = started("0.6.4", "meta-llama/Llama-3.1-8B", "rtx-3090-24gb", **flags)
+    assert memory.kv_bytes / GIB == pytest.approx(3.81, abs=0.1)
+    assert told == pytest.approx(31_232, rel=0.02)
+    for version in ("0.6.3", "0.6.5"):
+        without, _ = started(version, "meta-llama/Llama-3.1-8B", "rtx-3090-24gb", **flags)
+        assert without.kv_bytes - memory.kv_bytes == pytest.approx(82 * 3.5 * 2**20, abs=1e6)
+
+
+def test_the_second_engines_alpha_does_not_sample_in_its_profiling_run() -> None:
+    """vLLM's pull request 12569: 22,096 tokens on a first start, which leaves up to 7 % less; logits of 8,192 tokens, from 0.7.3
+    of 1,024 rows, from 0.8 with what sorts them."""
+    flags = {"max_model_len": 2048, "gpu_memory_utilization": 0.98, "use_v1": True, "use_flashinfer_sampler": False}
+    pool = {"engine": "vllm@0.7.0", "hardware": "h100-sxm-80gb", "weights": "int8", "engine_args": flags}
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    scenario = load_scenario({"model": "meta-llama/Llama-3.1-70B", "deployment": pool, "workload": load})
+    tokens = prepare(scenario).plan.limits.told_tokens
+    assert 0.93 * tokens < 22_096 < tokens
+    peaks = [
+        started(version, "Qwen/Qwen2.5-0.5B-Instruct", use_v1=True, use_flashinfer_sampler=False)[0].bytes_of("activation")
+        for version in ("0.7.0", "0.7.3", "0.8.0")
+    ]
+    logits = 2 * 151_936
+    assert peaks[0] - 8192 * logits == pytest.approx(0, abs=0.1 * GIB)
+    assert peaks[1] < 0.6 * GIB
+    assert peaks[2] == pytest.approx(38 * 1024 * 151_936, abs=0.1 * GIB)
+
+
+def test_default_limits_of_the_second_engine_go_by_name_before_0_8_5() -> None:
+    def limits(version: str, hardware: str) -> tuple[int, int]:
+        pool = {"engine": f"vllm@{version}", "hardware": hardware}
+        load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+        model = "Qwen/Qwen2.5-7B-Instruct"
+        found = prepare(load_scenario({"model": model, "deployment": pool, "workload": load})).plan.limits
+        return found.step_tokens, found.rows
+
+    assert {limits(version, "h100-sxm-80gb") for version in ("0.8.3", "0.8.5", "0.9.2")} == {(8192, 1024)}
+    assert limits("0.8.3", "a100-sxm-80gb") == (2048, 1024)
+    assert limits("0.8.4", "a100-sxm-80gb") == (2048, 256)
+    assert limits("0.8.5", "a100-sxm-80gb") == (8192, 1024)
+    assert limits("0.9.2", "a100-sxm-80gb") == (2048, 256)
+
+
 def test_other_vendors_have_no_flashinfer() -> None:
     """A start of Gemma 3 on MI300X (2025-09, a public repository): 1,024 rows are sorted, where an image on H200 samples them."""
     flags = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 2}}
@@ -132,6 +177,13 @@ def test_experts_keep_a_place_that_is_as_wide_as_they_write() -> None:
     arch = load_architecture("Qwen/Qwen3-30B-A3B")
     assert kept_bytes(arch, 1, 1) == 2 * 8 * (2048 + 2048)
     assert kept_bytes(load_architecture("mistralai/Mixtral-8x7B-Instruct-v0.1"), 1, 2) == 2 * 2 * (14336 + 7168)
-    assert kept_bytes(load_architecture("Qwen/Qwen3-8B"), 1, 1) == 0
+    dense = load_architecture("Qwen/Qwen3-8B")
+    assert kept_bytes(dense, 1, 1) == kept_bytes(dense, 1, 1, fused=True) == 0
+    assert kept_bytes(arch, 1, 1, fused=True) == 2 * 2048  # FlashInfer's kernels
+    rest = {
+        name: started("0.19.0", "Qwen/Qwen3-30B-A3B", "b200-sxm-180gb", moe_backend=name)[0].bytes_of("activation")
+        for name in ("triton", "flashinfer_trtllm")
+    }
+    assert rest["triton"] - rest["flashinfer_trtllm"] == 8192 * 2 * (8 * (2048 + 2048) - 2048)
     assert started("0.19.0", "Qwen/Qwen3-30B-A3B")[0].bytes_of("activation") > 2.5 * GIB
     assert started("0.15.1", "Qwen/Qwen3-30B-A3B")[0].bytes_of("activation") == pytest.approx(5.58 * GIB, rel=0.01)
