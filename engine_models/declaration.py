@@ -14,6 +14,7 @@ from engine_models.cost.settings import StepCosts
 from engine_models.cost.terms import Formats
 from engine_models.flags import FlagTable
 from engine_models.model.blocks import Architecture
+from engine_models.model.formats import Format
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY, Gate, Scheduler
 from engine_models.parts.sequence import Sequence
@@ -460,6 +461,8 @@ class Engine:
     replay : from a recording's version and knobs; None: no recording can be run again.
     kv_formats : narrow formats in which it keeps a KV cache, beside those of packed files; None: nobody checks.
     kv_format : format of the KV cache of a model on a device unless the pool names one; None: the model's.
+    activation_format : format to which activations are quantised before weights of a format, by the flags, unless the pool names
+        one; None: what the weights' format says.
     decisions : `replay` of an engine that was recorded without a model: its steps again, from the knobs and the requests.
     lockstep : None where data parallelism always means copies.
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
@@ -486,6 +489,7 @@ class Engine:
     overheads_from: str | None = None
     kv_formats: tuple[str, ...] | None = None
     kv_format: Callable[[Device, Architecture], str | None] | None = None
+    activation_format: Callable[[Device, Architecture, Format, Mapping[str, Any]], str | None] | None = None
     measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Callable[[PoolRequest, str | None], EnginePlan]
     replay: Callable[[str, Mapping[str, Any]], Replay] | None = None

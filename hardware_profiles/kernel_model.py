@@ -273,9 +273,19 @@ class KernelModel(Ops):
 
     def times_attention(self, backend: str, head_dim: int) -> bool:
         """See the base."""
+        if "/" in backend:
+            return self._attention_lender(backend, head_dim) is not None
         found = (key for key in self.groups if key.startswith("attention_decode/"))
         surfaces = ((key, self.surface(key)) for key in found)
         return any(surface is not None and self._timed(key, surface, backend, head_dim) for key, surface in surfaces)
+
+    def _attention_lender(self, backend: str, head_dim: int) -> KernelModel | None:
+        """Whose tables a backend with a framework before it (``sglang/triton``) means; None where they hold no heads so wide."""
+        framework, _, own = backend.rpartition("/")
+        if not framework:
+            return None
+        lender = self._sibling(framework)
+        return lender.with_attention(own, own) if lender.times_attention(own, head_dim) else None
 
     def _timed(self, key: str, surface: Surface, backend: str, head_dim: int) -> bool:
         """Whether a group has rows of plain attention by a backend, of heads so wide, with or without a window."""
@@ -349,6 +359,8 @@ class KernelModel(Ops):
         return {**p, "latency_s": min(p["latency_s"], float(lender["parameters"]["latency_s"]))}
 
     def _sibling(self, framework: str) -> KernelModel:
+        if framework == self.framework:
+            return self
         if framework not in self._siblings:
             self._siblings[framework] = load_kernel_model(self.device, framework)
         return self._siblings[framework]
@@ -504,6 +516,9 @@ class KernelModel(Ops):
         heads, kv_heads : per GPU. window_tokens : 0 for full attention. batch : sequences; context_tokens :
         mean cached tokens a sequence (unequal lengths cost about their mean). Both broadcast.
         """
+        lender = self._attention_lender(self.attention_of_decodes, head_dim)
+        if lender is not None:
+            return lender.decode_attention_s(kv_fmt, heads, kv_heads, head_dim, window_tokens, batch, context_tokens, condition)
         kv_fmt = canonical_format(kv_fmt)
         b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
         rows = np.maximum(b, 1.0)
@@ -552,6 +567,10 @@ class KernelModel(Ops):
         batch))``.
         Never less than reading the cached keys and values once from device memory.
         """
+        lender = self._attention_lender(self.attention_of_prompts, head_dim)
+        if lender is not None:
+            shape_there = (heads, kv_heads, head_dim, window_tokens)
+            return lender.prefill_attention_s(fmt, kv_fmt, *shape_there, new_tokens, prior_tokens, batch)
         fmt, kv_fmt = canonical_format(fmt), canonical_format(kv_fmt)
         q, p0, b = np.broadcast_arrays(as_array(new_tokens), np.maximum(as_array(prior_tokens), 0.0), as_array(batch))
         new, rows = np.maximum(q, 1.0), np.maximum(b, 1.0)

@@ -134,7 +134,11 @@ def resolve_formats(
     if pool.weights is None and chosen == engine.weights:
         notes.append(f"weights in {weights.name}, as most files for {engine.title} are; `weights` states another format")
     native = set(device.formats)
-    act_name = pool.activations or ("bf16" if weights.weight_only else weights.compute)
+    quantised = engine.activation_format(device, arch, weights, flags.values) if engine.activation_format is not None else None
+    act_name = pool.activations or quantised or ("bf16" if weights.weight_only else weights.compute)
+    if quantised is not None and pool.activations is None:
+        where = f"as {engine.title} does on {device.title}"
+        notes.append(f"activations are quantised to {quantised} before weights in {weights.name}, {where}")
     if weights.compute not in native and weights.compute not in ("bf16", "fp16"):
         if pool.activations and format_named(pool.activations).compute == weights.compute:
             raise InputError(

@@ -156,8 +156,8 @@ class Terms:
         that measured layers like these run on.
     moe_by_flag : whether that is what somebody asked for, and not the engine's own choice.
     attention : backends of plain attention of prompts and of decoding rows by the engine's words, "" for the one that measured
-        layers like these run on, which stands in too where the tables lack one.
-    attention_by_flag : whether those are what somebody asked for.
+        layers like these run on, which stands in too where the tables lack one. A framework before a word means its tables.
+    attention_by_flag : whether it is told where the tables lack those: somebody asked for them, or they are much slower.
     gather_factor : times that the KV cache of a step that gathers it passes the memory beside attention, reads and writes.
     small_kernels : whether the kernels of latent attention and shared experts that no table holds are launched one by one;
         `joins_small_kernels` : a compiler joins them to their neighbours, so that they cost their bytes alone.

@@ -31,7 +31,7 @@ from engine_models.engines.sglang_costs import costs_of, first_use_of, front_of
 from engine_models.engines.sglang_drafts import draft_defaults
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
 from engine_models.engines.sglang_handover import handover_of
-from engine_models.engines.sglang_kernels import compiles_products
+from engine_models.engines.sglang_kernels import activation_format, compiles_products
 from engine_models.engines.sglang_memory import as_loaded, kv_format, memory_of
 from engine_models.engines.sglang_notes import say_beside, say_steps
 from engine_models.engines.sglang_ranks import limits_of, pair_replay_of, rank_of, replay_of
@@ -60,8 +60,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     tokens = kv_tokens_of(request, serving, memory)
     rows = rows_of(request, serving, memory, tokens)
     say_steps(request, version, serving, memory, (tokens, rows), said)
-    # filled once the model is launched, with and without overlap
-    masks = TokenMasks(True, delays_next=serving.overlap) if request.structured else None
+    masks = TokenMasks(True, delays_next=serving.overlap) if request.structured else None  # filled after the launch
     say_beside(request, version_text or version, serving, adapters, masks, said)
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     costs = costs_of(request, number, serving, rows, overheads, adapters, masks, said)
@@ -137,6 +136,7 @@ ENGINE: Engine = Engine(
         "graph_rows": "cuda_graph_max_bs",
     },
     kernels="sglang",
+    activation_format=activation_format,
     overheads_from="vllm",
     plan=plan,
     replay=checked(lambda version: ENGINE.version(version), replay_of),

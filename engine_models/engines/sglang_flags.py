@@ -96,6 +96,7 @@ _MODELLED: dict[str, Flag] = {
     "prefill_attention_backend": Flag("str", None),
     "decode_attention_backend": Flag("str", None),
     "moe_runner_backend": Flag("str", "auto"),
+    "flashinfer_mxfp4_moe_precision": Flag("str", "default", choices=("default", "bf16")),
     "fp8_gemm_backend": Flag("str", "auto"),
     "enable_jit_deepgemm": Flag("bool", True),
     "enable_flashinfer_gemm": Flag("bool", False),
@@ -218,7 +219,7 @@ _CHANGING = {
         enable_nan_detection enable_nvidia_megakernel enable_precise_embedding_interpolation enable_scattered_sconv
         enable_tf32_matmul enable_torch_compile enable_triton_kernel_moe enable_w4a4_mxfp4_megamoe
         enforce_piecewise_cuda_graph enforce_shared_experts_fusion
-        experts_shared_outer_loras flashinfer_allreduce_fusion_backend flashinfer_mxfp4_moe_precision fp4_gemm_backend
+        experts_shared_outer_loras flashinfer_allreduce_fusion_backend fp4_gemm_backend
         hisparse_config linear_attn_backend linear_attn_decode_backend linear_attn_prefill_backend
         linear_attn_verify_backend linear_replayssm_cache_len mamba_backend model_impl=auto|sglang monokernel_backend
         n_share_experts_fusion=0 nsa_decode_backend nsa_prefill_backend piecewise_cuda_graph_compiler

@@ -6,7 +6,9 @@ own rule stands before that of the number format.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from engine_models.declaration import PoolRequest
 from engine_models.engines.sglang_norms import TORCH_ROUTING, routes_in_torch
@@ -77,6 +79,9 @@ _WIDENS_MXFP4 = "hopper"
 """Generation on which that package widens mxfp4 within its product."""
 
 
+_SMALL_BLACKWELL = ((0, 5, 20), "cutlass"), ((0, 5, 14), "marlin")
+"""Since when gpt-oss's experts in mxfp4 run on which kernels on Blackwell without HBM; before on Triton's."""
+_MXFP4_BACKENDS = ("auto", "flashinfer_mxfp4")
 _EMULATES_MXFP4 = ("ampere", "ada")
 """Generations on which Triton has no product of such narrow formats (`triton_kernels`, SGLang's choice for gpt-oss there:
 `server_args.py` of 0.5.3 and 0.5.6). The batch that the warning tells of: 330 tokens/s, steps of 6.7 s with prompts, where 1,550
@@ -114,7 +119,18 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
     if arch.family == "gpt_oss" and _by_package(request):
         return _PACKAGE
     weights = format_of_part(arch, request.formats.weights, "experts")
+    small_blackwell = device.architecture == "blackwell" and not stacked_blackwell(device)
+    if arch.family == "gpt_oss" and weights.name == "mxfp4" and small_blackwell:
+        return next((kernels for since, kernels in _SMALL_BLACKWELL if version >= since), "triton")
     return _own_choice(arch.family, weights, version, device)
+
+
+def activation_format(device: Device, arch: Architecture, weights: Format, flags: Mapping[str, Any]) -> str | None:
+    """FP8 before gpt-oss's experts in mxfp4 on FlashInfer's kernels, unless ``--flashinfer-mxfp4-moe-precision`` is bf16
+    (`quantization/mxfp4.py`)."""
+    backend = str(flags.get("moe_runner_backend") or "auto")
+    runs = arch.family == "gpt_oss" and weights.name == "mxfp4" and stacked_blackwell(device)
+    return "fp8" if runs and backend in _MXFP4_BACKENDS and flags.get("flashinfer_mxfp4_moe_precision") != "bf16" else None
 
 
 def _by_package(request: PoolRequest) -> bool:

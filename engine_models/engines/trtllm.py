@@ -20,7 +20,7 @@ from engine_models.cost.token_masks import TokenMasks
 from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, Lockstep, PoolRequest, Support
 from engine_models.engines.trtllm_flags import FLAGS, unread_in_groups
-from engine_models.engines.trtllm_kernels import as_run, terms_of
+from engine_models.engines.trtllm_kernels import activation_format, as_run, terms_of
 from engine_models.engines.trtllm_notes import NO_GRAPHS, notes_of
 from engine_models.engines.trtllm_ranks import executor_of, handover_of
 from engine_models.engines.trtllm_recorded import replay
@@ -104,6 +104,7 @@ ENGINE = Engine(
         for name in ("bf16", "fp16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "awq", "gptq")
     },
     kv_formats=("fp8", "nvfp4"),
+    activation_format=activation_format,
     features={
         "handover": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/disagg-serving.md (read 2026-11)"),
         "speculative": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/speculative-decoding.md (read 2026-11)"),

@@ -15,7 +15,8 @@ from engine_models.declaration import PoolRequest
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_serving import Serving
 from engine_models.model.blocks import Architecture
-from hardware_profiles.device import load_device, stacked_blackwell
+from engine_models.model.formats import Format
+from hardware_profiles.device import Device, load_device, stacked_blackwell
 from hardware_profiles.errors import InputError
 
 OWN_KERNELS = "TRTLLM"
@@ -61,9 +62,12 @@ source: as above, DeepSeek-R1 on B200."""
 
 def _own_choice(request: PoolRequest) -> str:
     """What `AUTO` means: gpt-oss has kernels of its own, the rest CUTLASS's."""
+    device = load_device(request.device_name)
     if request.arch.model_type != "gpt_oss":
         return "CUTLASS"
-    return {"blackwell": OWN_KERNELS, "hopper": "TRITON"}.get(load_device(request.device_name).architecture, "CUTLASS")
+    if stacked_blackwell(device):
+        return OWN_KERNELS
+    return "TRITON" if device.architecture == "hopper" else "CUTLASS"
 
 
 _GATHERED_BYTES = {"nvfp4": 0.5625, "fp8": 1.0, "mxfp4": 1.03125}
@@ -103,6 +107,11 @@ def reads_by_head(arch: Architecture, tensor_parallel: int, version: str | None)
     groups = {(block.heads // tensor_parallel) // max(1, block.kv_heads // tensor_parallel) for block in blocks}
     known = groups <= set(XQA_GROUPS) and {block.head_dim for block in blocks} <= set(XQA_WIDTHS)
     return groups != {1} and not (known and built >= XQA_SINCE)
+
+
+def activation_format(device: Device, arch: Architecture, weights: Format, flags: Mapping[str, Any]) -> str | None:
+    """FP8 before experts in mxfp4 on Blackwell, whatever their backend (`ModelConfig.get_mxfp4_quant_algo`)."""
+    return "fp8" if weights.name == "mxfp4" and arch.has_experts and device.architecture == "blackwell" else None
 
 
 def gathered_bytes(request: PoolRequest) -> float:

@@ -11,6 +11,7 @@ from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.declaration import FrontEnd, PoolRequest, Said
+from engine_models.engines.vllm_attention import TRITON, forces_triton
 from engine_models.engines.vllm_kernels import PADDED, cutlass_products, machete, recurrent_launches
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
@@ -43,6 +44,11 @@ def costs_of(
 ) -> StepCosts:
     """The costs of steps of requests of up to `context` tokens, whose experts run on `backend`."""
     launched = request.device_kind != "cpu"
+    triton = launched and forces_triton(request, version.number)
+    if triton:
+        said.notes.append(
+            "attention runs on Triton's kernels, as vLLM rules for heads of two widths; SGLang's stand for its own (assumed)"
+        )
     return StepCosts(
         request.arch,
         request.formats,
@@ -56,7 +62,9 @@ def costs_of(
             moe_backend=backend,
             expands_latents=True,
             moe_by_flag=str(request.flags.get("moe_backend") or "auto") != "auto",
-            fixed_grid_attention=_fixed_grid_attention(request),
+            attention=(TRITON, TRITON) if triton else ("", ""),
+            attention_by_flag=triton,
+            fixed_grid_attention=not triton and _fixed_grid_attention(request),
             lone_tokens_decode=request.speculation is None,
             fp32_router=version.fp32_router,
             recurrent_launches=recurrent_launches(request.device_name, version.number),

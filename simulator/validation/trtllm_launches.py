@@ -17,10 +17,7 @@ AS_ALL = {"cuda_graph_config": {"enable_padding": True, "max_batch_size": 512}, 
 
 
 def launch_flags(row: Row, device: str) -> dict[str, Any]:
-    """Flags with which a row's server was launched: those of the command and those of its YAML file.
-
-    Experts of the TRTLLM backend in mxfp4 take activations in mxfp8 on Blackwell.
-    """
+    """Flags with which a row's server was launched: those of the command and those of its YAML file."""
     flags = dict(launch_of(row).flags)
     if row.get("mode") == "disagg" and "moe_config" not in flags:  # its recipe is not public, or in part
         flags = AS_ALL | flags
@@ -30,9 +27,6 @@ def launch_flags(row: Row, device: str) -> dict[str, Any]:
     fewer = _fewer_ranks(row)
     if fewer:
         flags |= {"tp_size": fewer, "ep_size": fewer}
-    backend = (flags.get("moe_config") or {}).get("backend")
-    if backend == OWN_KERNELS and "gpt-oss" in str(row["model"]) and device.startswith("b200"):
-        flags["activations"] = "fp8"
     return flags
 
 

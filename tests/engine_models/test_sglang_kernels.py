@@ -51,6 +51,9 @@ def prepared(model: str, version: str, hardware: str, **pool: Any) -> Prepared:
         (GPT_OSS, "0.5.6", "h200-sxm-141gb", {"engine_args": {"moe_runner_backend": "triton_kernel"}}, "vllm/triton"),
         (GPT_OSS, "0.5.6", "b200-sxm-180gb", {}, "trtllm"),
         (GPT_OSS, "0.5.6", "a100-sxm-80gb", {}, "triton"),
+        (GPT_OSS, "0.5.12", "rtx-pro-6000-96gb", {}, "triton"),
+        (GPT_OSS, "0.5.14", "rtx-pro-6000-96gb", {}, "marlin"),
+        (GPT_OSS, "0.5.20", "rtx-pro-6000-96gb", {}, "cutlass"),
         (QWEN35, "0.5.8", "b200-sxm-180gb", {}, "triton"),
         (QWEN35, "0.5.9", "b200-sxm-180gb", {}, "trtllm"),
         (QWEN35, "0.5.9", "h200-sxm-141gb", {}, "triton"),
@@ -76,6 +79,24 @@ def test_the_experts_kernels_follow_the_engines_rules(
     assert plan.costs.terms.moe_backend == wanted
     said = [note for note in plan.notes if note.startswith("experts run on")]
     assert len(said) == (wanted is not None)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "flags", "quantised"),
+    [
+        ("b200-sxm-180gb", {}, True),
+        ("b200-sxm-180gb", {"flashinfer_mxfp4_moe_precision": "bf16"}, False),
+        ("b200-sxm-180gb", {"moe_runner_backend": "triton"}, False),
+        ("rtx-pro-6000-96gb", {}, False),
+        ("h200-sxm-141gb", {}, False),
+    ],
+)
+def test_activations_are_quantised_before_flashinfers_experts_in_mxfp4(
+    hardware: str, flags: dict[str, Any], quantised: bool
+) -> None:
+    found = prepared(GPT_OSS, "0.5.20", hardware, engine_args=flags)
+    assert (found.formats.activations.compute == "fp8") is quantised
+    assert any("activations are quantised to fp8" in note for note in found.assumptions) is quantised
 
 
 def test_the_package_that_does_not_split_experts_by_number_is_refused_where_ranks_do() -> None:

@@ -353,6 +353,18 @@ def test_experts_of_gpt_oss_on_hopper_are_those_of_the_own_table() -> None:
 
     assert [backend("h200-sxm-141gb"), backend("b200-sxm-180gb")] == ["trtllm/triton", "vllm/trtllm"]
     assert backend("b200-sxm-180gb", moe_config={"backend": "TRITON"}) == "vllm/triton"
+    assert backend("rtx-pro-6000-96gb") == "cutlass"  # the generated ones are for stacked memory alone
+
+
+@pytest.mark.parametrize(
+    ("hardware", "wanted"), [("b200-sxm-180gb", "fp8"), ("rtx-pro-6000-96gb", "fp8"), ("h200-sxm-141gb", "bf16")]
+)
+def test_activations_are_quantised_before_experts_in_mxfp4_on_blackwell(hardware: str, wanted: str) -> None:
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 8, "output_tokens": 1}
+    for asked in (None, "bf16"):
+        deployment = {"engine": "trtllm", "hardware": hardware} | ({"activations": asked} if asked else {})
+        found = prepare(load_scenario({"model": "openai/gpt-oss-120b", "deployment": deployment, "workload": load}))
+        assert found.formats.activations.name == (asked or wanted)
 
 
 def test_a_shared_expert_hides_behind_the_routed_ones_where_graphs_hold_both() -> None:

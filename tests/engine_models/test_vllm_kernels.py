@@ -213,3 +213,47 @@ def test_a_step_without_deepgemm_takes_longer_and_less_so_where_nothing_is_padde
             took[version, there] = sum(g.layers * float(product_s(shard, g, np.array([1]))[0]) for g in shapes)
     assert 4e-3 < took["0.11.0", False] - took["0.11.0", True] < 7e-3
     assert took["0.11.0", False] > took["0.13.0", False] > took["0.13.0", True]
+
+
+GEMMA4, H200 = "google/gemma-4-31B-it", "h200-sxm-141gb"
+BY_HAND = {"engine_args": {"attention_backend": "FLASH_ATTN"}}
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "hardware", "pool", "forced"),
+    [
+        ("0.23.0", GEMMA4, H200, {}, True),
+        ("0.24.0", GEMMA4, H200, {}, False),
+        ("0.23.0", GEMMA4, H200, BY_HAND, False),
+        ("0.24.0", GEMMA4, H200, {"kv_cache": "fp8"}, True),
+        ("0.31.0", GEMMA4, H200, {"kv_cache": "fp8"}, False),
+        ("0.33.0", GEMMA4, "rtx-pro-6000-96gb", {}, True),
+        ("0.33.0", GEMMA4, "b200-sxm-180gb", {}, False),
+        ("0.23.0", "google/gemma-3-27b-it", H200, {}, False),
+    ],
+)
+def test_heads_of_two_widths_run_on_triton_where_nothing_else_takes_both(
+    version: str, model: str, hardware: str, pool: dict[str, Any], forced: bool
+) -> None:
+    found = prepared(model, version, hardware, **pool)
+    assert found.plan.costs.terms.attention == (("sglang/triton",) * 2 if forced else ("", ""))
+    assert any("attention runs on Triton" in note for note in found.plan.notes) is forced
+
+
+def test_another_frameworks_attention_is_that_of_its_table() -> None:
+    found = prepared(GEMMA4, "0.23.0", H200)
+    on = found.kernels.with_attention(*found.plan.costs.terms.attention)
+    theirs = operations_of(load_device(H200), "sglang").with_attention("triton", "triton")
+    prompt, rows = ("bf16", "bf16", 4, 1, 512, 0, 8192, 0), ("bf16", 4, 1, 512, 0, 64, 4095)
+    assert on.prefill_attention_s(*prompt) == theirs.prefill_attention_s(*prompt)
+    assert on.prefill_attention_s(*prompt) > 1.5 * found.kernels.prefill_attention_s(*prompt)
+    assert on.decode_attention_s(*rows) == theirs.decode_attention_s(*rows)
+    assert on.times_attention("sglang/triton", 512)
+
+
+def test_what_no_table_holds_of_it_is_told() -> None:
+    found = prepared(GEMMA4, "0.23.0", "a100-sxm-80gb")
+    on = found.kernels.with_attention(*found.plan.costs.terms.attention)
+    rows = ("bf16", 4, 1, 512, 0, 64, 4095)
+    assert on.decode_attention_s(*rows) == found.kernels.decode_attention_s(*rows)
+    assert any("sglang/triton" in warning for warning in found.warnings)

@@ -292,3 +292,12 @@ def test_devices_with_tables_are_priced_at_their_datasheet() -> None:
     for name in ("a100-sxm-80gb", "h100-sxm-80gb", "l40s-48gb", "b200-sxm-180gb", "rtx-pro-6000-96gb", "b300-sxm-288gb"):
         peaks = peaks_of(load_device(name))
         assert all(peaks.pipe_rate(fmt) == peaks.rate(fmt) for fmt in ("bfloat16", "fp8", "int4_wo", "sq"))
+
+
+def test_a_borrower_finds_its_own_framework_by_name() -> None:
+    card, layer = kb.borrowed_model("h20-sxm-96gb", "trtllm"), ("w4a16_mxfp4", 2880, 2880, 4, 128, 1, 1, 64)
+    assert card is not None
+    assert card.expert_backend("w4a16_mxfp4", "trtllm/triton") == load_kernel_model("h200-sxm-141gb", "trtllm").expert_backend(
+        "w4a16_mxfp4", "trtllm/triton"
+    )
+    assert card.moe_s(*layer, kernel="trtllm/triton") == card.moe_s(*layer)
