@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,11 +139,21 @@ def destinations_of(prepared: Prepared, classes: Sequence[RequestClass]) -> Dest
     """
     from simulator.cluster.destinations import Destinations
 
-    return Destinations(_taken(prepared), models_of(prepared, [(kind.name, kind.model) for kind in classes]))
+    return Destinations(_taken(prepared), _asked(prepared, classes))
 
 
-def models_of(prepared: Prepared, classes: Sequence[tuple[str, str | None]]) -> list[int]:
+def _asked(prepared: Prepared, classes: Sequence[RequestClass]) -> list[int]:
+    """The model that each class of a load asks for, by number in the order of the pools; InputError if no pool serves it."""
+    places = {kind.name: kind.named_at for kind in classes if kind.named_at is not None}
+    return models_of(prepared, [(kind.name, kind.model) for kind in classes], places)
+
+
+def models_of(
+    prepared: Prepared, classes: Sequence[tuple[str, str | None]], places: Mapping[str, str] | None = None
+) -> list[int]:
     """The model that each class (its name, the model that it names) asks for, by number in the order of the pools.
+
+    places : where the records of a trace name it, by class.
 
     Raises
     ------
@@ -166,7 +176,7 @@ def models_of(prepared: Prepared, classes: Sequence[tuple[str, str | None]]) -> 
         name = spelled.get(model.casefold()) if isinstance(model, str) else None
         name = name or _catalogue_name(model, prepared.base_dir)
         if name not in names:
-            raise _unserved(kind, asked, prepared, names)
+            raise _unserved(kind, asked, prepared, names, (places or {}).get(kind))
         found.append(names.index(name))
     return found
 
@@ -179,7 +189,7 @@ def _catalogue_name(model: object, base: Path) -> str | None:
         return None
 
 
-def _unserved(kind: str, asked: str | None, prepared: Prepared, names: Sequence[str]) -> InputError:
+def _unserved(kind: str, asked: str | None, prepared: Prepared, names: Sequence[str], place: str | None) -> InputError:
     listed = ", ".join(names)
     if asked is None:
         what = "requests ask for" if kind == "default" else f"class '{kind}' names no model, which means"
@@ -189,9 +199,10 @@ def _unserved(kind: str, asked: str | None, prepared: Prepared, names: Sequence[
             mend=f"give each class its `model`, one of {listed}, or a pool this model",
         )
     close = nearest(asked, list(names))
+    who = f"class '{kind}' asks" if place is None else "the trace asks"
     return InputError(
-        f"class '{kind}' asks for the model {asked}, and no pool serves it (they serve {listed})",
-        where=CLASSES,
+        f"{who} for the model {asked}, and no pool serves it (they serve {listed})",
+        where=place or CLASSES,
         mend=f"did you mean {close}?" if close else f"name one of {listed}, or add a pool with model: {asked}",
     )
 
@@ -204,7 +215,7 @@ def check_asked(prepared: Prepared, workload: Workload) -> list[str]:
     InputError : no pool takes any request, or a class asks for a model that none serves.
     """
     if not prepared.side_by_side and not prepared.services:
-        models_of(prepared, [(kind.name, kind.model) for kind in workload.classes])
+        _asked(prepared, workload.classes)
         return []
     from simulator.cluster.destinations import NOWHERE
 

@@ -14,6 +14,7 @@ from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, UNFINISHED
 from simulator.prepare import prepare
 from simulator.run import _cluster
 from simulator.workload.build import build_workload
+from tests.clusters import fares_as_alone
 
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 LOAD: dict[str, Any] = {
@@ -22,8 +23,6 @@ LOAD: dict[str, Any] = {
     "output_tokens": {"kind": "lognormal", "mean": 40, "p99": 200},
 }
 TWO = [{"name": "llama", **LOAD}, {"name": "qwen", "model": QWEN, **LOAD}]
-OF_THE_WHOLE = ("request_id", "session_id", "instance_id", "prefill_instance_id", "class", "pool")
-"""Columns that name what the whole run has."""
 PATIENT = {"timeout_s": 1.0, "retries": {"attempts": 3, "on": ["timeout", "node_lost", "503"], "backoff_s": 0.2, "jitter": 0.0}}
 HPA = {"kind": "hpa", "metric": "num_requests_waiting", "target": 2, "min_replicas": 1, "max_replicas": 4, "start_up": 1}
 QUICK = {**HPA, "sync_period_s": 1, "scrape_s": 1}
@@ -113,20 +112,16 @@ def test_each_model_fares_as_in_a_run_of_its_own(name: str, engine: str) -> None
     few = {"engine_args": {"max_num_seqs" if engine == "vllm" else "max_running_requests": 4}}
     both = [*pair(engine, **few), {**QWENS, "engine": engine, **few}]
 
-    def made(pools: list[dict[str, Any]], loads: list[dict[str, Any]]) -> Any:
+    def made(pools: list[dict[str, Any]], loads: list[dict[str, Any]]) -> dict[str, Any]:
         events = [event for event in LOST if event["pool"] in {each["name"] for each in pools}]
         failures = {"events": events, "detected_after_s": late_s, "start_up": 0.5, "replaced_after_s": 1.0}
-        return simulate(fleet(pools, loads, client=client, failures=failures, **around))
+        return fleet(pools, loads, client=client, failures=failures, **around)
 
-    whole = made(both, TWO)
+    whole = simulate(made(both, TWO))
     frame = whole.requests_frame()
     lost = 0
     for kind, pools in (("llama", both[:2]), ("qwen", both[2:])):
-        run = made(pools, [load for load in TWO if load["name"] == kind])
-        alone, mine = run.requests_frame(), frame[frame["class"] == kind].reset_index(drop=True)
-        assert len(alone) == len(mine) > 20
-        for column in (column for column in alone if column not in OF_THE_WHOLE):
-            assert alone[column].astype(str).equals(mine[column].astype(str)), (kind, column)
+        run = fares_as_alone(frame, kind, made(pools, [load for load in TWO if load["name"] == kind]))
         lost += run.result["fleet"]["attempts_lost"]
     assert whole.result["fleet"]["attempts_lost"] == lost > 0
     assert [each["name"] for each in whole.result["fleet"]["pools"]] == ["p", "d", "q"]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import simulator.run
 from engine_models.engines.sglang_handover import POST_S
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
@@ -24,8 +23,8 @@ from simulator.cluster.transfer import Network, Paths, Route, Side
 from simulator.prepare import prepare
 from simulator.run import _cluster
 from simulator.serving.turning import TurningReplica
-from simulator.workload import streaming
 from simulator.workload.build import build_workload
+from tests.clusters import is_refused, jumps_as_it_steps, streams_alike
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 WORKLOAD: dict[str, Any] = {
@@ -281,24 +280,12 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_jumping_is_stepping(name: str) -> None:
-    one, other = (simulate(CASES[name], aggregate=aggregate) for aggregate in (True, False))
-    frame, plain = one.requests_frame(), other.requests_frame()
-    assert [column for column in frame if not frame[column].equals(plain[column])] == []
-    assert one.result["metrics"] == other.result["metrics"]
-    assert one.result["server"] == other.result["server"]
-    assert one.result["totals"] == other.result["totals"]
-    assert one.timeline_frame().equals(other.timeline_frame())
+    jumps_as_it_steps(CASES[name])
 
 
 @pytest.mark.parametrize("name", ["2P3D-least", "conversations", "sglang-in-pieces"])
 def test_streamed_requests_are_those_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = simulate(CASES[name]).requests_frame()
-    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 20)
-    monkeypatch.setattr(streaming, "BLOCK", 25)
-    parts = simulate(CASES[name]).requests_frame()
-    assert len(parts) == len(whole) > 50
-    for column in ("first_token_s", "end_s", "transfer_start_s", "transfer_end_s", "decode_queue_ms", "prefill_instance_id"):
-        assert parts[column].astype(float).equals(whole[column].astype(float))
+    streams_alike(CASES[name], monkeypatch)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -759,7 +746,4 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
     ],
 )
 def test_what_cannot_be_is_refused_in_words(data: dict[str, Any], words: str) -> None:
-    with pytest.raises(PlanError) as caught:
-        simulate(load_scenario(data))
-    assert words in str(caught.value)
-    assert caught.value.mend
+    is_refused(data, words, on_start=True)

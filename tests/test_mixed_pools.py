@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from hardware_profiles.errors import InputError, PlanError
+from hardware_profiles.errors import InputError
 from simulator import load_scenario, simulate
 from simulator.cli.summary import summary
 from simulator.cluster.destinations import NOWHERE, Destinations, Takes
-from simulator.prepare import prepare
 from simulator.workload.build import build_workload
+from tests.clusters import is_refused
 
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 LOAD: dict[str, Any] = {
@@ -112,11 +112,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_said(name: str) -> None:
-    data, words = REFUSED[name]
-    with pytest.raises(PlanError) as caught:
-        prepare(load_scenario(data))
-    assert words in str(caught.value)
-    assert caught.value.mend
+    is_refused(*REFUSED[name])
 
 
 def test_prompts_that_no_pool_takes() -> None:
@@ -164,8 +160,9 @@ def test_a_trace_names_models(tmp_path: Path) -> None:
     frame = run.requests_frame()
     assert (frame["pool"].to_numpy() == ["b" if i % 3 == 0 else "a" for i in range(30)]).all()
     assert [(each["name"], each["requests"]) for each in run.result["classes"]] == [(QWEN, 10), (LLAMA, 20)]
-    with pytest.raises(InputError, match="no pool serves it"):
-        simulate({**scenario(pool("a")), "workload": {"trace": str(trace)}})
+    for pools in (scenario(pool("a")), scenario(pool("a"), pool("c", model="Qwen/Qwen3-8B"))):
+        with pytest.raises(InputError, match=rf"trace\.csv, line 2: the trace asks for the model {QWEN}, and no pool serves it"):
+            simulate({**pools, "workload": {"trace": str(trace)}})
 
 
 def test_what_is_of_one_pool_is_told_with_its_name() -> None:

@@ -6,26 +6,22 @@ from typing import Any
 
 import pytest
 
-import simulator.run
 from engine_models.schedulers.continuous import ContinuousScheduler
 from engine_models.schedulers.prefill_first import PrefillFirstScheduler
 from engine_models.schedulers.pulled import PrefillOfPull
 from engine_models.schedulers.transferred import ContextServer, GenerationServer
-from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
 from simulator.cli.summary import first_token_lines
 from simulator.cluster.outcome import FINISHED, NOT_ARRIVED
 from simulator.cluster.services import Fleet
 from simulator.prepare import prepare
 from simulator.run import _cluster
-from simulator.workload import streaming
 from simulator.workload.build import build_workload
+from tests.clusters import fares_as_alone, is_refused, jumps_as_it_steps, streams_alike
 
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 SHORT, LONG = {"prompt_tokens": [1, 800]}, {"prompt_tokens": [801, 100_000]}
 KNOWN = ContinuousScheduler | PrefillFirstScheduler | ContextServer | GenerationServer
-OF_THE_WHOLE = ("request_id", "session_id", "instance_id", "prefill_instance_id", "class", "pool")
-"""Columns that name what the whole run has."""
 LLM_D = {"system": "llm-d", "non_cached_tokens": 700}
 
 
@@ -88,11 +84,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_jumping_is_stepping(name: str) -> None:
-    one, other = (simulate(CASES[name], aggregate=aggregate) for aggregate in (True, False))
-    frame, plain = one.requests_frame(), other.requests_frame()
-    assert [column for column in frame if not frame[column].equals(plain[column])] == []
-    assert one.result == other.result
-    assert one.timeline_frame().equals(other.timeline_frame())
+    jumps_as_it_steps(CASES[name])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,13 +115,7 @@ def test_requests_and_blocks_are_conserved(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["two-models", "by-length", "llm-d"])
 def test_streamed_requests_are_those_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = simulate(CASES[name]).requests_frame()
-    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 20)
-    monkeypatch.setattr(streaming, "BLOCK", 25)
-    parts = simulate(CASES[name]).requests_frame()
-    assert len(parts) == len(whole) > 50
-    for column in ("first_token_s", "end_s", "transfer_start_s", "prefill_instance_id", "instance_id"):
-        assert parts[column].astype(float).equals(whole[column].astype(float)), column
+    streams_alike(CASES[name], monkeypatch)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
@@ -139,11 +125,8 @@ def test_each_model_fares_as_in_a_run_of_its_own(engine: str, router: str) -> No
     llama, qwen = load("llama"), load("qwen", 6, model=QWEN)
     for others in (QWENS, second):
         whole = simulate(scenario([*first, *others], [llama, qwen], router=router)).requests_frame()
-        for kind, own in (("llama", scenario(first, [llama], router=router)), ("qwen", scenario(others, [qwen], router=router))):
-            alone, mine = simulate(own).requests_frame(), whole[whole["class"] == kind].reset_index(drop=True)
-            assert len(alone) == len(mine) > 20
-            for column in (name for name in alone if name not in OF_THE_WHOLE):
-                assert alone[column].astype(str).equals(mine[column].astype(str)), (kind, column)
+        fares_as_alone(whole, "llama", scenario(first, [llama], router=router))
+        fares_as_alone(whole, "qwen", scenario(others, [qwen], router=router))
 
 
 def test_behind_dynamo_each_model_fares_as_in_a_run_of_its_own() -> None:
@@ -152,9 +135,7 @@ def test_behind_dynamo_each_model_fares_as_in_a_run_of_its_own() -> None:
     whole = simulate(CASES["dynamo"]).requests_frame()
     apart = scenario(pair(decode=2), loads[:1], router=router), scenario(QWENS, loads[1:], router={"system": "dynamo"})
     for kind, own in zip(("llama", "qwen"), apart, strict=True):
-        alone, mine = simulate(own).requests_frame(), whole[whole["class"] == kind].reset_index(drop=True)
-        for column in (name for name in alone if name not in OF_THE_WHOLE):
-            assert alone[column].astype(str).equals(mine[column].astype(str)), (kind, column)
+        fares_as_alone(whole, kind, own)
     kept = (whole["class"] == "llama") & (whole["status"] == "finished") & whole["transfer_bytes"].isna()
     assert kept.sum() > 5
     assert (whole[whole["class"] == "llama"]["transfer_bytes"] > 0).sum() > 20
@@ -238,8 +219,4 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_is_said(name: str) -> None:
-    data, words = REFUSED[name]
-    with pytest.raises(PlanError) as caught:
-        prepare(load_scenario(data))
-    assert words in str(caught.value)
-    assert caught.value.mend
+    is_refused(*REFUSED[name])

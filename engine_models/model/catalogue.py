@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hardware_profiles.errors import nearest
 from hardware_profiles.records import dataclass
 
 MODELS_FILE = Path(__file__).parent / "catalogue" / "models.json"
@@ -96,6 +97,36 @@ def _whole(entry: dict[str, Any], stored: dict[str, dict[str, Any]]) -> dict[str
 def model_names() -> list[str]:
     """Return the Hugging Face ids of the catalogue, sorted."""
     return sorted(catalogue(), key=str.lower)
+
+
+_PART = re.compile(r"[a-z]+|\d+(?:\.\d+)*[bm]?")
+"""Parts of a name: the family's word, a version, a size."""
+_NAMED = 4  # of a family, at most
+
+
+def nearest_names(name: str) -> list[str]:
+    """Names of models that somebody may have meant who wrote `name`, the nearest first; none where none is near.
+
+    They are those that share most of the parts with which it begins: family, version, size.
+
+    >>> nearest_names("llama3.1:8b")[0]
+    'Llama-3.1-8B'
+    """
+    short = name.rpartition("/")[2].lower()
+    written = _PART.findall(short)
+    known = [key.rpartition("/")[2] for key in model_names()]
+
+    def shared(other: str) -> int:
+        """How many parts of both are the same from the beginning; 3 is also 3.1."""
+        alike = [one == two or two.startswith(f"{one}.") for one, two in zip(written, _PART.findall(other.lower()), strict=False)]
+        return alike.index(False) if False in alike else len(alike)
+
+    most = max(map(shared, known))
+    family = [other for other in known if shared(other) == most > 0] or known
+    close = nearest(short, family) or (family[0] if most > 1 else None)
+    if close is None:
+        return []
+    return [close, *(other for other in family if other != close)] if most > 1 and len(family) <= _NAMED else [close]
 
 
 @lru_cache(maxsize=1)

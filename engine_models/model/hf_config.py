@@ -25,7 +25,7 @@ from engine_models.model.blocks import (
     Tower,
     parts_left_by_format,
 )
-from engine_models.model.catalogue import find_model, model_names
+from engine_models.model.catalogue import find_model, nearest_names
 from engine_models.model.config import Config, ConfigReader
 from engine_models.model.families import FAMILIES, REFUSED, REFUSED_KEYS
 from engine_models.model.family import (
@@ -40,7 +40,7 @@ from engine_models.model.family import (
 )
 from engine_models.model.rotary import table_values
 from engine_models.model.stored_format import stored_format
-from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.errors import InputError
 from hardware_profiles.files import parse_json, read_text
 
 MOST_CONFIG_BYTES = 5_000_000
@@ -363,8 +363,8 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
         return _from_file(path)
     found = find_model(spec)
     if found is None:
-        near = nearest(spec.split("/")[-1], [n.split("/")[-1] for n in model_names()])
-        hint = f"did you mean '{near}'? " if near else ""
+        near = nearest_names(spec)
+        hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
         raise InputError(
             f"model '{spec}' is not in the catalogue",
             where="model",

@@ -87,8 +87,8 @@ def _usage(error: Any) -> PlanError:
     command = context.command_path if context is not None else "capacity-plan"
     said = error.format_message().rstrip(".")
     asked = re.match(r"No such command '(\w+)'", said)
-    if asked and asked[1] in ASKED_AS and (context is None or context.parent is None):
-        return InputError(said, mend=f"that is asked as `capacity-plan {ASKED_AS[asked[1]]}`")
+    if asked and asked[1].lower() in ASKED_AS and (context is None or context.parent is None):
+        return InputError(said, mend=f"that is asked as `capacity-plan {ASKED_AS[asked[1].lower()]}`")
     return InputError(said, mend=f"`{command} --help` lists what it takes")
 
 

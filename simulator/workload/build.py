@@ -505,6 +505,7 @@ def _kinds(rows: Rows) -> tuple[tuple[RequestClass, ...], IntArray]:
     pairs = list(zip(rows.class_names or ("",) * len(rows), (model or None for model in models), strict=True))
     index = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
     kinds = tuple(
-        RequestClass("/".join(filter(None, (name, model))) or "default", model=model) for name, model in index
+        RequestClass("/".join(filter(None, (name, model))) or "default", model=model, named_at=rows.named_at.get(model or ""))
+        for name, model in index
     )
     return kinds, np.asarray([index[pair] for pair in pairs], np.int64)

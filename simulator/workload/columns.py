@@ -36,7 +36,7 @@ class RequestClass:
     slo : latency bounds [ms] by metric and percentile, ``{"ttft_ms": {"p99": 500.0}}``, or None.
     attainment : fraction of requests that must be good, or None.
     structured_share : of the requests, those whose answers a grammar constrains.
-    model : the model that it asks for, None for the scenario's.
+    model : the model that it asks for, None for the scenario's; named_at : where a trace names it first, file and line.
     """
 
     name: str
@@ -45,6 +45,7 @@ class RequestClass:
     attainment: float | None = None
     model: str | None = None
     structured_share: float = 0.0
+    named_at: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
@@ -25,7 +26,8 @@ class Rows:
     content : runs, where the source knows them directly.
     edges : (m, 2) pairs of records, the second of which waits for the first to end, or None where sessions go by `turn`; wait_s :
         (n,) how long after the last of these a record arrives [s], NaN for as recorded.
-    class_names : (n,) or None. models : (n,) names of what is asked for, or None. request_ids : (n,) or None.
+    class_names : (n,) or None. models : (n,) names of what is asked for, or None; named_at : where each is named first, file and
+        line. request_ids : (n,) or None.
     adapter : (n,) number of the adapter that a request names, from 1, 0 for none; or None.
     span_s : length of the recording [s].
     """
@@ -46,6 +48,7 @@ class Rows:
     wait_s: FloatArray | None = None
     class_names: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = None
+    named_at: Mapping[str, str] = field(default_factory=dict)
     request_ids: tuple[str, ...] | None = None
     adapter: IntArray | None = None
     source: dict[str, Any] = field(default_factory=dict)

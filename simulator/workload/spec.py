@@ -49,7 +49,7 @@ def _finite(value: float) -> float:
 
 def _positive(value: float) -> float:
     if _finite(value) <= 0:
-        raise ValueError(f"is {value:g}; it must be above zero")
+        raise ValueError(f"is {value:g}; give a number above zero")
     if value < SMALLEST:
         raise ValueError(f"is {value:g}; give a number of at least {SMALLEST:g}")
     return value
@@ -57,7 +57,7 @@ def _positive(value: float) -> float:
 
 def _not_negative(value: float) -> float:
     if _finite(value) < 0:
-        raise ValueError(f"is {value:g}; it must not be negative")
+        raise ValueError(f"is negative ({value:g}); give zero or more")
     return value
 
 
@@ -163,7 +163,7 @@ class EmpiricalLength(_Bounded):
             points = quantile_points(self.quantiles)
             values = [value for _, value in points]
             if values != sorted(values):
-                raise ValueError("quantiles decrease: a higher percentile may not have a smaller value; sort them")
+                raise ValueError("quantiles decrease, a higher percentile has a smaller value; give them in rising order")
         return self
 
 
@@ -309,8 +309,7 @@ class DiurnalArrivals(_Model):
     def _sinusoid(self) -> DiurnalArrivals:
         if not 1 <= self.peak_to_mean <= 2:
             raise ValueError(
-                f"peak_to_mean is {self.peak_to_mean:g}; a sinusoid's lies between 1 (flat) "
-                "and 2 (zero at the trough)"
+                f"peak_to_mean is {self.peak_to_mean:g}; give 1 (flat) to 2 (a sinusoid that is zero at its trough)"
             )
         return self
 
@@ -386,9 +385,9 @@ class AdapterMix(_Model):
     @model_validator(mode="after")
     def _fraction(self) -> AdapterMix:
         if self.share > 1:
-            raise ValueError(f"share is {self.share:g}; it is a fraction, at most 1")
+            raise ValueError(f"share is {self.share:g}; give a fraction, at most 1")
         if self.count > MOST_ADAPTERS:
-            raise ValueError(f"count is {self.count:,}; a load names at most {MOST_ADAPTERS:,} adapters")
+            raise ValueError(f"count is {self.count:,}; give at most {MOST_ADAPTERS:,} adapters")
         return self
 
 
@@ -447,7 +446,7 @@ class Load(_Model):
 
     def _check_load(self) -> None:
         if self.structured_output is not None and self.structured_output > 1:
-            raise ValueError(f"structured_output is {self.structured_output:g}; it is a share of the requests, at most 1")
+            raise ValueError(f"structured_output is {self.structured_output:g}; give a share of the requests, at most 1")
         traced = [k for k in ("trace", *_TRACE_KEYS) if getattr(self, k) is not None]
         synthetic = [k for k in _SYNTHETIC_KEYS if getattr(self, k) is not None]
         if self.prompt_pool is not None and self.sessions is not None:
@@ -480,11 +479,11 @@ class Load(_Model):
             raise ValueError("trace is empty; give a shipped name or a file")
         if self.window is not None and self.window[0] >= self.window[1]:
             raise ValueError(
-                f"window [{self.window[0]:g}, {self.window[1]:g}] is empty; it runs from a to b > a"
+                f"window [{self.window[0]:g}, {self.window[1]:g}] is empty; write [a, b] with b above a"
             )
         if self.sessions is not None and (self.sessions.turns or self.sessions.think_time_s is not None):
             raise ValueError(
-                "a trace's sessions take replay; turns and think_time_s belong to a synthetic load"
+                "turns and think_time_s belong to a synthetic load; give replay (gap or absolute) for a trace's sessions"
             )
 
     def _check_synthetic(self) -> None:
@@ -496,7 +495,7 @@ class Load(_Model):
         if self.sessions is not None:
             if self.sessions.replay is not None:
                 raise ValueError(
-                    "sessions.replay belongs to a trace; a synthetic load takes turns and think_time_s"
+                    "sessions.replay belongs to a trace; give turns and think_time_s for a synthetic load"
                 )
             if self.sessions.turns is None:
                 raise ValueError("sessions needs turns, the number of requests in a conversation; give turns: 5")
@@ -518,7 +517,7 @@ class Slo(_Model):
     @model_validator(mode="after")
     def _fraction(self) -> Slo:
         if self.attainment is not None and self.attainment > 1:
-            raise ValueError(f"attainment is {self.attainment:g}; it is a fraction, at most 1")
+            raise ValueError(f"attainment is {self.attainment:g}; give a fraction, at most 1")
         return self
 
     def bounds_ms(self) -> dict[str, dict[str, float]]:
@@ -564,12 +563,12 @@ class TimedLoad(Load):
             mixed = [k for k in keys if getattr(self, k) is not None]
             if mixed:
                 raise ValueError(
-                    f"{mixed[0]} stands beside classes; with classes each class carries its own load"
+                    f"{mixed[0]} stands beside classes; move it into the classes, each of which carries its own load"
                 )
             names = [c.name for c in self.classes]
             twice = [n for n in names if names.count(n) > 1]
             if twice:
-                raise ValueError(f"two classes are named {twice[0]!r}; names must differ")
+                raise ValueError(f"two classes are named {twice[0]!r}; give each a name of its own")
         for load in self.loads():
             self._check_end(load)
         if self.duration is not None and self.warmup >= self.duration:
@@ -630,11 +629,11 @@ class WorkloadSpec(TimedLoad):
         beside = sorted(self.model_fields_set - {"stages", "drain_s"})
         given = [key for key in beside if getattr(self, key) not in (None, type(self).model_fields[key].default)]
         if given:
-            raise ValueError(f"{given[0]} stands beside stages; each stage carries its own load")
+            raise ValueError(f"{given[0]} stands beside stages; move it into the stages, each of which carries its own load")
         names = [stage.name for stage in self.stages]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"two stages are named {twice[0]!r}; names must differ")
+            raise ValueError(f"two stages are named {twice[0]!r}; give each a name of its own")
         measured = [stage.measured for stage in self.stages]
         if True not in measured or False in measured[measured.index(True) :]:
             raise ValueError("measured: false belongs to the first stages, which warm servers up; remove it from the last")

@@ -192,6 +192,7 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
         if turn is not None:
             _refuse_turns(table, kept, session, turn)
     limits = None if raw.max_output is None else _whole(raw.max_output, keep)
+    models = None if raw.models is None else tuple("" if m is None or m != m else _name(m) for m in raw.models)
     rows = Rows(
         arrival,
         np.where(keep, raw.prompt, 1).astype(np.int64),
@@ -208,7 +209,8 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
         edges=raw.edges,
         wait_s=raw.wait_s,
         class_names=None if raw.class_names is None else tuple(_name(c) for c in raw.class_names),
-        models=None if raw.models is None else tuple("" if m is None or m != m else _name(m) for m in raw.models),
+        models=models,
+        named_at={name: table.where(models.index(name)) for name in dict.fromkeys(models or ())} if models else {},
         request_ids=None if raw.request_ids is None else tuple(_name(r) for r in raw.request_ids),
         adapter=None if raw.adapters is None else _numbered(raw.adapters) + 1,
         warnings=tuple(warnings),

@@ -514,6 +514,16 @@ def test_experts_that_fp8_blocks_do_not_divide_lead_to_expert_parallelism(tmp_pa
     assert line("check", str(path), "--set", "deployment.tensor_parallel=4")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [("plan", "sweep SCENARIO --vary"), ("Plan", "sweep SCENARIO --vary"), ("REPORT", "simulate SCENARIO --plots")],
+)
+def test_words_that_people_try_are_answered_in_any_case(word: str, answer: str, line: Typed) -> None:
+    code, _, err = line(word)
+    assert code == 2
+    assert f"that is asked as `capacity-plan {answer}" in err
+
+
 def test_a_dense_model_has_no_experts_to_spread() -> None:
     with pytest.raises(InputError) as caught:
         prepare(load_scenario(SMALL, ("deployment.tensor_parallel=2", "deployment.expert_parallel=true")))
@@ -573,13 +583,22 @@ def test_rows_that_follow_from_two_flags_name_both() -> None:
     assert "at most 39, by decode_concurrency 32 and prompt_concurrency 8" in shown
 
 
+SAYS_WHAT_TO_DO = re.compile(
+    r"""f?['"].+(?:; |: )(?:give|write|remove|change|set|use|keep|name|add|spell|move|leave|raise|lower|check|turn)\b.+['"]"""
+)
+
+
 def test_every_check_of_a_scenario_says_what_to_do() -> None:
     """Words of a model's own check are ``cause; mend`` or ``cause: give mend``; without a mend nobody knows what to write."""
+    told = []
     for module in (schema, spec):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "ValueError":
-                words = ast.unparse(node.exc.args[0])
-                assert "; " in words or ": give " in words, words
+                told.append(ast.unparse(node.exc.args[0]))
+    assert [words for words in told if not SAYS_WHAT_TO_DO.fullmatch(words)] == []
+    assert len(told) > 30
+    for words in ("'a; b is wrong'", "'a is b'", "'a; '", "'give a'", "f'{a} is b; c'"):
+        assert not SAYS_WHAT_TO_DO.fullmatch(words), words
 
 
 def test_what_a_load_lacks_is_written_out(tmp_path: Path) -> None:

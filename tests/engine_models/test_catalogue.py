@@ -316,6 +316,22 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     assert "Llama-3.1-8B" in caught.value.mend
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("DeepSeek-V4", "'DeepSeek-V4-Pro' or 'DeepSeek-V4-Flash'"),  # not V3, which is nearer by its letters
+        ("llama3.1:8b", "'Llama-3.1-8B'"),
+        ("someone/Qwen3-9B", "'Qwen3.5-9B'"),
+        ("llama-4", "'Llama-4-Maverick-17B-128E-Instruct' or 'Llama-4-Scout-17B-16E-Instruct'"),
+        ("quen3-8b", "'Qwen3-8B'"),
+    ],
+)
+def test_the_nearest_name_is_of_the_same_family_and_version(written: str, meant: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_architecture(written)
+    assert f"did you mean {meant}? " in str(caught.value.mend)
+
+
 def test_instruct_variants_differ_where_their_configs_do() -> None:
     assert load_architecture("Qwen/Qwen2.5-7B").max_context_tokens == 131072
     assert load_architecture("Qwen/Qwen2.5-7B-Instruct").max_context_tokens == 32768

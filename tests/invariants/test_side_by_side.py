@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import simulator.run
 from simulator import simulate
 from simulator.run import RunResult
-from simulator.workload import streaming
+from tests.clusters import jumps_as_it_steps, streams_alike
 
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 OF_THE_WHOLE = ("request_id", "session_id", "instance_id", "prefill_instance_id", "class", "pool")
@@ -87,22 +86,12 @@ MIXED = scenario(
 
 
 def test_jumping_is_stepping() -> None:
-    one, other = (simulate(MIXED, aggregate=aggregate) for aggregate in (True, False))
-    frame, plain = one.requests_frame(), other.requests_frame()
-    assert [column for column in frame if not frame[column].equals(plain[column])] == []
-    assert one.result["pools"] == other.result["pools"]
-    assert one.result["server"] == other.result["server"]
+    jumps_as_it_steps(MIXED)
 
 
 def test_streamed_requests_are_those_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = simulate(MIXED)
-    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 20)
-    monkeypatch.setattr(streaming, "BLOCK", 25)
-    parts = simulate(MIXED)
-    frame, other = whole.requests_frame(), parts.requests_frame()
-    assert len(frame) == len(other) > 100
-    for column in ("arrival_s", "first_token_s", "end_s", "instance_id"):
-        assert frame[column].astype(float).equals(other[column].astype(float)), column
+    whole, parts = streams_alike(MIXED, monkeypatch, ("arrival_s", "first_token_s", "end_s", "instance_id"))
+    assert len(whole.requests_frame()) > 100
     for one, streamed in zip(whole.result["pools"], parts.result["pools"], strict=True):
         assert one["requests"] == streamed["requests"]
         assert one["window_output_tokens"] == streamed["window_output_tokens"]
