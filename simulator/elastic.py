@@ -181,10 +181,11 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
     waits = around.admission, client.timeout_s, client.retries
     if not (strikes or stalls or scaling or any(given is not None for given in waits)):
         return list(pools), None, []
-    if any(each.routing.computes for each in pools):
+    computes = next((each.routing for each in pools if each.routing.computes), None)
+    if computes is not None and around.admission is not None:
         raise InputError(
-            "failures, autoscalers, limits and impatient clients beside decode servers that compute prompts are not modelled yet",
-            where="deployment.router",
+            "limits of the router beside decode servers that compute prompts are not modelled yet",
+            where="deployment.admission",
             mend="leave them out, or use a router that sends every prompt to a prefill server",
         )
     mute = next(((each, each.plan.handover) for each in pools if each.plan.handover and not each.plan.handover.drops), None)
@@ -199,6 +200,12 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
     if strikes:
         elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=0.0 if scaling else None))
         said += [*_words(stated), *_left_behind(handovers[0])]
+        if computes is not None and computes.system is not None:
+            said.append(
+                "a prompt whose prefill server is lost before it is computed is computed by its decode server"
+                if computes.system.decides
+                else "where no prefill server is left, decode servers compute prompts"
+            )
     return found, elastic, said
 
 

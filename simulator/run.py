@@ -418,7 +418,12 @@ def _cluster(
         if elastic is not None:
             from simulator.cluster.elastic_handover import ElasticPull, ElasticReserving
 
-            kind = partial(ElasticReserving if plan.handover.reserves else ElasticPull, **_changes(elastic))
+            kind = ElasticReserving if plan.handover.reserves else ElasticPull
+            if routing.system is not None and routing.computes:
+                from simulator.cluster.elastic_deciding import ElasticDeciding, ElasticKeeping
+
+                kind = ElasticDeciding if routing.system.decides else ElasticKeeping
+            kind = partial(kind, **_changes(elastic))
         return kind(
             source,
             stages["prefill"],
@@ -527,7 +532,12 @@ def _fleet(
     if prepared.elastic is not None:
         from simulator.cluster.elastic_services import ElasticPullFleet, ElasticReservingFleet
 
-        kind = partial(ElasticReservingFleet if handover.reserves else ElasticPullFleet, **_changes(prepared.elastic))
+        kind = ElasticReservingFleet if handover.reserves else ElasticPullFleet
+        if system is not None and prepared.routing.computes:
+            from simulator.cluster.elastic_deciding import ElasticDecidingFleet, ElasticKeepingFleet
+
+            kind = ElasticDecidingFleet if system.decides else ElasticKeepingFleet
+        kind = partial(kind, **_changes(prepared.elastic))
     return kind(
         source,
         stages,

@@ -211,8 +211,8 @@ REFUSED = {
         "no request passes from 'p' to 'qwens'",
     ),
     "computing": (
-        {**CASES["llm-d"], "client": {"timeout_s": 3.0}},
-        "impatient clients beside decode servers that compute prompts are not modelled yet",
+        scenario([*pair(), pool("whole")], [load("all")], router=LLM_D, admission={"max_inflight": 3}),
+        "limits of the router beside decode servers that compute prompts are not modelled yet",
     ),
 }
 

@@ -40,12 +40,17 @@ class KeepingCluster(ComputingCluster):
         row = seq.index - block.first
         (answer,) = self._answers(block, row)
         answer.arrival_s = seq.arrival_s
-        number = self._second.keeps(self._clock.now_s, answer, int(block.workload.session_id[row]))
+        number = self._keeper(self._clock.now_s, answer, int(block.workload.session_id[row]))
         if number is None:
             self._live[seq.index] = seq
             super()._send(block, seq)
         else:
-            self._compute(block, answer, self._accepting(self._chosen(1, number), answer))
+            self._compute(block, answer, number)
+
+    def _keeper(self, now_s: float, answer: Sequence, session: int) -> int | None:
+        """The number of the rank that computes a prompt and answers it, None if two share it."""
+        number = self._second.keeps(now_s, answer, session)
+        return None if number is None else self._accepting(self._chosen(1, number), answer)
 
 
 class DecidingCluster(ComputingCluster):
@@ -73,8 +78,8 @@ class DecidingCluster(ComputingCluster):
         (answer,) = self._answers(block, row)
         session = int(block.workload.session_id[row])
         number = super()._second_number(now_s, answer, session)
-        reader, apart = self.ranks[number].scheduler, self._decider(seq).apart
-        if apart and isinstance(reader, PullDecode):
+        apart = self._decider(seq).apart and self._router.has_room(now_s, seq)
+        if apart and self._passes(number):
             self._live[seq.index], self._targets[seq.index] = seq, number
             super()._send(block, seq)
             return
@@ -87,6 +92,10 @@ class DecidingCluster(ComputingCluster):
         if apart:  # the server named for it is not asked, and counts as busy all the same
             self._router.choose(now_s, answer, session)
         self._compute(block, answer, number)
+
+    def _passes(self, number: int) -> bool:
+        """Whether a rank has prompts computed elsewhere: others have nobody beside them who would ask for that."""
+        return isinstance(self.ranks[number].scheduler, PullDecode)
 
     def _second_number(self, now_s: float, seq: Sequence, session: int) -> int:
         return self._accepting(self._targets.pop(seq.index), seq)

@@ -174,13 +174,17 @@ class ElasticPull(ElasticHandover):
         if self._between.get(prompt.index) is not prompt:
             return  # its client has gone
         del self._between[prompt.index]
-        if self._second.has_room(self._clock.now_s, prompt):
+        if self._goes_to_second(prompt):
             self._enter_second(prompt)
             super()._take_over(block, prompt)
             return
         (seq,) = self._answers(block, prompt.index - block.first)
         self._abandon(seq.index)
         self._turn_away(block, seq, REJECTED, Reason.SHED_503, begun=True)
+
+    def _goes_to_second(self, prompt: Request) -> bool:
+        """Whether somebody answers a request whose prompt is computed."""
+        return self._second.has_room(self._clock.now_s, prompt)
 
     def _submit(self, number: int, seq: Request) -> None:
         if self._replica_of[number] in self._silent:
