@@ -23,7 +23,7 @@ from simulator.workload.streams import stream
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from simulator.config import schema
+    from simulator.config import features
     from simulator.config.schema import Scenario
 
 FAILURES = "deployment.failures"
@@ -55,7 +55,7 @@ def with_elasticity(prepared: Prepared) -> Prepared:
 
 
 def _members(
-    prepared: Prepared, scaling: schema.Scaler | None, failures: schema.Failures | None
+    prepared: Prepared, scaling: features.Scaler | None, failures: features.Failures | None
 ) -> tuple[Members, list[str]]:
     """The replicas of a pool that come and go, and what is assumed of their start."""
     given = scaling.start_up if scaling is not None else failures.start_up if failures is not None else None
@@ -78,7 +78,7 @@ def _check_once(prepared: Prepared) -> None:
             )
 
 
-def start_of(prepared: Prepared, given: float | schema.StartUp | None) -> tuple[StartUp, list[str]]:
+def start_of(prepared: Prepared, given: float | features.StartUp | None) -> tuple[StartUp, list[str]]:
     """How long a new server takes to start, by parts, and what is assumed."""
     if isinstance(given, int | float):
         return StartUp(0.0, 0.0, float(given), 0.0, 0.0, 0.0), []
@@ -103,7 +103,7 @@ def _words(stated: Series[Stated]) -> list[str]:
     return out
 
 
-def _faults(prepared: Prepared, failures: schema.Failures, members: Members, *, scaled: bool) -> Faults:
+def _faults(prepared: Prepared, failures: features.Failures, members: Members, *, scaled: bool) -> Faults:
     """What goes wrong; where an autoscaler is, lost devices come back like new ones where nothing else is said."""
     if failures.replaced_after_s is None and scaled:
         failures = failures.model_copy(update={"replaced_after_s": members.start.provisioning_s})
@@ -117,7 +117,7 @@ def _faults(prepared: Prepared, failures: schema.Failures, members: Members, *, 
     return Faults(events, processes, nodes, failures.detected_after_s)
 
 
-def _event(prepared: Prepared, failures: schema.Failures, event: schema.FailureEvent, number: int, most: int) -> Fault:
+def _event(prepared: Prepared, failures: features.Failures, event: features.FailureEvent, number: int, most: int) -> Fault:
     where = f"{FAILURES}.events.{number}"
     if event.kind == "link":
         raise _no_link(where)
@@ -139,7 +139,7 @@ def _event(prepared: Prepared, failures: schema.Failures, event: schema.FailureE
 
 
 def _processes(
-    failures: schema.Failures, replicas: Series[int], nodes: Series[int], each: Series[int], seeds: Generator
+    failures: features.Failures, replicas: Series[int], nodes: Series[int], each: Series[int], seeds: Generator
 ) -> list[Process]:
     """A process for each unit of these replicas that may fail, and one for each that may be taken back.
 
@@ -238,7 +238,7 @@ def with_pools(prepared: Prepared) -> Prepared:
 class Stated:
     """Failures around the pools or in one of them, where they stand, and the numbers of the pools that they strike."""
 
-    failures: schema.Failures
+    failures: features.Failures
     where: str
     pools: tuple[int, ...]
 
@@ -361,7 +361,7 @@ def _no_link(where: str) -> InputError:
     )
 
 
-def _named(event: schema.FailureEvent, names: Series[str], where: str) -> str:
+def _named(event: features.FailureEvent, names: Series[str], where: str) -> str:
     """The pool that an event names, or the only one."""
     if event.pool in names:
         return str(event.pool)
@@ -374,7 +374,7 @@ def _named(event: schema.FailureEvent, names: Series[str], where: str) -> str:
     )
 
 
-def _check_replica(event: schema.FailureEvent, pool: Prepared, where: str) -> None:
+def _check_replica(event: features.FailureEvent, pool: Prepared, where: str) -> None:
     if event.replica is not None and event.replica >= pool.most:
         raise InputError(
             f"there is no replica {event.replica} in pool '{pool.pool.name}'",
@@ -407,7 +407,7 @@ def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[
     return found, [f"transfers over a link that is down stand still until it is back: {patience}"] if stalls else []
 
 
-def _disturbance(event: schema.FailureEvent, where: str, struck: Series[str], pools: Series[Prepared]) -> Disturbance:
+def _disturbance(event: features.FailureEvent, where: str, struck: Series[str], pools: Series[Prepared]) -> Disturbance:
     names = [each.pool.name for each in pools]
     for key, name in (("pool", event.pool), ("from", event.from_), ("to", event.to)):
         if name is not None and name not in names:

@@ -19,7 +19,8 @@ from simulator.workload.columns import Workload
 
 if TYPE_CHECKING:
     from simulator.cluster.transfer import Paths, Route, Way
-    from simulator.config.schema import Deployment, Transfer
+    from simulator.config.features import Transfer
+    from simulator.config.schema import Deployment
 
 POOLS = "deployment.pools"
 STYLES = ("context_first", "generation_first")

@@ -373,7 +373,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         kernels, plan = calibrated(calibration, kernels, plan, arch.name)
         lent = (*lent, calibration_words(calibration, arch.name))
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
-    from simulator.config.schema import MAX_REPLICAS
+    from simulator.config.fields import MAX_REPLICAS
 
     if replicas > MAX_REPLICAS:
         raise InputError(

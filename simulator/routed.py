@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from simulator.cluster.admission import Admission, ClientRules
     from simulator.cluster.routing.dynamo import KvRouter
     from simulator.cluster.routing.system import Flags, RouterSystem
-    from simulator.config import schema
-    from simulator.config.schema import Router
+    from simulator.config import features, schema
+    from simulator.config.features import Router
 
 WHERE = "deployment.router"
 CONDITIONAL = "conditional_disagg_"
@@ -181,7 +181,7 @@ ANSWERS = {"429": Reason.SHED_429, "503": Reason.SHED_503, "timeout": Reason.TIM
 """What a client may be told, by its name in `client.retries.on`."""
 
 
-def admission_of(given: schema.Admission | None) -> Admission | None:
+def admission_of(given: features.Admission | None) -> Admission | None:
     """The limits of the router, None without any."""
     if given is None:
         return None

@@ -21,7 +21,7 @@ from simulator.pools import unique
 from simulator.prepared import Prepared
 
 if TYPE_CHECKING:
-    from simulator.config import schema
+    from simulator.config import features, schema
 
 WHERE = "deployment.autoscaler"
 Maker = Callable[[], Autoscaler]
@@ -32,7 +32,7 @@ IN_FLIGHT, PER_SECOND = 100.0, 200.0
 """Knative's default targets of a replica (datasheet: `config-autoscaler`)."""
 
 
-def bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
+def bounds(prepared: Prepared, given: features.Scaler) -> tuple[int, int]:
     """Fewest and most replicas.
 
     Raises
@@ -56,7 +56,7 @@ def bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
     return least, most
 
 
-def _bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
+def _bounds(prepared: Prepared, given: features.Scaler) -> tuple[int, int]:
     least, most = given.min_replicas, given.max_replicas or 0
     if given.kind == "dynamo":
         fit = given.max_gpu_budget // prepared.devices_each if given.max_gpu_budget >= 0 else most
@@ -83,7 +83,7 @@ def _bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
     return least, most
 
 
-def maker(prepared: Prepared, given: schema.Scaler, between: tuple[int, int]) -> Maker:
+def maker(prepared: Prepared, given: features.Scaler, between: tuple[int, int]) -> Maker:
     """What makes the autoscaler of one pool for a run, between so many replicas and so many."""
     least, most = between
     if given.kind == "hpa":
@@ -130,13 +130,13 @@ def maker(prepared: Prepared, given: schema.Scaler, between: tuple[int, int]) ->
     )
 
 
-def _saturation(given: schema.WvaScaler) -> Saturation:
+def _saturation(given: features.WvaScaler) -> Saturation:
     return Saturation(
         given.kv_cache_threshold, given.queue_length_threshold, given.kv_spare_trigger, given.queue_spare_trigger
     )
 
 
-def _targets(given: schema.WvaScaler, rows: int) -> Targets:
+def _targets(given: features.WvaScaler, rows: int) -> Targets:
     alpha_ms, beta_ms, gamma_ms, delta_ms, ttft_ms, itl_ms = (
         value or 0.0
         for value in (given.alpha_ms, given.beta_ms, given.gamma_ms, given.delta_ms, given.ttft_ms, given.itl_ms)
@@ -145,7 +145,7 @@ def _targets(given: schema.WvaScaler, rows: int) -> Targets:
 
 
 def _hpa(
-    given: schema.HpaScaler | schema.KedaScaler, least: int, most: int, target: float, *, per_pod: bool, metric: str
+    given: features.HpaScaler | features.KedaScaler, least: int, most: int, target: float, *, per_pod: bool, metric: str
 ) -> Hpa:
     return Hpa(
         metric,
@@ -158,11 +158,11 @@ def _hpa(
     )
 
 
-def _behaviour(given: schema.ScalingBehavior, least: int, most: int) -> Behaviour:
+def _behaviour(given: features.ScalingBehavior, least: int, most: int) -> Behaviour:
     return Behaviour(least, most, _direction(given.scale_up, UP), _direction(given.scale_down, DOWN))
 
 
-def _direction(given: schema.ScalingRules, default: Direction) -> Direction:
+def _direction(given: features.ScalingRules, default: Direction) -> Direction:
     window_s, policies = given.stabilization_window_seconds, default.policies
     if given.policies is not None:
         policies = tuple(
@@ -172,7 +172,7 @@ def _direction(given: schema.ScalingRules, default: Direction) -> Direction:
     return Direction(default.window_s if window_s is None else float(window_s), policies, SELECT[given.select_policy])
 
 
-def _knative(given: schema.KnativeScaler, least: int, most: int) -> KnativeRules:
+def _knative(given: features.KnativeScaler, least: int, most: int) -> KnativeRules:
     by_rate = given.metric == "rps"
     target = given.target or (PER_SECOND if by_rate else IN_FLIGHT)
     return KnativeRules(
@@ -190,7 +190,7 @@ def _knative(given: schema.KnativeScaler, least: int, most: int) -> KnativeRules
     )
 
 
-Scalings = list[tuple["schema.Scaler", tuple[int, ...]]]
+Scalings = list[tuple["features.Scaler", tuple[int, ...]]]
 """Autoscalers, and the numbers of the pools about which each decides."""
 
 
@@ -252,7 +252,7 @@ def _by_itself(made: Maker) -> Callable[[], JointScaler]:
 
 
 def _together(
-    given: schema.Scaler, pools: Series[Prepared], between: Series[tuple[int, int]]
+    given: features.Scaler, pools: Series[Prepared], between: Series[tuple[int, int]]
 ) -> Callable[[], JointScaler]:
     """What makes an autoscaler that decides about several pools at once."""
     if given.kind == "wva":
@@ -310,7 +310,7 @@ def _pass_s(cost: StepCost, batch: Batch, depth: int) -> float:
     return max(device_s, host_s) if depth > 1 else device_s + host_s
 
 
-def words(given: schema.Scaler, made: Autoscaler | JointScaler) -> list[str]:
+def words(given: features.Scaler, made: Autoscaler | JointScaler) -> list[str]:
     """What is assumed of an autoscaler."""
     said = [
         f"{given.kind} decides every {made.every_s:g} s by metrics collected every {made.collect_s:g} s; a replica that it sends "

@@ -12,8 +12,8 @@ from hardware_profiles.errors import InputError
 from hardware_profiles.quantity import Quantity
 
 if TYPE_CHECKING:
+    from simulator.config.features import KvTier as Asked
     from simulator.config.schema import Deployment, Pool
-    from simulator.config.schema import KvTier as Asked
     from simulator.prepared import Prepared
 
 GIB = 1 << 30

@@ -12,7 +12,8 @@ from simulator.tiers import rate_of
 
 if TYPE_CHECKING:
     from simulator.cluster.servers import Share
-    from simulator.config.schema import Pool, Scenario, Swap
+    from simulator.config.features import Swap
+    from simulator.config.schema import Pool, Scenario
 
 GB = 1e9
 
@@ -64,7 +65,7 @@ def with_turns(pool: Pool, each: Sequence[Prepared]) -> list[Prepared]:
     InputError : two are one, or their servers cannot fall asleep.
     """
     from simulator.cluster.servers import Share
-    from simulator.config.schema import Swap
+    from simulator.config.features import Swap
 
     if len({one.arch.name for one in each}) < len(each):
         raise InputError("two of the models are one", where="deployment.models", mend="name each model once")

@@ -86,6 +86,27 @@ def test_simulating_imports_no_table_library_before_it_writes() -> None:
     assert not {"pandas", "scipy", "pyarrow", "matplotlib", "joblib"} & set(done.stdout.split())
 
 
+def test_models_of_keys_that_are_not_given_are_not_made(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,2\n")
+    code = (
+        "import sys\n"
+        "from simulator.config.load import load_scenario\n"
+        f"load = {{'trace': {str(trace)!r}}}\n"
+        "pool = {'engine': 'vllm', 'hardware': 'h100-sxm-80gb'}\n"
+        "plain = {'model': 'meta-llama/Llama-3.1-8B-Instruct', 'deployment': pool, 'workload': load}\n"
+        "rare = ('simulator.config.features', 'simulator.workload.synthetic')\n"
+        "load_scenario(plain)\n"
+        "assert not set(rare) & set(sys.modules)\n"
+        "drafts = {'method': 'ngram', 'num_speculative_tokens': 2, 'acceptance': 0.5}\n"
+        "drafted = load_scenario({**plain, 'deployment': {**pool, 'speculative': drafts}})\n"
+        "from simulator.config.features import Speculative\n"
+        "assert drafted.deployment.pools[0].speculative == Speculative(**drafts)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # What is shipped --------------------------------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def _filled(pool: Pool, model: str | dict[str, Any], *, alone: bool) -> Pool:
     flags, engine = parse_engine_args(pool.engine, pool.engine_args, pool.name), find(pool.engine)
     if engine is None:
         return pool
-    from simulator.config.schema import Lora, Offload, Speculative
+    from simulator.config.features import Lora, Offload, Speculative
 
     updates = reconcile(engine.flags(), pool.model_dump(), flags, given=pool.model_fields_set, model=model)
     updates |= _version(engine, pool, flags)
@@ -118,7 +118,7 @@ def _replicas(pool: Pool, flags: EngineFlags) -> dict[str, int]:
     """The copies that a manifest asks for, where the pool's key says none: that may be varied."""
     if flags.replicas is None or "replicas" in pool.model_fields_set:
         return {}
-    from simulator.config.schema import MAX_REPLICAS
+    from simulator.config.fields import MAX_REPLICAS
 
     if not 0 <= flags.replicas <= MAX_REPLICAS:
         raise InputError(f"the manifest asks for {flags.replicas} replicas", mend=f"write 0 to {MAX_REPLICAS:,}")

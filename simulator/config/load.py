@@ -387,6 +387,7 @@ def _content(name: str) -> str:
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a scenario, for editors."""
     from simulator.config.schema import Scenario
+    from simulator.later import WholeSchema
 
-    schema = Scenario.model_json_schema()
+    schema = Scenario.model_json_schema(schema_generator=WholeSchema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -360,11 +360,15 @@ def _models_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[type[Ba
 def _models_of(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
     from pydantic import BaseModel
 
+    from simulator.later import Later
+
     found: list[type[BaseModel]] = []
-    pending = [model.model_fields[field].annotation]
+    pending: list[Any] = [model.model_fields[field].annotation, *model.model_fields[field].metadata]
     while pending:
-        annotation: Any = pending.pop(0)
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        annotation = pending.pop(0)
+        if isinstance(annotation, Later):
+            pending.append(annotation.meant)
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
             found.append(annotation)
         elif get_origin(annotation) is not Literal:
             pending += get_args(annotation)

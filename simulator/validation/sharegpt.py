@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.validation.unflushed import Lengths
-from simulator.workload.spec import LognormalLength, NormalLength, WorkloadSpec
+from simulator.workload.spec import WorkloadSpec
+from simulator.workload.synthetic import LognormalLength, NormalLength
 
 MESSAGE_QUANTILES = {0.0: 4, 0.25: 14, 0.5: 28, 0.75: 74, 0.9: 336, 0.95: 500, 0.99: 928, 1.0: 1024}
 """Tokens of a user's message. Source: mean 108, median 28, 90th percentile 336, 99th 928, most 1,024 over the 52,229 pairs of

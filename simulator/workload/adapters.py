@@ -10,8 +10,8 @@ import numpy as np
 from engine_models.parts.acceptance import mixed_over
 from simulator.workload.columns import FloatArray, IntArray
 from simulator.workload.parts import Part, Requests
-from simulator.workload.spec import AdapterMix
 from simulator.workload.streams import stream
+from simulator.workload.synthetic import AdapterMix
 
 CONVERSATION = 1 << 40
 """Counters of conversations begin here, those of single requests at zero."""

@@ -35,9 +35,10 @@ from simulator.workload.columns import (
     same_float,
     same_int,
 )
+from simulator.workload.fields import LARGEST
 from simulator.workload.parts import Part, Requests, as_class, client_limits, join, limit_outputs, together
 from simulator.workload.rows import Rows
-from simulator.workload.spec import LARGEST, ClassLoad, Load, WorkloadSpec
+from simulator.workload.spec import ClassLoad, Load, WorkloadSpec
 
 if TYPE_CHECKING:
     from simulator.workload.parts import Limit

@@ -26,7 +26,9 @@ from simulator.workload.content import content_of_turns
 from simulator.workload.laws import Draw, residuals, sampler, time_sampler
 from simulator.workload.parts import Part, Requests, client_limits
 from simulator.workload.prompts import Prompts, pool
-from simulator.workload.spec import (
+from simulator.workload.spec import Load, WorkloadSpec
+from simulator.workload.streams import stream
+from simulator.workload.synthetic import (
     NO_THINKING,
     Arrivals,
     BatchArrivals,
@@ -35,13 +37,10 @@ from simulator.workload.spec import (
     DiurnalArrivals,
     GammaArrivals,
     Length,
-    Load,
     OnOffArrivals,
     PoissonArrivals,
     ThinkTime,
-    WorkloadSpec,
 )
-from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
     from simulator.workload.parts import Limit

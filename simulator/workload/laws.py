@@ -12,7 +12,7 @@ from hardware_profiles.errors import InputError
 from hardware_profiles.files import read_text
 from simulator.workload import lengths
 from simulator.workload.columns import FloatArray, IntArray
-from simulator.workload.spec import (
+from simulator.workload.synthetic import (
     ConstantLength,
     EmpiricalLength,
     ExponentialTime,

@@ -25,7 +25,7 @@ from simulator.workload.columns import (
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
-    from simulator.workload.spec import Length
+    from simulator.workload.synthetic import Length
 
     Limit = Length | Literal["equal"] | None
 

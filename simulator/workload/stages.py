@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from hardware_profiles.records import dataclass
 from simulator.workload.build import build_workload
 from simulator.workload.columns import RequestClass, Workload
+from simulator.workload.fields import LARGEST
 from simulator.workload.naming import SegmentNumbers
-from simulator.workload.spec import LARGEST, WorkloadSpec
+from simulator.workload.spec import WorkloadSpec
 from simulator.workload.streams import stream
 
 

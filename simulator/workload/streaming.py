@@ -26,7 +26,7 @@ from simulator.workload.clocks import Clock, clock_of, suspicions, widest_gap
 from simulator.workload.columns import ANY_OF_CLASS, More, RequestClass, Workload
 from simulator.workload.parts import Part, Requests, by_clock, client_limits, in_parts_of, join, limit_outputs
 from simulator.workload.rows import Rows
-from simulator.workload.spec import BatchArrivals, ClosedLoopArrivals, WorkloadSpec
+from simulator.workload.spec import WorkloadSpec
 
 BLOCK = 1 << 15
 """Requests of a block."""
@@ -47,7 +47,7 @@ class WorkloadStream:
         self._spec, self._requests = spec, requests
         self.duration_s, self.warmup_s, self.drain_s = duration_s, spec.warmup, spec.drain_s
         self.source, self.classes = requests.source, requests.classes
-        self._closed = any(isinstance(load.arrivals, ClosedLoopArrivals) for load in spec.loads())
+        self._closed = any(load.arrives("closed_loop") for load in spec.loads())
         self._waits = self._closed or any(load.sessions is not None for load in spec.loads())
 
     @property
@@ -63,7 +63,7 @@ class WorkloadStream:
     @property
     def at_once(self) -> bool:
         """Whether all requests arrive at time zero."""
-        return all(isinstance(load.arrivals, BatchArrivals) for load in self._spec.loads())
+        return all(load.arrives("batch") for load in self._spec.loads())
 
     @property
     def warnings(self) -> list[str]:
@@ -107,7 +107,7 @@ def open_stream(spec: WorkloadSpec, *, seed: int, base_dir: Path, above: int) ->
         ):
             return None
         return _recorded(spec, path, min(counts, default=None), seed, base_dir, above)
-    closed = any(isinstance(load.arrivals, ClosedLoopArrivals) for load in loads)
+    closed = any(load.arrives("closed_loop") for load in loads)
     if (closed and len(loads) > 1) or any(load.trace is not None and load.prompt_pool is None for load in loads):
         return None
     requests = requests_of(spec, seed=seed, base_dir=base_dir, streamed=True)

@@ -22,8 +22,9 @@ from simulator.workload.columns import NO_PREDECESSOR, Content, FloatArray, IntA
 from simulator.workload.drawn import FASTEST_REQUEST_S, FASTEST_TOKEN_S, arrival_process
 from simulator.workload.laws import residuals, time_sampler
 from simulator.workload.parts import COLUMNS, Part, Requests, join
-from simulator.workload.spec import NO_THINKING, BatchArrivals, ClosedLoopArrivals, Load, WorkloadSpec
+from simulator.workload.spec import Load, WorkloadSpec
 from simulator.workload.streams import stream
+from simulator.workload.synthetic import NO_THINKING, BatchArrivals, ClosedLoopArrivals
 
 
 @dataclass(frozen=True)

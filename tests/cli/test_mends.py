@@ -20,14 +20,15 @@ from engine_models.lengths import judged
 from hardware_profiles.errors import InputError
 from simulator.cli.check import pool_lines
 from simulator.cli.cost import amount, share_of
-from simulator.config import schema
+from simulator.config import features, fields, schema
 from simulator.config.load import load_scenario
 from simulator.planning.budget import counted, sustained
 from simulator.prepare import prepare
 from simulator.results.latencies import token_gaps
 from simulator.results.statistics import weighted_batches
 from simulator.run import simulate
-from simulator.workload import spec
+from simulator.workload import fields as numbers
+from simulator.workload import spec, synthetic
 from simulator.workload.traces import read_trace
 from tests.terminal import typed
 
@@ -591,7 +592,7 @@ SAYS_WHAT_TO_DO = re.compile(
 def test_every_check_of_a_scenario_says_what_to_do() -> None:
     """Words of a model's own check are ``cause; mend`` or ``cause: give mend``; without a mend nobody knows what to write."""
     told = []
-    for module in (schema, spec):
+    for module in (features, fields, schema, numbers, spec, synthetic):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "ValueError":
                 told.append(ast.unparse(node.exc.args[0]))

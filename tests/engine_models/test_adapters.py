@@ -39,7 +39,8 @@ from simulator.run import simulate
 from simulator.serving.replica import Replica
 from simulator.workload.adapters import shares
 from simulator.workload.build import build_workload
-from simulator.workload.spec import AdapterMix, WorkloadSpec
+from simulator.workload.spec import WorkloadSpec
+from simulator.workload.synthetic import AdapterMix
 from tests.engine_models.test_sglang import CLOCK, REQUEST, build
 from tests.invariants.core_cases import SpannedClock
 

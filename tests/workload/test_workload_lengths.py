@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from hardware_profiles.errors import InputError
 from simulator.workload.laws import sampler
 from simulator.workload.lengths import Z99, lognormal_parameters, to_tokens
-from simulator.workload.spec import Length
+from simulator.workload.synthetic import Length
 
 LENGTH = TypeAdapter(Length)
 HERE = Path()
