@@ -78,9 +78,23 @@ class Rank:
                 self.decode, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
             )
         if self.tiers is not None:
+            tiered = self.tiers.pool(self.kv_tokens, self.page_tokens, self.eviction_policy)
+            if self.role == "prefill":
+                from engine_models.schedulers.reserved_tiered import TieredSendingPrefillScheduler
+
+                return TieredSendingPrefillScheduler(
+                    self.rules,
+                    tiered,
+                    prefetch=self.tiers.prefetch,
+                    ranks=self.tiers.ranks,
+                    metadata_buffers=self.rules.max_running_requests,
+                    post_s=self.post_s,
+                    record_rows=record,
+                    windows=self.windows,
+                )
             return TieredPrefillFirstScheduler(
                 self.rules,
-                self.tiers.pool(self.kv_tokens, self.page_tokens, self.eviction_policy),
+                tiered,
                 prefetch=self.tiers.prefetch,
                 ranks=self.tiers.ranks,
                 aggregate=mode != "step",

@@ -122,12 +122,16 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         if batch is not None and self._posted_s > now_s:
             batch.posts_s = self._posted_s - now_s
         for seq, before in batch.hits if batch is not None else ():
-            self._send(seq, before, now_s, "sent_early")
+            self._send(seq, self._early_tokens(seq, before), now_s, "sent_early")
         if records:
             self.loop["free"] = kv.free_tokens
         idle = batch is None and self.chunked is None and not super().has_work()
         self._rests = idle and not records and self.processed_number == self.next_number - 1
         return batch
+
+    def _early_tokens(self, seq: Sequence, known: int) -> int:
+        """How many of the tokens of a prompt that need not be computed are sent before its first piece is."""
+        return known
 
     def _see_sent(self) -> list[Sequence]:
         """Free what has arrived at the other server since the last loop; return these requests."""

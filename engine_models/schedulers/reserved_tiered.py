@@ -1,0 +1,37 @@
+"""A prefill server of `reserved` over a tree in several tiers (`prefill_first_tiered`).
+
+Of a prompt's known tokens those that the device holds are sent before the first piece is computed; those that are loaded back
+from the host come layer by layer beside that step, and go with its piece.
+
+Source: `maybe_send_cached_prefix_chunk` in `disaggregation/prefill.py` of SGLang (all matched tokens but `host_hit_length`;
+public copies, read 2026-11), compared with no recording.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.prefill_first import PrefillFirstBatch
+from engine_models.schedulers.prefill_first_tiered import TieredPrefillFirstScheduler
+from engine_models.schedulers.reserved import SendingPrefillScheduler
+
+
+class TieredSendingPrefillScheduler(SendingPrefillScheduler, TieredPrefillFirstScheduler):
+    """`SendingPrefillScheduler` over device and host. Parameters as of the bases."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._brought: dict[Sequence, int] = {}  # by request of the latest prefill: tokens that the host gave
+
+    def _launch_prefill(
+        self, batch: PrefillFirstBatch, admitted: list[tuple[Sequence, int, int, bool]], now_s: float
+    ) -> None:
+        self._brought = {seq: sum(tokens for tokens, _ in parts) for seq, parts in self._loaded.items()}
+        super()._launch_prefill(batch, admitted, now_s)
+
+    def _early_tokens(self, seq: Sequence, known: int) -> int:
+        return known - self._brought.get(seq, 0)
+
+
+__all__ = ["TieredSendingPrefillScheduler"]
