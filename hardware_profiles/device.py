@@ -246,6 +246,15 @@ def resolve_device(name: str) -> str:
             where="hardware",
             mend=f"name one of them, for example '{fits[0]}'",
         )
+    counted = re.fullmatch(r"(?:(?P<n>\d+)\s*[x×*]\s*(?P<name>.+))|(?:(?P<other>.+?)\s*[x×*]\s*(?P<m>\d+))", plain)
+    if counted:
+        one, count = resolve_device(counted["name"] or counted["other"]), counted["n"] or counted["m"]
+        raise InputError(
+            f"hardware '{name}' counts devices",
+            where="hardware",
+            mend=f"write hardware: {one}, with tensor_parallel: {count} for one server on all of them, or replicas: {count} for "
+            "as many servers",
+        )
     near = nearest(short, [*known, *ALIASES]) or nearest(plain, list(known))
     near = ALIASES.get(near, near) if near else None
     hint = f"did you mean '{near}'? " if near else ""

@@ -275,6 +275,8 @@ def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bo
         check_turns(scenario, pool)
         return with_turns(pool, found)
     except PlanError as error:
+        if error.where == "hardware" or (error.where == "model" and pool.model is not None):
+            error.where = f"deployment.{error.where}"
         if not with_index or error.where is None or error.where.startswith("deployment.router"):
             raise
         where = re.sub(r"^deployment(?=\.|$)", f"deployment.pools.{number}", error.where)

@@ -43,7 +43,7 @@ def placed(source: str, overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except PlanError as error:
-        if error.where and re.fullmatch(r"[a-z_]+(\.\w+)+", error.where):
+        if error.where and re.fullmatch(r"[a-z_]+(\.\w+)*", error.where):
             from simulator.config.load import place_of
 
             found = place_of(error.where, source, overrides)

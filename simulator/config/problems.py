@@ -160,7 +160,7 @@ def _pasted(root: Located) -> dict[str, str]:
 def _missing(path: Path, item: dict[str, Any], root: Located) -> InputError:
     key = path[-1]
     under = f" under `{_name(path[:-1])}`" if path[:-1] else ""
-    example = (_examples() | _pasted(root)).get(str(key), "...")
+    example = (_examples() | _pasted(root)).get(str(key), _NUMBERS.get(str(key), "..."))
     return InputError(
         f"`{_name(path)}` is missing", where=item["node"].where, mend=f"add `{key}: {example}`{under}"
     )
@@ -205,6 +205,9 @@ def _unknown(
             return InputError(f"unknown key `{key}` under `slo`", where=where, mend=mend), (*path[:-1], bound)
     problem, near = unknown_key(key, path[:-1], known, where)
     meant = _meant(key, path, known, model, root)
+    said = IN_WORDS.get(key.lower())
+    if said is not None and not any(other[:-1] == path[:-1] for other in meant):
+        return InputError(problem.message, where=where, mend=said), None
     if not meant and near is None:
         spelled = difflib.get_close_matches(
             key, sorted({str(leaf[-1]) for leaf in leaf_paths(model)}), 1, CLOSE_SPELLING
@@ -228,7 +231,8 @@ def _meant(key: str, path: Path, known: list[str], model: type[BaseModel], root:
     from engine_models.engines.known import flag_defaults
 
     name = key.replace("-", "_")
-    for word in (name, SHORT_NAMES.get(name.lower(), "")):
+    other = SHORT_NAMES.get(name.lower(), "")
+    for word in (other, name) if other in known else (name, other):
         if word in known:
             return [(*path[:-1], word)]
         away = elsewhere(word, path, model, root) if word else []
@@ -266,8 +270,39 @@ SHORT_NAMES = {
     "itl": "itl_ms",
     "e2e": "e2el_ms",
     "e2el": "e2el_ms",
+    **dict.fromkeys(("isl", "input", "input_len", "input_length", "prompt_len", "prompt_length"), "prompt_tokens"),
+    "random_input_len": "prompt_tokens",
+    **dict.fromkeys(("osl", "output_len", "output_length", "random_output_len"), "output_tokens"),
+    **dict.fromkeys(("gpu_type", "accelerator", "gpu_name"), "hardware"),
+    **dict.fromkeys(("framework", "backend", "server"), "engine"),
+    **dict.fromkeys(("instances", "count", "nodes", "num_replicas", "servers", "copies"), "replicas"),
+    **dict.fromkeys(("command", "image"), "engine_args"),
+    "precision": "weights",
+    "time": "duration",
+    "timeout": "timeout_s",
+    **dict.fromkeys(("price", "price_per_hour"), "usd_per_gpu_hour"),
+    **dict.fromkeys(("electricity", "usd_per_kwh"), "power_usd_per_kwh"),
 }
 """What other tools call keys of the scenario -> the key."""
+
+IN_WORDS = {
+    **dict.fromkeys(
+        ("gpus", "num_gpus", "n_gpus", "gpu_count", "num_devices"),
+        "write tensor_parallel for the GPUs of one server, and replicas for the servers",
+    ),
+    "deadline": "the summary says when a load is done; slo: {e2el_ms: {p99: MILLISECONDS}} judges it",
+    "system_prompt": "write shared_prefix: {groups: 1, tokens: N} for a prompt that all have in common",
+    "latency": "write ttft_ms (to the first token), tpot_ms (a token after it) or e2el_ms (the whole answer)",
+    **dict.fromkeys(("p50", "p90", "p95", "p99"), "name the latency: ttft_ms: {p99: 500}"),
+    **dict.fromkeys(
+        ("throughput", "goodput"),
+        "it is told, not asked for: attainment states the share of requests that must keep the latencies",
+    ),
+    "currency": "prices are in US dollars; remove it",
+    "budget": "`capacity-plan cost SCENARIO` says what it costs a month; remove it",
+    **dict.fromkeys(("description", "title", "notes", "comment"), "write it as a comment (# ...), or a short one as `name`"),
+}
+"""What people ask for that is no key of a scenario -> the mend."""
 
 CLOSE_SPELLING = 0.75
 """Least likeness (difflib's ratio) of a key to one of another place that it is taken for (assumed)."""
@@ -480,12 +515,31 @@ def _other(path: Path, item: dict[str, Any]) -> InputError:
         return InputError(
             f"`{name}` must say which percentile, not only {_shown(value)}", where=where, mend=form
         )
-    if isinstance(value, str) and value:
+    example = _GROUPS.get(str(path[-1])) if path and wanted == "a group of keys" else None
+    if isinstance(value, str) and value and example in (None, _LENGTHS):
         near = nearest(value, [word for word in wanted.split(" or ") if " " not in word])
         mend = f"did you mean '{near}'?" if near else _number_in(path, value)
         if mend:
             return InputError(f"`{name}` must be {wanted}, not {_shown(value)}", where=where, mend=mend)
-    return InputError(f"`{name}` must be {wanted}, not {_shown(value)}", where=where, mend=f"write {wanted}")
+    return InputError(f"`{name}` must be {wanted}, not {_shown(value)}", where=where, mend=f"write {example or wanted}")
+
+
+_LENGTHS = "a number, or a group that gives its law: {kind: lognormal, mean: 500, p99: 3000}"
+_GROUPS = {
+    "arrivals": "how requests come: {kind: poisson, rate: 2}, or {kind: closed_loop, concurrency: 16}",
+    **dict.fromkeys(("prompt_tokens", "output_tokens", "max_output_tokens"), _LENGTHS),
+    "sessions": "{turns: 4, think_time_s: 20}",
+    "shared_prefix": "{groups: 1, tokens: 500}",
+    "autoscaler": "{kind: hpa, metric: num_requests_waiting, target: 5, min_replicas: 1, max_replicas: 4}",
+    "slo": "{ttft_ms: {p99: 1000}, tpot_ms: {p99: 50}}",
+    "deployment": "{engine: NAME, hardware: h100-sxm-80gb}",
+    "workload": "{arrivals: {kind: poisson, rate: 2}, prompt_tokens: 500, output_tokens: 200, duration: 300}",
+}
+"""Groups of keys as an example, for mends."""
+_NUMBERS = {"rate": 2, "rate_on": 8, "rate_off": 1, "on_s": 30, "off_s": 90, "cv": 2, "peak_to_mean": 1.5, "concurrency": 16,
+            "value": 500, "mean": 500, "std": 200, "p99": 3000, "low": 100, "high": 1000, "turns": 4, "groups": 1, "tokens": 500,
+            "count": 8, "target": 5}  # fmt: skip
+"""Numbers of keys that may be missing, for mends."""
 
 
 def _percentile(path: Path, percentile: str, value: object, where: str) -> str:
@@ -559,6 +613,8 @@ def _range_in(path: Path, text: str, where: str) -> str | None:
 
 def _number_in(path: Path, text: str) -> str | None:
     """Return the mend for a number written as text, perhaps with a unit, or None if it is no number."""
+    if re.fullmatch(r"\s*\d{1,3}(,\d{3})+\s*", text):
+        return f"write {text.replace(',', '').strip()}"
     found = re.fullmatch(
         r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Zµ%/]*)\s*", text
     )

@@ -45,6 +45,12 @@ def sniff(table: Table) -> str:
     for name, needed in SIGNS:
         if needed <= have:
             return name
+    if have and all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", column) for column in have):
+        raise InputError(
+            "the first line holds numbers, where the names of the columns stand",
+            where=table.path,
+            mend="write a line above it, such as arrival_s,prompt_tokens,output_tokens",
+        )
     name, needed = max(SIGNS[::-1], key=lambda sign: len(sign[1] & have) / len(sign[1]))
     plain, own = SIGNS[0]
     if not needed & have or {_meant(column, sorted(own)) for column in table.columns} >= own:

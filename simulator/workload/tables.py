@@ -205,6 +205,8 @@ def read_table(path: Path) -> Table:
             raise InputError("is a binary file, not text", where=shown, mend="check what it is")
         readers = {".csv": _read_csv, ".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}
         reader = readers.get(kind, _read_jsonl)
+        if kind == ".txt" and not text.lstrip().startswith(("{", "[")):
+            raise InputError("is text without JSON, which a .txt has to hold", where=shown, mend="name a table of columns .csv")
         table = reader(text, shown, sha256)
     if not len(table):
         raise InputError(

@@ -525,6 +525,58 @@ def test_words_that_people_try_are_answered_in_any_case(word: str, answer: str, 
     assert f"that is asked as `capacity-plan {answer}" in err
 
 
+@pytest.mark.parametrize(
+    ("override", "mend"),
+    [
+        ("workload.input_len=500", "`workload.prompt_tokens`"),  # not output_tokens, which is nearer by its letters
+        ("workload.osl=500", "`workload.output_tokens`"),
+        ("workload.time=500", "`workload.duration`"),
+        ("workload.timeout=5", "`client.timeout_s`"),
+        ("workload.deadline=5", "slo: {e2el_ms: {p99: MILLISECONDS}}"),
+        ("workload.system_prompt=5", "shared_prefix: {groups: 1, tokens: N}"),
+        ("workload.prompt_tokens='2,000'", "write 2000"),
+        ("workload.arrivals=3/s", "write how requests come: {kind: poisson, rate: 2}"),
+        ("workload.prompt_tokens=[1, 2]", "write a number, or a group that gives its law: {kind: lognormal"),
+        ("workload.arrivals={kind: gamma, rate: 2}", "add `cv: 2`"),
+        ("deployment.gpus=4", "tensor_parallel for the GPUs of one server, and replicas for the servers"),
+        ("deployment.nodes=4", "`deployment.replicas`"),
+        ("deployment.precision=fp8", "`deployment.weights`"),
+        ("deployment.gpu_type=h100", "`deployment.hardware`"),
+        ("deployment.image=x", "`deployment.engine_args`"),
+        ("slo.latency=5", "ttft_ms (to the first token)"),
+        ("slo.p99=5", "name the latency: ttft_ms: {p99: 500}"),
+        ("cost.price=5", "`cost.usd_per_gpu_hour`"),
+        ("description=x", "as a comment"),
+    ],
+)
+def test_words_of_other_tools_are_answered_with_what_is_meant(override: str, mend: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_scenario(SMALL, [override])
+    assert mend in str(caught.value.mend)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place", "words"),
+    [
+        ("deployment.hardware", "2x h100", "scenario.yaml:3: deployment.hardware", "with tensor_parallel: 2 for one server"),
+        ("deployment.hardware", "H100 x 4", "scenario.yaml:3: deployment.hardware", "replicas: 4"),
+        ("model", "gpt-oss:20b", "scenario.yaml:1: model", "did you mean 'gpt-oss-20b'"),
+    ],
+)
+def test_what_is_no_device_and_no_model_is_told_with_its_line(
+    key: str, value: str, place: str, words: str, tmp_path: Path, line: Typed
+) -> None:
+    lines = ["model: Qwen/Qwen3-8B", "deployment:", "  hardware: h100", "  engine: vllm", "workload: {trace: azure-conv-2023}"]
+    at = {"model": 0, "deployment.hardware": 2}[key]
+    lines[at] = f"{lines[at].partition(':')[0]}: {value}"
+    path = tmp_path / "scenario.yaml"
+    path.write_text("\n".join(lines))
+    code, _, err = line("check", str(path))
+    assert code == 2
+    assert place in err
+    assert words in err
+
+
 def test_a_dense_model_has_no_experts_to_spread() -> None:
     with pytest.raises(InputError) as caught:
         prepare(load_scenario(SMALL, ("deployment.tensor_parallel=2", "deployment.expert_parallel=true")))
@@ -607,6 +659,21 @@ def test_what_a_load_lacks_is_written_out(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_scenario(scenario)
     assert caught.value.mend == "add arrivals: {kind: poisson, rate: 2}, prompt_tokens: 500"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "0,100,10\n1,2e2,20\n", "the first line holds numbers"),
+        ("a.txt", "arrival_s,prompt_tokens,output_tokens\n0,1,1\n", "is text without JSON"),
+    ],
+)
+def test_a_table_without_names_or_ending_is_told_so(name: str, text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError, match=words) as caught:
+        read_trace(path)
+    assert caught.value.mend
 
 
 @pytest.mark.parametrize("header", ["time,prompt_len,completion_len", "Timestamp,Prompt Tokens,Completion Tokens"])
