@@ -195,8 +195,11 @@ Scalings = list[tuple["features.Scaler", tuple[int, ...]]]
 
 
 def scalings_of(around: schema.Deployment, pools: Series[Prepared]) -> Scalings:
-    """The autoscalers of several pools: around them `dynamo` decides about a prefill and a decode pool (in this order), `wva`
-    about all pools of a model, the others about each.
+    """The autoscalers of several pools: around them `dynamo` decides about the prefill and the decode pool of a model (in this
+    order), or its only pool, `wva` about all pools of a model, the others about each.
+
+    A planner of `dynamo` is of one deployment, which serves one model (Dynamo 1.6.1, `components/src/dynamo/planner`): with
+    several models each has one, with the budget that is given.
 
     Raises
     ------
@@ -211,12 +214,16 @@ def scalings_of(around: schema.Deployment, pools: Series[Prepared]) -> Scalings:
         raise InputError(
             "a pool has an `autoscaler` of its own beside that of the deployment", where=WHERE, mend="keep one of the two"
         )
-    if given is not None and given.kind == "dynamo" and [each.pool.role for each in pools] != ["prefill", "decode"]:
-        raise InputError(
-            "kind: dynamo around several pools decides about one prefill and one decode pool",
-            where=WHERE,
-            mend="give each pool an autoscaler of its own, or use another kind",
-        )
+    models = dict.fromkeys(each.arch.name for each in pools)
+    of_models = [tuple(n for n, each in enumerate(pools) if each.arch.name == model) for model in models]
+    if given is not None and given.kind == "dynamo":
+        for numbers in of_models:
+            if len(numbers) > 1 and [pools[n].pool.role for n in numbers] != ["prefill", "decode"]:
+                raise InputError(
+                    "kind: dynamo around several pools decides about one prefill and one decode pool of each model",
+                    where=WHERE,
+                    mend="give each pool an autoscaler of its own, or use another kind",
+                )
     for scaler in (scaler for scaler in (given, *(each for each, _ in inside)) if scaler is not None):
         if scaler.kind == "wva" and (scaler.analyzer == "queue_model" or (given is not None and scaler.analyzer != "saturation")):
             raise InputError(
@@ -227,8 +234,7 @@ def scalings_of(around: schema.Deployment, pools: Series[Prepared]) -> Scalings:
     if given is None:
         return inside
     if given.kind in ("dynamo", "wva"):
-        models = dict.fromkeys(each.arch.name for each in pools)
-        return [(given, tuple(n for n, each in enumerate(pools) if each.arch.name == model)) for model in models]
+        return [(given, numbers) for numbers in of_models]
     return [(given, (number,)) for number in range(len(pools))]
 
 

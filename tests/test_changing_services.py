@@ -27,6 +27,7 @@ PATIENT = {"timeout_s": 1.0, "retries": {"attempts": 3, "on": ["timeout", "node_
 HPA = {"kind": "hpa", "metric": "num_requests_waiting", "target": 2, "min_replicas": 1, "max_replicas": 4, "start_up": 1}
 QUICK = {**HPA, "sync_period_s": 1, "scrape_s": 1}
 KNATIVE = {"kind": "knative", "target": 4, "min_replicas": 0, "max_replicas": 3, "stable_window_s": 6, "start_up": 1}
+BUSY = {"kind": "poisson", "rate": 25}
 QUEUE = {"max_inflight": 3, "on_full": "wait"}
 
 
@@ -164,13 +165,35 @@ def test_a_link_that_is_down_holds_up_one_pair() -> None:
     assert waited_ms["llama"] > 2000 > waited_ms["qwen"]
 
 
+def test_dynamo_plans_for_each_model_by_itself() -> None:
+    scaler = {"kind": "dynamo", "max_gpu_budget": 6, "optimization_target": "latency", "start_up": 0.5}
+    scaler["load_adjustment_interval_s"] = 1
+    few = {"engine_args": {"num_gpu_blocks_override": 600, "max_model_len": 8192}}
+    both, loads = [*pair(replicas=1, **few), {**QWENS, "replicas": 1, **few}], [{**load, "arrivals": BUSY} for load in TWO]
+    whole = simulate(fleet(both, loads, autoscaler=scaler))
+    frame = whole.requests_frame()
+    for kind, pools in (("llama", both[:2]), ("qwen", both[2:])):
+        run = simulate(fleet(pools, [load for load in loads if load["name"] == kind], autoscaler=scaler))
+        alone, mine = run.requests_frame(), frame[frame["class"] == kind].reset_index(drop=True)
+        for column in ("status", "first_token_s", "end_s"):
+            assert alone[column].astype(str).equals(mine[column].astype(str)), (kind, column)
+    assert whole.result["fleet"]["pools"][2]["serving_max"] > 1
+
+
+@pytest.mark.parametrize("roles", [("prefill", "prefill", "decode"), ("prefill", "decode", "mixed")])
+def test_dynamo_is_refused_where_a_role_has_several_pools(roles: tuple[str, ...]) -> None:
+    lengths = {"prompt_tokens": [700, 9000]} if "mixed" in roles else {}
+    pools = [pool(f"{role}{n}", role=role, **(lengths if role != "mixed" else {})) for n, role in enumerate(roles)]
+    with pytest.raises(PlanError, match="one prefill and one decode pool of each model"):
+        prepare(load_scenario(fleet(pools, TWO[:1], autoscaler={"kind": "dynamo", "max_gpu_budget": 8})))
+
+
 @pytest.mark.parametrize(
     ("around", "words"),
     [
         ({"failures": {"events": [{"at_s": 1, "kind": "gpu", "pool": "x", "replica": 0}]}}, "there is no pool 'x'"),
         ({"failures": {"events": [{"at_s": 1, "kind": "gpu", "pool": "q", "replica": 5}]}}, "no replica 5 in pool 'q'"),
         ({"failures": {"events": [{"at_s": 1, "kind": "link", "from": "p", "to": "q"}]}}, "nothing goes from pool 'p' to"),
-        ({"autoscaler": {"kind": "dynamo", "max_gpu_budget": 8}}, "kind: dynamo around several pools"),
     ],
 )
 def test_what_cannot_be_is_said(around: dict[str, Any], words: str) -> None:
