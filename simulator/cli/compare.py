@@ -30,6 +30,8 @@ COUNTS = (
 
 DIFFERENCE, SURE = 9, 11
 """Columns of a relative difference beside its value, and of how sure its sign is."""
+MANY = 9.0
+"""Relative differences that are told as a factor."""
 LEAST_DIFFERENCE = 5e-4
 """Relative differences of which it is told how sure they are: those that are not shown as zero."""
 SAME_RATE = 0.02
@@ -141,7 +143,11 @@ def _sure(found: Comparison, row: str, column: int) -> float | None:
 
 
 def _signed(difference: float) -> str:
-    """A relative difference with its sign; what rounds to nothing has none of its own."""
+    """A relative difference with its sign, from ten times on as a factor; what rounds to nothing has no sign of its own."""
+    if difference >= MANY:
+        from simulator.report.numbers import short
+
+        return f"x{short(1 + difference)}"
     return f"{round(difference, 3) + 0.0:+.1%}"
 
 

@@ -34,6 +34,14 @@ def _between(stats: dict[str, Any], statistic: str) -> str:
     return f"{short(bounds[0])} " + ("or more" if bounds[1] is None else f"to {short(bounds[1])}")
 
 
+def _judged_between(stats: dict[str, Any], statistic: str) -> str:
+    """The same beside an SLO, in seconds where milliseconds would need seven digits."""
+    low, high = (stats["interval"] or {}).get(statistic) or (0.0, 0.0)
+    if max(low, high or 0.0) < 1e6:
+        return _between(stats, statistic)
+    return f"{short(low / 1e3)} s or more" if high is None else f"{short(low / 1e3)} to {short(high / 1e3)} s"
+
+
 def verdict_word(slo: dict[str, Any]) -> str:
     """MET, MISSED, or that the figures cannot tell."""
     if not slo.get("requests", 1):
@@ -82,7 +90,7 @@ def verdict_lines(result: dict[str, Any], *, asked: bool) -> list[str]:
             lost = "none has it" if check["holds"] else "lost requests"
             actual = lost if check["actual_ms"] is None else f"{short(check['actual_ms'])} ms"
             mark = "ok" if check["holds"] else "MISSED"
-            model = _between(metrics[check["metric"]], check["percentile"])
+            model = _judged_between(metrics[check["metric"]], check["percentile"])
             sure = f"90 %: {model}" if model and check["actual_ms"] is not None else ""
             rows.append([f"{metric} {check['percentile']}", actual, f"of {short(check['bound_ms'])} ms", mark, sure])
         if rows:
@@ -278,10 +286,9 @@ def fleet_lines(result: dict[str, Any]) -> list[str]:
         words += f"; {faults}"
     if found["attempts_lost"]:
         again = found["attempts_sent_again"]
-        words += (
-            f", with {_counted(found['attempts_lost'], 'request')} under way and {found['tokens_lost']:,} tokens of theirs; "
-            f"{again:,} sent again"
-        )
+        what = f"{_counted(found['attempts_lost'], 'request')} under way and {found['tokens_lost']:,} tokens of theirs"
+        words += f", with {what}" if faults else f"; those that were sent away lost {what}"
+        words += f"; {again:,} sent again"
     return [labelled("fleet", words)]
 
 

@@ -160,6 +160,8 @@ def _file_of(source: str | PathLike[str]) -> Path:
     if str(source) in shipped:
         return shipped[str(source)]
     near = nearest(str(source), list(shipped))
+    beside = [f"{source}{ending}" for ending in (".yaml", ".yml") if not path.suffix and Path(f"{source}{ending}").is_file()]
+    near = beside[0] if beside else near
     raise InputError(
         f"there is no scenario '{source}': no such file, and no shipped scenario of that name",
         where=str(source),

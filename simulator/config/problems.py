@@ -502,6 +502,9 @@ def _other(path: Path, item: dict[str, Any]) -> InputError:
     number = kind.startswith(("int", "float")) or (kind == "value_error" and "is not a number" in item["msg"])
     if number and "wanted" not in item:
         return _not_a_number(path, value, where, whole=kind.startswith("int"))
+    key = str(path[-1]) if path else ""
+    if value is None and key in _examples():
+        return InputError(f"`{name}` is empty", where=where, mend=f"write {key}: {_examples()[key]}")
     if kind == "value_error":
         return _said(name, str(item["msg"]).removeprefix("Value error, "), node)
     wanted = item.get("wanted") or _wanted(item)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cli.layout import folded, pairs, table, width, wrapped
+from simulator.cli.summary import fleet_lines, verdict_lines
 from tests.terminal import typed
 
 NUMBER = re.compile(r"\d[\d,.]*\d|\d")
@@ -154,3 +155,32 @@ def test_every_command_follows_the_width(
         assert not cut, (command, cut)
         wide = [line for line in out.splitlines() if len(line) > columns and max(map(len, line.split())) < columns - 32]
         assert not wide, (command, wide)
+
+
+@pytest.mark.parametrize(
+    ("interval", "shown"),
+    [
+        ([171_435.0, 5_334_159.0], "90 %: 171 to 5,334 s"),
+        ([1_435.0, 34_159.0], "90 %: 1,435 to 34,159"),
+        ([2e6, None], "2,000 s or more"),
+    ],
+)
+def test_an_interval_beside_an_slo_fits_on_its_line(
+    interval: list[float | None], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, 80)
+    check = {"metric": "ttft_ms", "percentile": "p99", "actual_ms": 889_215.0, "bound_ms": 2000.0, "holds": False}
+    metrics = {"ttft_ms": {"interval": {"p99": interval}}}
+    result = {"classes": [], "slo": {"holds": False, "requests": 9, "checks": [check]}, "metrics": metrics}
+    lines = verdict_lines(result, asked=True)
+    assert len(lines) == 2
+    assert shown in lines[1]
+    assert "889,215 ms" in lines[1]
+
+
+def test_what_a_shrinking_fleet_loses_is_said_without_faults() -> None:
+    fleet = {"serving_mean": 2.0, "serving_min": 1, "serving_max": 3}
+    fleet |= {"attempts_lost": 7, "tokens_lost": 10, "attempts_sent_again": 0}
+    alone, broken = (fleet_lines({"fleet": {**fleet, "faults": faults}})[0] for faults in ({}, {"node": 1}))
+    assert "; those that were sent away lost 7 requests under way" in " ".join(alone.split())
+    assert "1 node lost, with 7 requests under way" in " ".join(broken.split())

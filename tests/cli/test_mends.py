@@ -577,6 +577,21 @@ def test_what_is_no_device_and_no_model_is_told_with_its_line(
     assert words in err
 
 
+def test_a_file_that_is_named_without_its_ending_and_a_key_without_value_are_told_so(
+    tmp_path: Path, line: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "model:\ndeployment: {engine: vllm, hardware: h100}\nworkload: {trace: azure-conv-2023}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    code, _, err = line("check", "mine")
+    assert code == 2
+    assert "did you mean 'mine.yaml'?" in err
+    code, _, err = line("check", "mine.yaml")
+    assert code == 2
+    assert "mine.yaml:1: `model` is empty" in err
+    assert "write model: meta-llama/Llama-3.1-8B-Instruct" in err
+
+
 def test_a_dense_model_has_no_experts_to_spread() -> None:
     with pytest.raises(InputError) as caught:
         prepare(load_scenario(SMALL, ("deployment.tensor_parallel=2", "deployment.expert_parallel=true")))

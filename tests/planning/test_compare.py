@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hardware_profiles.errors import InputError
-from simulator.cli.compare import text
+from simulator.cli.compare import DIFFERENCE, _signed, text
 from simulator.io.rundir import run_directory, write_run
 from simulator.io.tables import read_columns
 from simulator.planning.compare import Column, compare, leaves, read_columns_of
@@ -144,3 +144,15 @@ def test_a_scenario_is_told_from_a_result(tmp_path: Path) -> None:
     path.write_text("a: 1\n")
     with pytest.raises(InputError, match="no result of a client that is known"):
         read_columns_of(path)
+
+
+@pytest.mark.parametrize(
+    ("difference", "shown"),
+    [(0.5, "+50.0%"), (-0.0001, "+0.0%"), (8.99, "+899.0%"), (23.76, "x24.8"), (269.819, "x271"), (1e6, "x1,000,001")],
+)
+def test_a_difference_of_many_times_is_a_factor_and_fits_its_column(difference: float, shown: str) -> None:
+    assert _signed(difference) == shown
+
+
+def test_a_count_and_its_difference_never_touch() -> None:
+    assert all(len(_signed(difference)) < DIFFERENCE for difference in (8.999, 99.9, 12345.6, 99998.0))
