@@ -19,6 +19,7 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Mode
@@ -133,6 +134,7 @@ class _Feed(Iterator[list[Sequence]]):
         return self.lots.popleft()()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Cluster:
     """A pool of equal replicas behind a router.
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Series
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.records import dataclass
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from simulator.cluster.routing.system import Flags, RouterSystem
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Router(ABC):
     """Chooses for each request, in order of the times at which they reach the engine."""
 

@@ -372,11 +372,8 @@ class Nosy(Router):
 
     def __init__(self, replicas: list[Replica], inner: Router, rng: np.random.Generator) -> None:
         self._replicas, self._inner, self._rng = replicas, inner, rng
+        self.reads_text = inner.reads_text
         self.cuts = 0
-
-    @property
-    def reads_text(self) -> bool:  # type: ignore[override]
-        return self._inner.reads_text
 
     def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         for number in np.flatnonzero(self._rng.random(len(self._replicas)) < 0.4).tolist():

@@ -30,6 +30,21 @@ def of(name: str, policy: str | None = None, workers: int = WORKERS, **flags: ob
     return system.policy(system.read(given, "router"), workers, Random(0), names)
 
 
+def derived(kind: type) -> list[type]:
+    return [kind, *(below for child in kind.__subclasses__() for below in derived(child))]
+
+
+def test_what_a_policy_wants_to_hear_is_said_when_it_is_made() -> None:
+    """A class attribute of a policy would not be seen by a compiled router."""
+    said = {"reads_text", "reads_key", "hears_ends", "hears_first_tokens", "polls_s", "reads_adapters", "counts"}
+    for product in MODULES:
+        system_named(product)
+    kinds = derived(Policy)
+    assert len(kinds) > 15
+    for kind in kinds:  # a compiled class has descriptors of its own
+        assert not said & {name for name, value in vars(kind).items() if not hasattr(value, "__get__")}, kind
+
+
 def text(index: int, *runs: tuple[int, int, int], key: str | None = None) -> Arrival:
     return Arrival(index, sum(run[2] for run in runs), runs, key)
 

@@ -88,11 +88,9 @@ class Live:
 class KvRouter(Policy):
     """The cost above, over an index that follows the engines' events, or, without them, over what was routed of late."""
 
-    hears_ends = True
-    hears_first_tokens = True
-
     def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
         super().__init__(workers, draw)
+        self.hears_ends = self.hears_first_tokens = True
         self.block_tokens = int(flags.number("kv_cache_block_size"))
         self._credit = flags.number("overlap_score_credit")
         self._decay = flags.number("overlap_score_credit_decay")

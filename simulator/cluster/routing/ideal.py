@@ -19,10 +19,9 @@ from simulator.cluster.routing.policy import (
 class LeastTokens(Policy):
     """The worker with the fewest tokens of prompts in flight, the first among equals."""
 
-    hears_ends = True
-
     def __init__(self, workers: int, draw: Random) -> None:
         super().__init__(workers, draw)
+        self.hears_ends = True
         self._loads = Loads(workers)
 
     def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
@@ -53,10 +52,9 @@ class Session(LoadPolicy):
     Requests without a session go where the fewest are in flight; so does a session whose worker is out.
     """
 
-    reads_key = True
-
     def __init__(self, workers: int, draw: Random) -> None:
         super().__init__(workers, draw)
+        self.reads_key = True
         self._home: dict[str, int] = {}
 
     def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:

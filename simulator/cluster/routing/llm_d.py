@@ -184,11 +184,9 @@ def _tail(runs: Series[tuple[int, int, int]], units: int) -> tuple[tuple[int, in
 class Scored(LoadPolicy):
     """The scorers above over the workers that are up, and a picker."""
 
-    reads_text = True
-    reads_key = True
-
     def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
         super().__init__(workers, draw)
+        self.reads_key = True
         self.weights = dict(flags.weights("scorers"))
         self._picker = flags.word("picker")
         self.polls_s = flags.number("refresh_metrics_interval_ms") / 1e3 if SCRAPED & self.weights.keys() else 0.0

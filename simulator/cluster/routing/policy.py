@@ -13,6 +13,8 @@ from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from random import Random
 
+from mypy_extensions import mypyc_attr
+
 Run = tuple[int, int, int]
 
 STALE = 16
@@ -41,6 +43,7 @@ class Arrival:
     adapter: int = 0
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Policy(ABC):
     """Chooses among the workers that are up.
 
@@ -48,25 +51,26 @@ class Policy(ABC):
     ----------
     workers : how many.
     draw : source of random choices.
-    """
 
-    reads_text = False
-    """Whether the contents of prompts matter."""
-    reads_key = False
-    """Whether the session of a request matters."""
-    hears_ends = False
-    """Whether ends of requests matter."""
-    hears_first_tokens = False
-    """Whether first tokens matter."""
-    polls_s = 0.0
-    """Time between two looks at what the servers say of themselves, 0 for none."""
-    reads_adapters = False
-    """Whether they say which adapters they serve."""
+    What a rule wants to know it says when it is made, by the attributes that are false here.
+    """
 
     def __init__(self, workers: int, draw: Random) -> None:
         self.workers = workers
         self.draw = draw
         self.up: list[int] = list(range(workers))
+        self.reads_text = False
+        """Whether the contents of prompts matter."""
+        self.reads_key = False
+        """Whether the session of a request matters."""
+        self.hears_ends = False
+        """Whether ends of requests matter."""
+        self.hears_first_tokens = False
+        """Whether first tokens matter."""
+        self.polls_s = 0.0
+        """Time between two looks at what the servers say of themselves, 0 for none."""
+        self.reads_adapters = False
+        """Whether they say which adapters they serve."""
 
     def tick(self, now_s: float) -> None:  # noqa: B027
         """Do what is due by the clock; called before each decision."""
@@ -167,17 +171,16 @@ class Loads:
         return -high[0][0]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LoadPolicy(Policy):
     """A policy that counts its requests in flight.
 
     `counts` says whether its router does so at all: some keep the count for certain policies only, and then see zeros.
     """
 
-    counts = True
-    hears_ends = True
-
     def __init__(self, workers: int, draw: Random) -> None:
         super().__init__(workers, draw)
+        self.hears_ends = self.counts = True
         self.loads = Loads(workers)
 
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
@@ -200,6 +203,7 @@ class LoadPolicy(Policy):
         self.loads.count(self.up)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class InTurn(Policy):
     """Every worker that is up in turn, by a counter that goes on as they come and go."""
 
@@ -232,6 +236,7 @@ class LeastRequests(LoadPolicy):
         return (self.loads.first(),)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PowerOfTwo(LoadPolicy):
     """Of two different workers at random the one with the smaller load, the first drawn among equals."""
 

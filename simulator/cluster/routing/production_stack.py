@@ -94,10 +94,9 @@ class Rated(Policy):
 class Session(Rated):
     """The session of a request on a hash ring of the workers' names; without one, the lowest rate."""
 
-    reads_key = True
-
     def __init__(self, workers: int, draw: Random, window_s: float, names: Series[str]) -> None:
         super().__init__(workers, draw, window_s)
+        self.reads_key = True
         self._names = names
         self._ring = Md5Ring(names)
 
@@ -129,10 +128,9 @@ class PrefixAware(Rated):
     Every chunk counts whole, the last of a text too. Shorter matches than `prefix_min_match_length` go by the lowest rate.
     """
 
-    reads_text = True
-
     def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
         super().__init__(workers, draw, flags.number("request_stats_window"))
+        self.reads_text = True
         self._shortest = flags.number("prefix_min_match_length")
         self._root = TrieNode()
         self._up = frozenset(self.up)

@@ -62,10 +62,9 @@ class CacheAware(LoadPolicy):
     times as many as the least loaded, which is then chosen; so it is if no more than `cache_threshold` of the text matches.
     """
 
-    reads_text = True
-
     def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
         super().__init__(workers, draw)
+        self.reads_text = True
         self._threshold = flags.number("cache_threshold")
         self._most_apart = flags.number("balance_abs_threshold")
         self._most_times = flags.number("balance_rel_threshold")
@@ -128,7 +127,9 @@ class CacheAware(LoadPolicy):
 class LostTree(CacheAware):
     """`cache_aware` of servers with a role: it finds no tree for a model with a name, and is random while loads are even."""
 
-    reads_text = False
+    def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
+        super().__init__(workers, draw, flags)
+        self.reads_text = False
 
     def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
         """As of the base."""
@@ -146,10 +147,10 @@ class PolledPowerOfTwo(PowerOfTwo):
     """
 
     polls_tokens_s = POLL_S
-    counts = False
 
     def __init__(self, workers: int, draw: Random) -> None:
         super().__init__(workers, draw)
+        self.counts = False
         self.polled: Series[float | None] = [None] * workers
 
     def _comparable(self) -> bool:
@@ -176,10 +177,9 @@ class PolledPowerOfTwo(PowerOfTwo):
 class Manual(LoadPolicy):
     """A key stays with its worker, and has a second one for when that is out. A new key is assigned by `assignment_mode`."""
 
-    reads_key = True
-
     def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
         super().__init__(workers, draw)
+        self.reads_key = True
         self._mode = flags.word("assignment_mode")
         self._homes = Homes(flags.number("max_idle_secs"), flags.number("eviction_interval_secs"))
         self._live: list[Counter[str]] = [Counter() for _ in range(workers)]  # keys in flight
@@ -228,10 +228,9 @@ class Bucket(Policy):
     nearly every text falls to the first. Bounds are moved every `bucket_adjust_interval_secs` if the load has changed twofold.
     """
 
-    reads_text = True
-
     def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
         super().__init__(workers, draw)
+        self.reads_text = True
         self._most_apart = flags.number("balance_abs_threshold")
         self._most_times = flags.number("balance_rel_threshold")
         self._period_s = flags.number("bucket_adjust_interval_secs")

@@ -65,11 +65,9 @@ class CacheAware(sglang_router.CacheAware):
 class ConsistentHash(Policy):
     """The session of a request on a hash ring of the names of those that are up; without a session, its text."""
 
-    reads_key = True
-    reads_text = True
-
     def __init__(self, workers: int, draw: Random, names: Series[str] | None = None) -> None:
         super().__init__(workers, draw)
+        self.reads_key = self.reads_text = True
         self._names = names
         self._seen: dict[str, list[tuple[frozenset[int], int]]] = {}  # where no names are known: who had a key among whom
         self.set_up(self.up)
@@ -105,10 +103,9 @@ def _hash_key(arrival: Arrival) -> str:
 class StickyLeastLoaded(Policy):
     """A session stays with its worker; a new one goes where the fewest live, ties by a hash of session and worker."""
 
-    reads_key = True
-
     def __init__(self, workers: int, draw: Random, names: Series[str] | None = None) -> None:
         super().__init__(workers, draw)
+        self.reads_key = True
         self._names = names
         self._live = [0] * workers
         self._homes = Homes(SESSION_IDLE_S, SESSION_SWEEP_S)
