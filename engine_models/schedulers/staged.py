@@ -8,8 +8,7 @@ are served one by one, as the base does, and return to lanes after.
 from __future__ import annotations
 
 from collections import deque
-from itertools import accumulate, chain
-from operator import sub
+from itertools import accumulate
 
 from mypy_extensions import mypyc_attr
 
@@ -24,17 +23,27 @@ from engine_models.schedulers.continuous import ContinuousScheduler
 class Lane(DecodeSet):
     """Decoding rows that are served together, and the numbers of the batches that served them."""
 
-    __slots__ = ("numbers",)
+    __slots__ = ("_followed", "numbers")
 
     def __init__(self, block_tokens: int, windows: tuple[int, ...] = ()) -> None:
         super().__init__(block_tokens, windows)
         self.numbers: list[int] = []
+        self._followed = 0  # place of the latest number that is one more than that before it
+
+    def served(self, batches: range) -> None:
+        """Take in the numbers of the next batches that serve the rows, later than all before."""
+        numbers = self.numbers
+        if batches.step == 1 and len(batches) > 1:
+            self._followed = len(numbers) + len(batches) - 1
+        elif numbers and numbers[-1] + 1 == batches[0]:
+            self._followed = len(numbers)
+        numbers.extend(batches)
 
     def emit(self, seq: Sequence, joined: int) -> None:
         """Note that a row got a token with each batch since there were `joined` of them."""
         spans, numbers = seq.emissions, self.numbers[joined:]
         latest = spans[-1][1] if spans else -1
-        if 1 not in map(sub, numbers, chain((latest,), numbers)):  # no two follow one another
+        if joined >= self._followed and numbers and numbers[0] != latest + 1:  # no two follow one another
             spans += [[number, number] for number in numbers]
             return
         for number in numbers:  # as `Sequence.emit` of each
@@ -111,7 +120,7 @@ class StagedScheduler(ContinuousScheduler):
         if batch.decode_rows:
             lane = self.decodes
             assert isinstance(lane, Lane)
-            lane.numbers.append(batch.number)
+            lane.served(range(batch.number, batch.number + 1))
         return super()._commit_decodes(batch)
 
     def _await_result(self, seq: Sequence, batch: Batch) -> None:
@@ -185,7 +194,7 @@ class StagedScheduler(ContinuousScheduler):
             blocks[at::turns] = lane.taken_by_step(len(served))
             del self._lanes[number]
             lane.steps += len(served)
-            lane.numbers.extend(served)
+            lane.served(served)
         held = list(accumulate(blocks, initial=kv.capacity_blocks - kv.free_blocks))
         if held[-1] > held[0]:
             kv.take(held[-1] - held[0])

@@ -63,9 +63,9 @@ class Emissions:
                 self._first.append(first)
                 self._last.append(last)
             return
-        self._log.fromlist([log] * len(spans))
-        self._first.fromlist([first for first, _ in spans])
-        self._last.fromlist([last for _, last in spans])
+        self._log.extend(array("i", (log,)) * len(spans))
+        self._first.fromlist([span[0] for span in spans])  # quicker than to unpack them
+        self._last.fromlist([span[1] for span in spans])
 
     @classmethod
     def joined(cls, parts: Sequence[Emissions]) -> Emissions:

@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Series
-from itertools import accumulate, chain
+from itertools import accumulate, chain, cycle
 
 import numpy as np
 from mypy_extensions import mypyc_attr
@@ -644,27 +644,28 @@ class Replica:
         free_s = self._stage_free_s
         first_free_s, later = free_s[0], range(1, len(free_s))
         stop_s = next_s if next_s < bound_s and not deaf else bound_s
-        done = taken = 0
+        halt_s = stop_s if stop_s < next_s else next_s
+        joins = turns < self.depth  # who arrives is let in beside the batches in flight
+        taken = 0
         hears = settles = False  # whether something else comes first now, and whether that is after another batch has ended
-        while done < steps:
-            if done:
-                end = due_s[done - 1]
-                if end > limit_s:
+        del device_s[steps:]
+        for settled_s, device, host in zip(chain((now,), due_s), device_s, cycle(host_s)):  # `due_s` grows as it is read
+            begin_s = settled_s if settled_s > now else now
+            if begin_s >= halt_s:
+                if settled_s > limit_s:
                     break
-                if end > now:
-                    now = end
-            if now >= stop_s:
-                hears, settles = True, done > 0
-                break
-            if next_s <= now:
+                done, now = len(starts_s), begin_s
+                if now >= stop_s:
+                    hears, settles = True, done > 0
+                    break
                 kv_used = self._take_turns(rank, done - taken, flying, formed_s, starts_s, due_s, settles=done > 0)
                 rank.receive(now)
                 self._log_turns(rank, taken, starts_s, due_s, idle_s, running, waiting, kv_used, tokens)
                 _, waiting, _, _ = scheduler.state()
                 next_s, taken = rank.next_arrival_s(), done
-            device = device_s[done]
-            formed_s.append(now)
-            now += host_s[done % turns]
+                halt_s = stop_s if stop_s < next_s else next_s
+            formed_s.append(begin_s)
+            now = begin_s + host
             start = now if now > first_free_s else first_free_s
             end = first_free_s = start + device
             for stage in later:
@@ -672,10 +673,10 @@ class Replica:
             starts_s.append(start)
             due_s.append(end)
             idle_s.append(end - start - device)
-            done += 1
-            if turns < self.depth and next_s <= now:  # who arrives is let in beside the batches in flight
+            if joins and next_s <= now:
                 hears = True
                 break
+        done = len(starts_s)
         if not done:
             return False
         free_s[0] = first_free_s
