@@ -61,6 +61,10 @@ def handover_of(request: PoolRequest, page: int, number: tuple[int, ...], said: 
     said.notes.append(HANDOVER_NOTE)
     if post_s_of(request, number):
         said.notes.append(POSTS_NOTE)
+    if keeps_prefixes(request):
+        said.notes.append(
+            "decode servers keep prefixes, and of a prompt that one has the begin of the rest is sent (rules read, not recorded)"
+        )
     if request.pipeline_parallel > 1:
         said.notes.append(
             "a prefill server over pipeline stages (rules read, not recorded): each stage sends its layers of a piece of a "
@@ -89,7 +93,8 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         "recurrent layers": request.arch.has("linear"),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
         != "early",
-        "disaggregation_decode_enable_radix_cache": bool(flags.get("disaggregation_decode_enable_radix_cache")),
+        "disaggregation_decode_enable_radix_cache and speculative decoding": keeps_prefixes(request)
+        and request.speculation is not None,
         "disaggregation_decode_extra_slots": flags.get("disaggregation_decode_extra_slots") is not None,
         "disaggregation_decode_retraction_backup none": flags.get("disaggregation_decode_retraction_backup") == "none",
         "optimistic_prefill_attempts": bool(flags.get("optimistic_prefill_attempts")),
@@ -110,6 +115,11 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         return found
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
     return replace(found, rate_share=MOONCAKE_RATE_SHARE, latency_s=MOONCAKE_PART_S * parts)
+
+
+def keeps_prefixes(request: PoolRequest) -> bool:
+    """Whether a decode server has a tree of prefixes."""
+    return request.role == "decode" and bool(request.flags.get("disaggregation_decode_enable_radix_cache"))
 
 
 def post_s_of(request: PoolRequest, number: tuple[int, ...]) -> float:

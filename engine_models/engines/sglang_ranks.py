@@ -9,7 +9,7 @@ from engine_models.cost.adapters import Adapters
 from engine_models.cost.drafting import Speculation
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
 from engine_models.engines.sglang_drafts import step_slots
-from engine_models.engines.sglang_handover import post_s_of, reserving
+from engine_models.engines.sglang_handover import keeps_prefixes, post_s_of, reserving
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
 from engine_models.engines.sglang_tiers import TierPlan
@@ -72,6 +72,12 @@ class Rank:
                 step_slots=step_slots(self.drafts, self.page_tokens),
                 record_rows=record,
                 windows=self.windows,
+            )
+        if self.decode is not None and self.prefix_caching:
+            from engine_models.schedulers.reserved_cached import CachedReservingScheduler
+
+            return CachedReservingScheduler(
+                self.decode, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
             )
         if self.decode is not None:
             return ReservingDecodeScheduler(
@@ -165,7 +171,7 @@ def rank_of(
         rules=rules_of(request, serving, rows),
         kv_tokens=tokens,
         page_tokens=serving.page,
-        prefix_caching=not flags.get("disable_radix_cache", False) and not decodes,
+        prefix_caching=keeps_prefixes(request) if decodes else not flags.get("disable_radix_cache", False),
         eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
         windows=request.arch.windows_below(serving.context),
         role=request.role,

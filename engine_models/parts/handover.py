@@ -18,12 +18,14 @@ from engine_models.parts.sequence import Sequence
 class Note(NamedTuple):
     """Something that a peer has to hear of: the request, when [s], and tokens of its prompt that are meant.
 
-    Where groups of layers have blocks of their own, and do not hold the same tokens, those of each group count.
+    Where groups of layers have blocks of their own, and do not hold the same tokens, those of each group count. Who reserves
+    memory for a prompt may have so many tokens of its beginning (`known`), which are not sent.
     """
 
     seq: Sequence
     at_s: float
     tokens: int
+    known: int = 0
 
 
 class Peer(Scheduler):

@@ -324,7 +324,7 @@ class ReservingDecodeScheduler(ReservingDecode):
                 return False
             self._leave(seq, self.next_number - 1)
             del self.running[seq]
-            self.kv.free_tokens += self._held_tokens(seq)
+            self._hand_over(seq)
         elif seq in self.prealloc:
             del self.prealloc[seq]
         elif seq in self._unreceived:
@@ -334,7 +334,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         else:
             if self.transfer.pop(seq, None) is None:
                 self.waiting.remove(seq)
-            self.kv.free_tokens += self.kv.paged(seq.prompt_tokens if seq.first_scheduled_s < 0 else seq.length - 1)
+            self._drop(seq, self.kv.paged(seq.prompt_tokens if seq.first_scheduled_s < 0 else seq.length - 1))
         seq.state = "finished"
         self._news = True
         return True
@@ -395,10 +395,10 @@ class ReservingDecodeScheduler(ReservingDecode):
         while self.retracted:
             seq = self.retracted[0]
             tokens = kv.paged(seq.length - 1)
-            left = kv.free_tokens - keep * (self._held() + len(resumed))
+            left = self._free_tokens() - keep * (self._held() + len(resumed))
             if self._rows_left() - len(resumed) <= 0 or tokens + keep > left:
                 break
-            kv.free_tokens -= tokens
+            self._take(tokens)
             resumed.append(self.retracted.pop(0))
         return resumed
 
@@ -417,14 +417,17 @@ class ReservingDecodeScheduler(ReservingDecode):
                 continue
             if self._rows_left() <= 0 or buffers - len(admitted) <= 0:
                 break
-            left = kv.free_tokens - max(keep * self._held(), longest)
-            tokens = kv.paged(seq.prompt_tokens)
-            if max(seq.prompt_tokens + keep, seq.group_state - retractable) > left or tokens > kv.free_tokens:
+            known = self._find(seq)
+            free = self._free_tokens()
+            left = free - max(keep * self._held(), longest)
+            tokens = kv.paged(seq.prompt_tokens) - known
+            if max(seq.prompt_tokens + keep, seq.group_state - retractable) - known > left or tokens > free:
+                self._drop(seq, known)
                 break
-            kv.free_tokens -= tokens
+            self._take(tokens)
             del self.prealloc[seq]
             self.transfer[seq] = False
-            self.notes.append(Note(seq, now_s, tokens))
+            self.notes.append(Note(seq, now_s, tokens, known))
             admitted.append(seq)
         return admitted
 
@@ -460,11 +463,12 @@ class ReservingDecodeScheduler(ReservingDecode):
             self.next_number += 1
         for seq in joined:
             if seq.length >= seq.final_length:
-                self.kv.free_tokens += self.kv.paged(seq.length - 1)
+                self._hand_over_ended(seq)
                 seq.state = "finished"
                 ended.append(seq)
                 self._news = True  # there is room for the next loop to give away
             else:
+                self._hold(seq)
                 self.running[seq] = None
                 seq.order = self._orders
                 self._orders += 1
@@ -474,16 +478,16 @@ class ReservingDecodeScheduler(ReservingDecode):
 
     def _decode(self) -> Batch | None:
         """One token for every running row, after those have lost their memory for which there is no room."""
-        kv, decodes = self.kv, self.decodes
+        decodes = self.decodes
         if not self.running:
             return None
         batch = Batch(self.next_number)
-        if kv.free_tokens < self._needed_tokens(self.running):
+        if self._free_tokens() < self._needed_tokens(self.running):
             self._retract(batch)
         decodes.serve(batch)
         if self._record_rows:
             batch.rows = [(seq, 1, decodes.length(seq) - 1) for seq in self.running]
-        kv.free_tokens -= self._needed_tokens(self.running)
+        self._take(self._needed_tokens(self.running))
         decodes.steps += 1
         self.next_number += 1
         self._end_rows(batch)
@@ -525,16 +529,16 @@ class ReservingDecodeScheduler(ReservingDecode):
 
     def _retract(self, batch: Batch) -> None:
         """Take the memory of rows: fewest generated tokens first, then longest prompts, until a step fits."""
-        kv, length = self.kv, self._row_length
+        length = self._row_length
         rows = sorted(self.running, key=lambda seq: (length(seq) - seq.prompt_tokens, -seq.prompt_tokens), reverse=True)
         while len(rows) > 1:
             victim = rows.pop()
             self._leave(victim, self.next_number - 1)
-            kv.free_tokens += self._held_tokens(victim)
+            self._drop(victim, self._held_tokens(victim))
             victim.state = "preempted"
             victim.preemptions += 1
             batch.preempted.append(victim)
-            if kv.free_tokens >= self._needed_tokens(rows):
+            if self._free_tokens() >= self._needed_tokens(rows):
                 break
         self.running = dict.fromkeys(rows)
         self.retracted += batch.preempted
@@ -544,7 +548,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         self.processed_number = batch.number
         for seq in batch.finishing:
             del self.running[seq]
-            self.kv.free_tokens += self._held_tokens(seq)
+            self._hand_over(seq)
             seq.state = "finished"
         self._ended = list(batch.finishing)
         self._news = self._news or self._ends_tell()
@@ -553,6 +557,35 @@ class ReservingDecodeScheduler(ReservingDecode):
     def _ends_tell(self) -> bool:
         """Whether rows have ended whose room the next loops may give away, or after which the server has nothing to compute."""
         return bool(self._ended) and bool(self.prealloc or self.waiting or self.retracted or not self.running)
+
+    # -- memory ---------------------------------------------------------------------------------------------
+
+    def _free_tokens(self) -> int:
+        """Tokens that may be taken."""
+        return self.kv.free_tokens
+
+    def _take(self, tokens: int) -> None:
+        """Take so many tokens, which are there."""
+        self.kv.free_tokens -= tokens
+
+    def _find(self, seq: Sequence) -> int:
+        """How many tokens of a prompt are here already; they are held from now on."""
+        return 0
+
+    def _hold(self, seq: Sequence) -> None:
+        """All that a row begins with is here."""
+
+    def _drop(self, seq: Sequence, held_tokens: int) -> None:
+        """Give up what a request holds: so many tokens with those found here."""
+        self.kv.free_tokens += held_tokens
+
+    def _hand_over(self, seq: Sequence) -> None:
+        """A row has ended."""
+        self.kv.free_tokens += self._held_tokens(seq)
+
+    def _hand_over_ended(self, seq: Sequence) -> None:
+        """A request has ended with its first token, and was no row."""
+        self.kv.free_tokens += self.kv.paged(seq.length - 1)
 
     # -- jumping --------------------------------------------------------------------------------------------
 
@@ -570,7 +603,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             or (self.waiting and len(self.running) < self.rules.max_running_requests)
         ):
             return None
-        steps = self.decodes.steps_within(self.decodes.steps_alike(), self.kv.free_tokens // self.kv.page_tokens)
+        steps = self.decodes.steps_within(self.decodes.steps_alike(), self._free_tokens() // self.kv.page_tokens)
         if steps < 2:
             return None
         run = self._run
@@ -584,7 +617,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         self._ended = []
         held = kv.capacity_blocks - kv.free_blocks
         need, summed = decodes.taken_over(steps)
-        kv.free_tokens -= need * kv.page_tokens
+        self._take(need * kv.page_tokens)
         decodes.steps += steps
         self.turned(steps)
         self._since_receipt = (self._since_receipt + steps) % self.rules.receive_interval

@@ -357,7 +357,8 @@ class Pair:
     """A request at both servers: the numbers of these, how it looks there, tokens wanted and sent, pieces under way, and how all
     went.
 
-    `gone` are the servers that have it no longer.
+    Of the prompt the second server has the first `known_tokens`; the pieces so far are of the first `passed_tokens`. `gone` are
+    the servers that have it no longer.
     """
 
     source: int
@@ -365,6 +366,8 @@ class Pair:
     target: int
     answer: Request
     wanted_tokens: int = 0
+    known_tokens: int = 0
+    passed_tokens: int = 0
     sent_tokens: int = 0
     pieces: int = 0
     flows: list[Flow] = field(default_factory=list)
@@ -410,7 +413,7 @@ class ReservingCluster(HandoverCluster):
         """Memory is reserved for a request, or a piece of its prompt is sent."""
         pair, now_s = self._pairs[note.seq.index], max(note.at_s, self._clock.now_s)
         if number == pair.target:
-            pair.wanted_tokens = note.tokens
+            pair.wanted_tokens, pair.known_tokens = note.tokens, note.known
             self._clock.at(now_s, RESULTS, partial(self._reserved, pair))
         elif now_s > self._clock.now_s:  # its host posts others before
             self._clock.at(now_s, RESULTS, partial(self._piece, pair, note))
@@ -422,7 +425,12 @@ class ReservingCluster(HandoverCluster):
         now_s, index = self._clock.now_s, note.seq.index
         if self._pairs.get(index) is not pair:
             return
-        tokens = min(note.tokens, pair.wanted_tokens - pair.sent_tokens)  # the target may have the prompt's begin
+        known, before = pair.known_tokens, pair.passed_tokens
+        pair.passed_tokens += note.tokens
+        new = max(pair.passed_tokens - max(before, known), 0)
+        tokens = min(new, pair.wanted_tokens - pair.sent_tokens)  # the target may have the prompt's begin
+        if not tokens and (pair.wanted_tokens or pair.passed_tokens < known):
+            return  # what says that all is computed goes in any case
         block = self._of(index)
         row, handed = index - block.first, block.handed
         assert handed is not None

@@ -182,7 +182,7 @@ class DecodeAlone(Drive):
         """As of the base: reservations let prompts begin."""
         assert isinstance(server.scheduler, ReservingDecode)
         notes, server.scheduler.notes = server.scheduler.notes, []
-        for seq, at_s, tokens in notes:
+        for seq, at_s, tokens, _ in notes:
             took_s = self._clock["prefill_fixed"] + self._clock["prefill_token"] * tokens
             self.at(at_s + took_s, partial(self._arrived, server, seq))
 
@@ -220,7 +220,7 @@ class PrefillAlone(Drive):
         """As of the base: a prompt is there a while after its last piece was sent."""
         assert isinstance(server.scheduler, SendingPrefill)
         notes, server.scheduler.notes = server.scheduler.notes, []
-        for seq, at_s, tokens in notes:
+        for seq, at_s, tokens, _ in notes:
             self._came[seq.index] = self._came.get(seq.index, 0) + tokens
             if self._came[seq.index] == seq.prompt_tokens:
                 took_s = self._clock["xfer_fixed"] + self._clock["xfer_token"] * tokens
