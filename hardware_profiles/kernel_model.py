@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hardware_profiles.device import load_device
+from hardware_profiles.device import load_device, stacked_blackwell
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.kernel_physics import (
     CONVOLUTION_STEP_VALUES,
@@ -144,6 +144,12 @@ MARLIN_FLOOR_FORMAT = "int4_wo"
 #: Least share of a whole layer of sparse attention that is not its projections. unit: 1, kind: assumed, 2026-11: tables hold 0.4
 #: and more; a smaller rest is the difference of two tables.
 LEAST_BESIDE = 0.2
+
+#: Frameworks that run Triton's kernels on decoding rows of latent attention where the hardware has no others (Ampere, Ada,
+#: Blackwell without HBM), and lend each other their times. TensorRT-LLM's kernel there gives a sequence one block: 32,768
+#: tokens take 2.8 ms on RTX PRO 6000 where SGLang's take 0.09. kind: datasheet (vLLM `platforms/cuda.py`, SGLang
+#: `server_args.py`), 2026-11.
+TRITON_LATENT = ("vllm", "sglang")
 
 #: Variants of recurrences whose convolutions stand for those that were not measured. kind: assumed, 2026-11.
 CONVOLUTION_KIN = ("gdn", "mamba2")
@@ -383,9 +389,17 @@ class KernelModel(Ops):
         ]
 
     def _quickest(self, key: str) -> KernelModel | None:
-        """Of the device's other tables of a group the one with the least launch floor."""
-        there = [m for m in self._others if key in m.groups]
+        """Of the device's other tables of a group the one with the least launch floor; :data:`TRITON_LATENT` before others."""
+        there = self._latent_kin(key) or [m for m in self._others if key in m.groups]
         return min(there, key=lambda m: float(m.groups[key]["parameters"]["latency_s"]), default=None)
+
+    def _latent_kin(self, key: str) -> list[KernelModel]:
+        """Other tables of decoding rows of latent attention on Triton's kernels, where this framework runs those too."""
+        if not key.startswith("mla/kernel/decode") or self.framework not in TRITON_LATENT or self.path is None:
+            return []
+        there = [m for m in self._others if m.framework in TRITON_LATENT and key in m.groups]
+        device = load_device(self.path.parent.name) if there else None
+        return there if device is not None and device.architecture != "hopper" and not stacked_blackwell(device) else []
 
     def _in_graph_s(
         self, key: str, t: Array, base_s: Array, other_s: Callable[[KernelModel], Array]
@@ -754,7 +768,8 @@ class KernelModel(Ops):
             return other._mla_s(phase, fmt, kv_fmt, heads, batch, tokens, condition)
 
         if condition == "serving":
-            measured = key or next((f"mla/{n}" for n in names if self._quickest(f"mla/{n}")), "")
+            elsewhere = sorted((f"mla/{n}" for n in names), key=lambda name: not self._latent_kin(name))
+            measured = key or next((name for name in elsewhere if self._quickest(name)), "")
             quick = self._quickest(measured) if measured else None
             if quick is not None and (not key or (phase == "context" and self._absorbed(key))):
                 return of(quick)

@@ -161,10 +161,14 @@ def resolve_formats(
     own = pool.kv_cache in (None, "auto")
     auto = dtype if pool.weights == "fp32" else arch.kv_format
     by_engine = engine.kv_format(device, arch) if own and engine.kv_format is not None else None
+    since, version = engine.keeps_stated_kv, engine.parts(split(pool.engine)[1] or engine.newest)
+    if own and by_engine is None and arch.kv_quantization in native and since is not None and version >= since:
+        auto = str(arch.kv_quantization)
+        notes.append(f"the KV cache is kept in {auto}, as the checkpoint states for {engine.title} (assumed of all of NVIDIA's)")
     if by_engine is not None:
         notes.append(f"the KV cache is kept in {by_engine}, as {engine.title} does on {device.title} unless told otherwise")
     kv = format_named(by_engine or auto if own else str(pool.kv_cache), where="deployment.kv_cache")
-    if own and by_engine is None and auto != dtype:
+    if own and by_engine is None and auto == arch.kv_format != dtype:
         notes.append(f"the KV cache of {arch.name} is kept in {kv.name}, as engines do for compressed attention")
     if not kv.kv_cache:
         raise InputError(

@@ -277,6 +277,14 @@ def _expansion_s(shard: Shard, block: AttentionBlock, new: FloatArray, before: F
     return expanded_s
 
 
+def _dense_prompt_s(shard: Shard, block: AttentionBlock, kv_fmt: str, new: FloatArray, before: FloatArray) -> FloatArray:
+    """Seconds of one layer of sparse latent attention for a chunk that attends to all that is there, in the expanded form."""
+    heads = max(1, block.heads // shard.parallel.tensor)
+    wider = (block.head_dim + block.v_head_dim) / (MLA_NOPE + MLA_ROPE + MLA_V)
+    dense_s: FloatArray = wider * shard.ops.mla_prefill_s("bf16", kv_fmt, heads, new, before)
+    return dense_s + _expansion_s(shard, block, new, before)
+
+
 ABSORBED_WORK = (2 * MLA_KV_RANK + MLA_ROPE) / (MLA_NOPE + MLA_ROPE + MLA_V)
 """Work of a prompt's latent attention in the absorbed form, in that of the expanded one: 3.4 (by arithmetic of DeepSeek-V3's
 widths; of its bytes too, with what the absorbed products write and read between). SGLang's tables on H100 and H200, which timed
@@ -313,6 +321,12 @@ class PrefillAttention:
             layer = indexing.measured_layer(shard, block)
             measured = indexing.measured_chunk_s(shard, block, layer, new, before) if layer is not None else None
             if measured is not None:
+                if shard.terms.dense_prompts and block.kind == "mla" and block.indexer is not None:
+                    measured = np.where(
+                        new + before <= block.indexer.topk_tokens,
+                        np.minimum(measured, _dense_prompt_s(shard, block, kv_fmt, new, before)),
+                        measured,
+                    )
                 if window := indexing.window_of(shard, block):
                     window_s = _sparse_chunk_s(ops, window, kv_fmt, tensor, new, before)
                     measured = indexing.beside_window_s(measured, window_s)

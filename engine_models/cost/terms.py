@@ -194,6 +194,8 @@ class Terms:
         pieces of its graph.
     fills_selection : whether sparse latent attention is computed with as many entries as a query may choose, however few there
         are.
+    dense_prompts : whether prompts of sparse latent attention that have no more tokens, with those before them, than a query may
+        choose attend to all of them in the expanded form, and nothing is chosen.
     chunked_decodes : mechanisms of recurrences whose decoding rows take the kernel of prompts in a step that has a prompt; rows
         with drafts do not.
     token_tiles : whether products with weights in FP8 blocks run in tiles of few tokens
@@ -250,6 +252,7 @@ class Terms:
     fused_norm_tokens: int = 0
     splits_graphs: bool = False
     fills_selection: bool = False
+    dense_prompts: bool = False
     chunked_decodes: tuple[str, ...] = ()
     token_tiles: bool = False
     cutlass_blocks: bool = False

@@ -124,6 +124,14 @@ absorbed form (datasheet: ``chunked_prefix_cache_threshold``, SGLang 0.5.3 to 0.
 _EXPANDS = ("fa3", "flashinfer", "flashmla", "cutlass_mla")
 """Backends of latent attention that do so. Triton's expands nothing cached, others all of it."""
 NEVER = 1 << 40
+_DENSE_SINCE = (0, 5, 6)
+"""First version whose short prompts of sparse latent attention are dense (pull requests 11892, 12788; `nsa_backend.py`)."""
+
+
+def dense_prompts(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    """Whether prompts of sparse latent attention attend to all tokens where there are no more than may be chosen."""
+    device = load_device(request.device_name)
+    return version >= _DENSE_SINCE and (device.architecture == "hopper" or stacked_blackwell(device))
 
 
 def absorbs_below(request: PoolRequest, attention: Attention) -> int:

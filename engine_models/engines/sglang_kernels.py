@@ -64,12 +64,18 @@ _WORDS = {
 EXPERTS = {
     "trtllm": "FlashInfer's TensorRT-LLM kernels",
     "cutlass": "FlashInfer's CUTLASS kernels",
+    "trtllm/cutlass": "FlashInfer's CUTLASS kernels",
     "triton": "Triton kernels",
     "vllm/triton": "triton_kernels as timed under vLLM",
     "marlin": "Marlin kernels",
     "vllm/marlin": "Marlin kernels",
 }
 """The same in words."""
+_TUNED_CUTLASS = "trtllm/cutlass"
+"""FlashInfer's CUTLASS kernels, which are TensorRT-LLM's, as SGLang tunes them at its start since 0.5.14
+(`model_executor/runner/base_runner.py`; not in 0.5.10). Its own tables timed them untuned: 4.1 ms for 32 tokens of a layer of
+Nemotron-3-Nano on an H100, where TensorRT-LLM's take 0.88 and vLLM's in Triton 0.85."""
+CUTLASS = ("cutlass", _TUNED_CUTLASS)
 _LENT_MARLIN = "vllm/marlin"
 """Marlin's on data-centre Blackwell, where SGLang's table of int4 holds TensorRT-LLM's kernels and vLLM's Marlin's, one code."""
 _PACKAGE = "vllm/triton"
@@ -150,7 +156,7 @@ def _own_choice(family: str, weights: Format, version: tuple[int, ...], device: 
             return "trtllm" if blackwell else "cutlass"
         return "marlin"
     if family == _CUTLASS_ELSEWHERE and version >= _CUTLASS_SINCE and not blackwell and weights.name in _FP8 + _WIDE:
-        return "cutlass"
+        return _TUNED_CUTLASS
     if weights.weight_only and weights.name != "mxfp4":
         return _LENT_MARLIN if blackwell else "marlin"
     return "triton"
@@ -202,7 +208,7 @@ FUSED_TOKENS = 2048
 """Most tokens of a step whose reductions are fused (datasheet: ``FUSE_ALLREDUCE_MAX_BATCH_SIZE``, SGLang 0.5.3 to 0.5.23)."""
 
 
-EXPERT_LAUNCHES = {"trtllm": 7.0, "cutlass": 13.0, "triton": 13.0, "marlin": 13.0, "vllm/marlin": 13.0}
+EXPERT_LAUNCHES = {"trtllm": 7.0, **dict.fromkeys((*CUTLASS, "triton", "marlin", _LENT_MARLIN), 13.0)}
 """Kernels of experts -> launches that a layer of them costs the host in a prompt's step, in plain operations. kind: fitted,
 2026-11, source: Triton's by the TTFT of Qwen3-235B with one user on B200 (92 to 109 ms, sgl-cookbook); SGLang 0.5.9's
 `fused_moe_triton` launches eight, of which Triton's two products cost twice; TensorRT-LLM's are one call (as counted for that

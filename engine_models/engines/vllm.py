@@ -113,6 +113,7 @@ ENGINE = Engine(
     adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     masks_beside=("speculative", "role", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
+    keeps_stated_kv=(0, 13),  # pull request 29980
     features={
         "structured": Support(_LORA_KINDS, _DOCS),
         "lora": Support(_LORA_KINDS, _DOCS),

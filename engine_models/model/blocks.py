@@ -206,6 +206,7 @@ class Architecture:
         "linear_attention", "mlp", "experts", "shared_expert" (embeddings, LM head, routers, norms and biases
         always stay).
     part_formats : parts that the checkpoint stores in another format than `quantization`.
+    kv_quantization : the format in which the checkpoint wants its KV cache, or None.
     norms_per_layer, norm_bias, final_norms : hidden-wide norms; final_norms counts those outside the layers.
     summed_once : mixer and MLP of a layer stand side by side, and ranks exchange the sum of both (Falcon).
     positions : rows of a learned position table, 0 for rotary or ALiBi.
@@ -235,6 +236,7 @@ class Architecture:
     quantization_bits: float = 0.0
     unquantized: tuple[str, ...] = ()
     part_formats: tuple[tuple[str, str], ...] = ()
+    kv_quantization: str | None = None
     norms_per_layer: int = 2
     norm_bias: bool = False
     final_norms: int = 1

@@ -39,7 +39,7 @@ from engine_models.model.family import (
     linear_layer,
 )
 from engine_models.model.rotary import table_values
-from engine_models.model.stored_format import stored_format
+from engine_models.model.stored_format import kv_quantization, stored_format
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import parse_json, read_text
 
@@ -265,6 +265,7 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
         quantization_bits=stored.quantization_bits,
         unquantized=stored.unquantized,
         part_formats=stored.part_formats,
+        kv_quantization=kv_quantization(config),
         norms_per_layer=norms,
         norm_bias=family.norm_bias,
         final_norms=family.final_norms,
@@ -334,6 +335,11 @@ def _from_gguf(path: Path) -> Architecture:
     return replace(arch, quantization=file.format, quantization_bits=file.bits_per_weight)
 
 
+MODELOPT, MODELOPT_FORMATS = "nvidia/", ("fp8", "nvfp4")
+"""Organisation whose checkpoints in these formats want their KV cache in FP8. kind: assumed of all, 2026-11 (those of
+Llama-3.1-8B, Qwen3 and others say so in `hf_quant_config.json`)."""
+
+
 def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) -> Architecture:
     """Return the architecture a scenario's ``model`` names.
 
@@ -379,4 +385,7 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
         return arch
     stored = None if found.quantization in ("bf16", "fp16") else found.quantization
     left = tuple(sorted(parts_left_by_format(stored, arch))) if stored else ()
-    return replace(arch, quantization=stored, quantization_bits=0.0, unquantized=left, part_formats=())
+    kv = "fp8" if stored in MODELOPT_FORMATS and spec.lower().startswith(MODELOPT) else None
+    return replace(
+        arch, quantization=stored, quantization_bits=0.0, unquantized=left, part_formats=(), kv_quantization=kv
+    )

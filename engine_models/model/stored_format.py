@@ -167,6 +167,13 @@ class Stored:
     part_formats: tuple[tuple[str, str], ...] = ()
 
 
+def kv_quantization(config: Config) -> str | None:
+    """Format in which ModelOpt's checkpoint wants its KV cache (``kv_cache_quant_algo`` of `hf_quant_config.json`), or None."""
+    quantization = config.get("quantization_config")
+    stated = quantization.get("kv_cache_quant_algo") if isinstance(quantization, Mapping) else None
+    return "fp8" if str(stated).upper() == "FP8" else None
+
+
 def stored_format(config: Config, dense: list[int], moe: list[int], layers: int, where: str) -> Stored:
     """What the config says of its number formats. dense, moe : layers with such an MLP."""
     quantization = config.get("quantization_config") or config.get("quantization")

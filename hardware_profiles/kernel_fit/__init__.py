@@ -11,6 +11,6 @@ taken off; (3) a Gaussian process over the shapes, one covariance for all column
 the leave-one-group-out error (a group: all rows that share a shape, whatever their window or
 parallelism), which has a closed form, or one for all tables (expert layers); cells that the rest contradicts by
 more than six robust deviations (Huber's rule for expert layers) are drawn in; (4) the solution reduced in rank and to
-16 bits. The error on a sixth of the groups, kept out of
+16 bits, or to 32 where that would spoil it. The error on a sixth of the groups, kept out of
 every part of a second fit, is recorded.
 """

@@ -375,13 +375,17 @@ def test_a_model_is_named_by_its_folder_or_by_a_file_of_another_name(tmp_path: P
 
 def test_modelopt_states_its_format_beside_the_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY))
-    stated = {
+    stated: dict[str, dict[str, Any]] = {
         "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["lm_head", "model.layers.1.self_attn*"]}
     }
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(stated))
     arch = load_architecture(str(tmp_path / "config.json"))
     assert arch.quantization == "nvfp4"
     assert arch.unquantized == ("attention",)
+    assert arch.kv_quantization is None
+    stated["quantization"]["kv_cache_quant_algo"] = "FP8"
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(stated))
+    assert load_architecture(str(tmp_path / "config.json")).kv_quantization == "fp8"
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,24 @@ def test_what_no_table_holds_of_it_is_told() -> None:
     rows = ("bf16", 4, 1, 512, 0, 64, 4095)
     assert on.decode_attention_s(*rows) == found.kernels.decode_attention_s(*rows)
     assert any("sglang/triton" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "hardware", "pool", "wanted"),
+    [
+        ("vllm", "nvidia/Llama-3.3-70B-Instruct-FP8", H200, {}, "fp8"),
+        ("vllm@0.12.0", "nvidia/Llama-3.3-70B-Instruct-FP8", H200, {}, "bf16"),
+        ("vllm", "nvidia/Llama-3.3-70B-Instruct-FP8", H200, {"kv_cache": "bf16"}, "bf16"),
+        ("vllm", "nvidia/Llama-3.3-70B-Instruct-FP8", "a100-sxm-80gb", {}, "bf16"),
+        ("vllm", "meta-llama/Llama-3.3-70B-Instruct-FP8", H200, {}, "bf16"),
+        ("sglang", "nvidia/Qwen3-235B-A22B-NVFP4", "b200-sxm-180gb", {}, "fp8"),
+        ("trtllm", "nvidia/Qwen3-235B-A22B-NVFP4", "b200-sxm-180gb", {}, "fp8"),
+        ("tgi", "nvidia/Llama-3.3-70B-Instruct-FP8", H200, {}, "bf16"),
+    ],
+)
+def test_the_cache_is_kept_as_nvidias_checkpoints_state(
+    engine: str, model: str, hardware: str, pool: dict[str, Any], wanted: str
+) -> None:
+    deployment = {"engine": engine, "hardware": hardware, "tensor_parallel": 4, **pool}
+    found = prepare(load_scenario({"model": model, "deployment": deployment, "workload": WORKLOAD}))
+    assert found.formats.kv_cache.name == wanted

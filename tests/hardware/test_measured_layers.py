@@ -265,3 +265,21 @@ def test_shapes_that_a_fit_never_saw(op: str, gpu: str, framework: str, fmt: str
     error = held_out_error(op, formats, part, PEAKS[DEVICES[gpu]])
     assert error is not None
     assert error < bound_pct
+
+
+@pytest.mark.parametrize(("device", "kv", "timed_us"), [("h200-sxm-141gb", "bf16", 2627.0), ("b200-sxm-180gb", "fp8", None)])
+def test_prompts_of_sparse_attention_take_what_their_table_says(device: str, kv: str, timed_us: float | None) -> None:
+    """Layers of GLM-5 under SGLang, 8 heads, 4,096 tokens; twice the prompt takes 1.5 to 2.5 times as long."""
+    layer = SparseLayer("dsa-GLM-5", "fp8_block", kv, 8, ())
+    ops = operations_of(load_device(device), "sglang")
+    four, eight = (float(np.asarray(ops.sparse_context_s(layer, tokens, 0))) for tokens in (4096, 8192))
+    assert 1.5 < eight / four < 2.5
+    if timed_us is not None:
+        assert four == pytest.approx(1e-6 * timed_us, rel=0.2)
+
+
+def test_latents_of_rows_run_on_tritons_kernels_where_hardware_has_no_others() -> None:
+    """vLLM has no table of them on RTX PRO 6000; SGLang's kernel is its kin, TensorRT-LLM's takes 20 times as long there."""
+    long = ("bf16", "bf16", 16, 1, 32000)
+    times = {name: float(operations_of(load_device("rtx-pro-6000-96gb"), name).mla_decode_s(*long)) for name in TABLED}
+    assert times["vllm"] == times["sglang"] < 0.05 * times["trtllm"]
