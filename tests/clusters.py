@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import simulator.run
 from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
+from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, UNFINISHED, ClusterResult
 from simulator.prepare import prepare
-from simulator.run import RunResult
+from simulator.run import RunResult, _cluster
 from simulator.workload import streaming
+from simulator.workload.build import build_workload
+
+C = TypeVar("C")
 
 OF_THE_WHOLE = ("request_id", "session_id", "instance_id", "prefill_instance_id", "class", "pool")
 """Columns that name what the whole run has."""
@@ -52,6 +57,26 @@ def is_refused(data: dict[str, Any], words: str, *, on_start: bool = False) -> N
         (simulate if on_start else prepare)(load_scenario(data))
     assert words in str(caught.value)
     assert caught.value.mend
+
+
+def answered(data: dict[str, Any], kind: type[C], *, aggregate: bool = True) -> tuple[C, ClusterResult]:
+    """The cluster, one of a `kind`, and what became of its requests: whoever ended has all tokens, and nothing is left behind."""
+    checked = load_scenario(data)
+    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
+    cluster = _cluster(prepare(checked), work, aggregate=aggregate, should_stop=None)
+    assert isinstance(cluster, kind)
+    result = cluster.run()
+    for row in np.flatnonzero(result.status == FINISHED).tolist():
+        assert sum(last - first + 1 for _, first, last in result.emissions.of(row)) == result.output_tokens[row]
+    if not (result.status[result.status != NOT_ARRIVED] == UNFINISHED).any():
+        assert not cluster._live
+        assert not cluster._reads
+        assert not cluster._unwanted
+        for left in ("_between", "_targets", "_door"):  # which not every cluster has
+            assert not len(getattr(cluster, left, None) or ()), left
+        assert all(rank.scheduler.state()[:2] == (0, 0) and not rank.in_service for rank in cluster.ranks)
+        assert not any(flow._inside for flow in cluster._flows)
+    return cluster, result
 
 
 def jumps_as_it_steps(data: dict[str, Any]) -> None:

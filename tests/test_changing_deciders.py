@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator import load_scenario, simulate
-from simulator.cluster.elastic_deciding import ElasticComputing, ElasticDeciding
-from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, UNFINISHED, Reason
-from simulator.prepare import prepare
-from simulator.run import _cluster
-from simulator.workload.build import build_workload
+from simulator import simulate
+from simulator.cluster.elastic_deciding import ElasticComputing
+from simulator.cluster.outcome import FINISHED, Reason
+from tests.clusters import answered
 
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 LOAD: dict[str, Any] = {
@@ -53,23 +51,7 @@ def lost(at_s: float, kind: str, name: str, replica: int, for_s: float = 2.0, **
 
 
 def served(data: dict[str, Any], *, aggregate: bool = True) -> tuple[Any, Any]:
-    checked = load_scenario(data)
-    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
-    cluster = _cluster(prepare(checked), work, aggregate=aggregate, should_stop=None)
-    assert isinstance(cluster, ElasticComputing)
-    result = cluster.run()
-    came = result.status != NOT_ARRIVED
-    for row in np.flatnonzero(result.status == FINISHED).tolist():
-        assert sum(last - first + 1 for _, first, last in result.emissions.of(row)) == result.output_tokens[row]
-    if not (result.status[came] == UNFINISHED).any():
-        assert not cluster._live
-        assert not cluster._reads
-        assert not cluster._between
-        assert not cluster._unwanted
-        assert not isinstance(cluster, ElasticDeciding) or not cluster._targets
-        assert all(rank.scheduler.state()[:2] == (0, 0) and not rank.in_service for rank in cluster.ranks)
-        assert not any(flow._inside for flow in cluster._flows)
-    return cluster, result
+    return answered(data, ElasticComputing, aggregate=aggregate)
 
 
 CASES = [

@@ -10,11 +10,8 @@ import pytest
 from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
 from simulator.cluster.elastic_services import ElasticFleet
-from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, UNFINISHED
 from simulator.prepare import prepare
-from simulator.run import _cluster
-from simulator.workload.build import build_workload
-from tests.clusters import fares_as_alone
+from tests.clusters import answered, fares_as_alone
 
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 LOAD: dict[str, Any] = {
@@ -50,22 +47,7 @@ def fleet(
 
 
 def conserved(data: dict[str, Any], *, aggregate: bool) -> Any:
-    checked = load_scenario(data)
-    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
-    cluster = _cluster(prepare(checked), work, aggregate=aggregate, should_stop=None)
-    assert isinstance(cluster, ElasticFleet)
-    result = cluster.run()
-    came = result.status != NOT_ARRIVED
-    for row in np.flatnonzero(result.status == FINISHED).tolist():
-        assert sum(last - first + 1 for _, first, last in result.emissions.of(row)) == result.output_tokens[row]
-    if not (result.status[came] == UNFINISHED).any():
-        assert not cluster._live
-        assert not cluster._reads
-        assert not cluster._unwanted
-        assert all(rank.scheduler.state()[:2] == (0, 0) and not rank.in_service for rank in cluster.ranks)
-        assert not any(flow._inside for flow in cluster._flows)
-        assert cluster._door is None or not len(cluster._door)
-    return result
+    return answered(data, ElasticFleet, aggregate=aggregate)[1]
 
 
 def alike(one: Any, other: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import time
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.scripts import loaded
 
 pytest.importorskip("aiohttp", reason="the extra [endpoint] is not installed")
 
@@ -19,13 +20,7 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="benchmarks are not
 
 @pytest.fixture(scope="module")
 def experiment() -> Any:
-    spec = importlib.util.spec_from_file_location("real_experiment", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded(SCRIPT, "real_experiment")
 
 
 @pytest.mark.parametrize(("engine", "words"), [("llama_cpp", "apt install llama.cpp"), ("vllm", "pip install vllm")])

@@ -10,12 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.memory.block_trie import TrieBlocks
-from engine_models.parts.batch import Batch
-from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.alternating import AlternatingBatch, AlternatingRules, AlternatingScheduler
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, sharing, token_steps
+from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int, int]
@@ -36,7 +33,7 @@ def conserved(scheduler: AlternatingScheduler) -> None:
     assert len(scheduler._rows) <= scheduler.rules.handle_pool
 
 
-class Served:
+class Served(Fed[AlternatingScheduler, AlternatingBatch]):
     """What became of requests: ends [s], the numbers of the batches that gave tokens, and the batches."""
 
     def __init__(
@@ -48,24 +45,10 @@ class Served:
         aggregate: bool = True,
         record: bool = False,
     ) -> None:
-        self.scheduler = AlternatingScheduler(rules, kv, aggregate=aggregate, record_rows=record)
-        self.batches: list[AlternatingBatch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = sharing(asked, 100)
-        replica = Replica(
-            [self.scheduler], RecordedClock(CLOCK), depth=2, on_finish=self._ended, on_batch=self._settled
-        )
-        feed(replica, self.seqs, 0.5)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
+        scheduler = AlternatingScheduler(rules, kv, aggregate=aggregate, record_rows=record)
+        super().__init__(scheduler, sharing(asked, 100), RecordedClock(CLOCK), AlternatingBatch, depth=2)
 
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def _settled(self, batch: Batch) -> None:
-        assert isinstance(batch, AlternatingBatch)
-        self.batches.append(batch)
+    def settled(self, batch: AlternatingBatch) -> None:
         conserved(self.scheduler)
 
     def kinds(self) -> list[str]:

@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 
 from engine_models.memory.chained_pages import PAGE_TOKENS, ChainedPages
 from engine_models.memory.radix import Content
-from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.bounded_bypass import BypassBatch, BypassRules, BypassScheduler
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, sharing, token_steps
+from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int, int]
@@ -37,7 +35,7 @@ def conserved(scheduler: BypassScheduler) -> None:
     assert len(scheduler._active) <= scheduler.rules.max_batch_size
 
 
-class Served:
+class Served(Fed[BypassScheduler, BypassBatch]):
     """What became of requests: ends [s], the numbers of the calls that gave tokens, and the iterations."""
 
     def __init__(
@@ -51,28 +49,13 @@ class Served:
         **rules: Any,
     ) -> None:
         knobs = {"max_batch_size": 256, "max_chunk_size": 2048, "max_seq_len": pages * PAGE_TOKENS, **rules}
-        self.scheduler = BypassScheduler(
-            BypassRules(**knobs), ChainedPages(pages), aggregate=aggregate, record_rows=record
-        )
+        scheduler = BypassScheduler(BypassRules(**knobs), ChainedPages(pages), aggregate=aggregate, record_rows=record)
         self.iterations: list[BypassBatch] = []
-        self.calls: list[BypassBatch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = sharing(asked, 700, limit_tokens=limit_tokens)
-        replica = Replica(
-            [self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self._settled
-        )
-        feed(replica, self.seqs, 0.3)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
+        seqs = sharing(asked, 700, limit_tokens=limit_tokens)
+        super().__init__(scheduler, seqs, RecordedClock(CLOCK), BypassBatch, pace_s=0.3)
 
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def _settled(self, batch: Batch) -> None:
-        assert isinstance(batch, BypassBatch)
+    def settled(self, batch: BypassBatch) -> None:
         conserved(self.scheduler)
-        self.calls.append(batch)
         if batch.closes:
             self.iterations.append(batch)
 

@@ -9,12 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.memory.sector_kv import LayerGroup, SectorKV, SectorPool
-from engine_models.parts.batch import Batch
-from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.first_fit import FirstFitBatch, FirstFitRules, FirstFitScheduler
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, sharing, token_steps
+from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int, int]
@@ -50,7 +47,7 @@ def conserved(scheduler: FirstFitScheduler) -> None:
     assert not set(kv.cached) & {block for _, block in held}
 
 
-class Served:
+class Served(Fed[FirstFitScheduler, FirstFitBatch]):
     """What became of requests: ends [s], the numbers of the batches that gave tokens, and the batches."""
 
     def __init__(
@@ -66,26 +63,10 @@ class Served:
     ) -> None:
         blocks = SectorKV(**kv)
         host = SectorPool(host_sectors, blocks.pool.sizes) if host_sectors else None
-        self.scheduler = FirstFitScheduler(
-            FirstFitRules(**rules), blocks, host, aggregate=aggregate, record_rows=record
-        )
-        self.batches: list[FirstFitBatch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = sharing(asked, 100)
-        replica = Replica(
-            [self.scheduler], RecordedClock(CLOCK), depth=depth, on_finish=self._ended, on_batch=self._settled
-        )
-        feed(replica, self.seqs, 0.5)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
+        scheduler = FirstFitScheduler(FirstFitRules(**rules), blocks, host, aggregate=aggregate, record_rows=record)
+        super().__init__(scheduler, sharing(asked, 100), RecordedClock(CLOCK), FirstFitBatch, depth=depth)
 
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def _settled(self, batch: Batch) -> None:
-        assert isinstance(batch, FirstFitBatch)
-        self.batches.append(batch)
+    def settled(self, batch: FirstFitBatch) -> None:
         conserved(self.scheduler)
 
 

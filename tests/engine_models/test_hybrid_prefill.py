@@ -12,9 +12,8 @@ from engine_models.memory.forked_pages import ForkedPages
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.hybrid_prefill import HybridPrefillScheduler, HybridRules
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, token_steps
+from tests.engine_models.fed import Fed
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Runs = tuple[tuple[int, int, int], ...]
@@ -22,7 +21,7 @@ Asked = tuple[float, int, int, Runs]
 """Arrival [s], prompt and output tokens, and what the prompt is made of (nothing: nobody shares it)."""
 
 
-class Served:
+class Served(Fed[HybridPrefillScheduler, Batch]):
     """What became of requests: ends [s], the numbers of the batches that gave tokens, and the batches."""
 
     def __init__(
@@ -35,24 +34,14 @@ class Served:
         record: bool = False,
     ) -> None:
         self.kv = ForkedPages(**kv)
-        self.scheduler = HybridPrefillScheduler(HybridRules(**rules), self.kv, aggregate=aggregate, record_rows=record)
-        self.batches: list[Batch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = [
+        scheduler = HybridPrefillScheduler(HybridRules(**rules), self.kv, aggregate=aggregate, record_rows=record)
+        seqs = [
             Sequence(index, prompt, output, at, runs=runs, shareable_tokens=prompt if runs else 0, output_shared=bool(runs))
             for index, (at, prompt, output, runs) in enumerate(asked)
         ]
-        replica = Replica([self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self._settled)
-        feed(replica, self.seqs, 0.5)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
+        super().__init__(scheduler, seqs, RecordedClock(CLOCK), Batch)
 
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def _settled(self, batch: Batch) -> None:
-        self.batches.append(batch)
+    def settled(self, batch: Batch) -> None:
         kv, scheduler = self.kv, self.scheduler
         assert kv.free_blocks + kv.shared_pages() + kv.own_pages(scheduler._cached) == kv.capacity_blocks
         assert kv.free_blocks >= 0
@@ -60,10 +49,6 @@ class Served:
         assert kv._kept_pages == sum(map(kv._own_pages, kv.recycled.values()))
         assert batch.tokens <= max(scheduler.rules.prefill_chunk_size, batch.decode_rows)
         assert len(scheduler.running) <= scheduler.rules.rows
-
-    def rows(self) -> list[list[tuple[int, int, int]]]:
-        """Of each step, the rows by index: new tokens and those before."""
-        return [[(seq.index, new, before) for seq, new, before in batch.rows or ()] for batch in self.batches]
 
     def hits(self) -> list[tuple[int, int]]:
         """Who found how many tokens."""

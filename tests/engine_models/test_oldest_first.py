@@ -6,17 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.memory.block_trie import TrieBlocks
+from engine_models.parts.batch import Batch
 from engine_models.schedulers.oldest_first import OldestFirstRules, OldestFirstScheduler
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, sharing, token_steps
+from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int, int]
 """Arrival [s], prompt and output tokens, and the group whose first 64 tokens it shares (0: none)."""
 
 
-class Served:
+class Served(Fed[OldestFirstScheduler, Batch]):
     """What became of requests under so many rows, tokens and context tokens a step, and blocks of 16 tokens."""
 
     def __init__(
@@ -30,25 +30,8 @@ class Served:
         record: bool = True,
     ) -> None:
         kv = TrieBlocks(knobs[3], 16, prefix_caching=caching)
-        self.scheduler = OldestFirstScheduler(
-            OldestFirstRules(*knobs[:3]), kv, aggregate=aggregate, record_rows=record
-        )
-        self.steps: list[list[tuple[int, int, int]]] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = sharing(asked, 64)
-        replica = Replica(
-            [self.scheduler],
-            RecordedClock(CLOCK),
-            depth=depth,
-            on_finish=lambda seq, now_s: self.ends.__setitem__(seq.index, now_s),
-            on_batch=lambda batch: self.steps.append(
-                [(seq.index, new, before) for seq, new, before in batch.rows or ()]
-            ),
-        )
-        feed(replica, self.seqs, 0.5)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
+        scheduler = OldestFirstScheduler(OldestFirstRules(*knobs[:3]), kv, aggregate=aggregate, record_rows=record)
+        super().__init__(scheduler, sharing(asked, 64), RecordedClock(CLOCK), Batch, depth=depth)
 
 
 loads = st.lists(
@@ -97,7 +80,7 @@ def test_a_timeline_of_prompts_beside_decodes() -> None:
     """engine.cc:463: one budget for all. The next step is formed when one starts (engine.cc:835), so a prompt that comes in
     step 0 is in step 2, and who ends in step 3 is computed once more in step 4."""
     found = Served((8, 100, 4000, 100), [(0.0, 40, 4, 0), (0.001, 50, 2, 0)])
-    assert found.steps == [
+    assert found.rows() == [
         [(0, 40, 0)],
         [(0, 1, 40)],
         [(0, 1, 41), (1, 50, 0)],
@@ -111,16 +94,16 @@ def test_a_timeline_of_pieces() -> None:
     """scheduler.cc:1012: a piece ends with a block, so 96 of 100 tokens; the four left are no block of the next prompt, which
     sits out (1147). Blocks for the whole prompt are taken with its first piece (648)."""
     found = Served((8, 100, 4000, 12), [(0.0, 150, 3, 0), (0.0, 30, 2, 0)])
-    assert found.steps[:3] == [[(0, 96, 0)], [(0, 54, 96), (1, 30, 0)], [(0, 1, 150), (1, 1, 30)]]
+    assert found.rows()[:3] == [[(0, 96, 0)], [(0, 54, 96), (1, 30, 0)], [(0, 1, 150), (1, 1, 30)]]
     beside = [(0.0, 150, 3, 0), (0.0, 8, 2, 0)]
-    assert Served((8, 120, 4000, 10), beside).steps[:2] == [[(0, 112, 0)], [(0, 38, 112)]]
-    assert Served((8, 120, 4000, 11), beside).steps[0] == [(0, 112, 0), (1, 8, 0)]
+    assert Served((8, 120, 4000, 10), beside).rows()[:2] == [[(0, 112, 0)], [(0, 38, 112)]]
+    assert Served((8, 120, 4000, 11), beside).rows()[0] == [(0, 112, 0), (1, 8, 0)]
 
 
 def test_a_timeline_of_the_context_budget() -> None:
     """context_token_resource.h:19: two prompts of 150 tokens use up 300 of context; decodes take none of it (47)."""
     found = Served((8, 900, 300, 100), [(0.0, 150, 2, 0), (0.0, 150, 2, 0), (0.0, 20, 2, 0)])
-    assert found.steps[:2] == [[(0, 150, 0), (1, 150, 0)], [(0, 1, 150), (1, 1, 150), (2, 20, 0)]]
+    assert found.rows()[:2] == [[(0, 150, 0), (1, 150, 0)], [(0, 1, 150), (1, 1, 150), (2, 20, 0)]]
 
 
 def test_a_timeline_of_swapping_out() -> None:
@@ -129,7 +112,7 @@ def test_a_timeline_of_swapping_out() -> None:
     on from the two blocks that it kept, when those of row 0 can be taken: after the step in which it ended and one more. The two
     decodes take nothing of a context of 105."""
     found = Served((8, 900, 105, 10), [(0.0, 63, 5, 0), (0.0, 40, 7, 0), (0.0, 40, 2, 0)])
-    assert found.steps == [
+    assert found.rows() == [
         [(0, 63, 0), (1, 40, 0)],
         [(0, 1, 63), (1, 1, 40), (2, 40, 0)],
         *([(0, 1, 64 + step), (1, 1, 41 + step)] for step in range(4)),
@@ -143,7 +126,7 @@ def test_a_timeline_of_nobody_younger() -> None:
     """scheduler.cc:1186, engine.cc:575: a row that finds nothing ends the walk; alone in 64 tokens, it fails when its last step
     is over, and who waited behind it is served."""
     found = Served((8, 900, 4000, 4), [(0.0, 60, 9, 0), (0.0, 20, 2, 0)])
-    assert found.steps == [
+    assert found.rows() == [
         [(0, 60, 0)],
         *([(0, 1, 60 + step)] for step in range(4)),
         [(1, 20, 0)],
@@ -157,20 +140,20 @@ def test_a_timeline_of_places() -> None:
     """engine.cc:338: who has ended keeps its place until the step that computes it for nothing is over (794)."""
     asked = [(0.0, 20, 1, 0), (0.0, 20, 9, 0), (0.0, 20, 1, 0)]
     ahead, at_once = (Served((2, 900, 4000, 100), asked, depth=depth) for depth in (2, 1))
-    assert ahead.steps[:4] == [
+    assert ahead.rows()[:4] == [
         [(0, 20, 0), (1, 20, 0)],
         [(0, 1, 20), (1, 1, 20)],
         [(1, 1, 21)],
         [(1, 1, 22), (2, 20, 0)],
     ]
-    assert at_once.steps[:2] == [[(0, 20, 0), (1, 20, 0)], [(1, 1, 20), (2, 20, 0)]]
+    assert at_once.rows()[:2] == [[(0, 20, 0), (1, 20, 0)], [(1, 1, 20), (2, 20, 0)]]
 
 
 def test_a_timeline_of_whole_blocks_found() -> None:
     """scheduler.cc:1158: who would compute the 64 shared tokens in the same step sits it out, and finds them in the next. A
     prompt that is found whole computes its last token (525)."""
     found = Served((8, 900, 4000, 100), [(0.0, 80, 2, 1), (0.0, 100, 2, 1), (0.5, 64, 1, 1)], caching=True)
-    assert found.steps == [
+    assert found.rows() == [
         [(0, 80, 0)],
         [(0, 1, 80), (1, 36, 64)],
         [(0, 1, 81), (1, 1, 100)],
@@ -179,7 +162,7 @@ def test_a_timeline_of_whole_blocks_found() -> None:
         [(2, 1, 64)],
     ]
     apart = Served((8, 900, 4000, 100), [(0.0, 80, 2, 1), (0.0, 100, 2, 1)])
-    assert apart.steps[0] == [(0, 80, 0), (1, 100, 0)]
+    assert apart.rows()[0] == [(0, 80, 0), (1, 100, 0)]
 
 
 def test_blocks_used_longest_ago_go_first() -> None:
@@ -187,7 +170,7 @@ def test_blocks_used_longest_ago_go_first() -> None:
     a block more than are free."""
     asked = [(0.0, 64, 1, 1), (0.0, 64, 1, 2), (0.5, 64, 1, 0), (1.0, 64, 1, 1), (1.5, 64, 1, 2)]
     found = Served((8, 900, 4000, 12), asked, caching=True)
-    assert [rows for rows in found.steps if rows[-1][1] > 1 or rows[-1][0] > 2] == [
+    assert [rows for rows in found.rows() if rows[-1][1] > 1 or rows[-1][0] > 2] == [
         [(0, 64, 0), (1, 64, 0)],
         [(2, 64, 0)],
         [(3, 1, 63)],

@@ -8,12 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.memory.content_blocks import ContentBlocks
-from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.one_list import OneListBatch, OneListRules, OneListScheduler
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, token_steps
+from tests.engine_models.fed import Fed
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Runs = tuple[tuple[int, int, int], ...]
@@ -21,7 +19,7 @@ Asked = tuple[float, int, int, Runs]
 """Arrival [s], prompt and output tokens, and what of the prompt others may share."""
 
 
-class Served:
+class Served(Fed[OneListScheduler, OneListBatch]):
     """What became of requests: ends [s], the numbers of the batches that gave tokens, and the batches."""
 
     def __init__(
@@ -34,29 +32,19 @@ class Served:
         record: bool = False,
     ) -> None:
         self.kv = ContentBlocks(block_tokens=16, **{"prefix_caching": False, **pool})
-        self.scheduler = OneListScheduler(
-            OneListRules(**rules), self.kv, aggregate=aggregate, record_rows=record
-        )
-        self.batches: list[OneListBatch] = []
-        self.ends: dict[int, tuple[float, str]] = {}
-        self.seqs = [
+        scheduler = OneListScheduler(OneListRules(**rules), self.kv, aggregate=aggregate, record_rows=record)
+        self.states: dict[int, str] = {}
+        seqs = [
             Sequence(index, prompt, output, at, runs=runs, shareable_tokens=sum(run[2] for run in runs))
             for index, (at, prompt, output, runs) in enumerate(asked)
         ]
-        replica = Replica(
-            [self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self._settled
-        )
-        feed(replica, self.seqs, 0.5)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
+        super().__init__(scheduler, seqs, RecordedClock(CLOCK), OneListBatch)
 
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = (now_s, seq.state)
+    def ended(self, seq: Sequence, now_s: float) -> None:
+        super().ended(seq, now_s)
+        self.states[seq.index] = seq.state
 
-    def _settled(self, batch: Batch) -> None:
-        assert isinstance(batch, OneListBatch)
-        self.batches.append(batch)
+    def settled(self, batch: OneListBatch) -> None:
         scheduler, kv = self.scheduler, self.kv
         assert 0 <= kv.free_blocks <= kv.capacity_blocks
         assert batch.tokens <= scheduler.rules.max_num_batched_tokens
@@ -70,10 +58,6 @@ class Served:
             assert len(kv._unused) + len(kv._left) == kv.free_blocks
         else:
             assert kv.used_blocks == sum(row.held.count for row in rows)
-
-    def rows(self) -> list[list[tuple[int, int, int]]]:
-        """Of each step, the rows by index: new tokens and those before."""
-        return [[(seq.index, new, before) for seq, new, before in batch.rows or ()] for batch in self.batches]
 
 
 @st.composite
@@ -111,8 +95,9 @@ def test_runs_equal_steps_and_blocks_are_conserved(
     jumped, stepped = (Served(*load, aggregate=aggregate) for aggregate in (True, False))
     assert jumped.tokens == stepped.tokens
     assert jumped.ends == stepped.ends
-    for (_, state), tokens, (_, _, output, _) in zip(
-        (jumped.ends[i] for i in range(len(load[2]))), jumped.tokens, load[2], strict=True
+    assert jumped.states == stepped.states
+    for state, tokens, (_, _, output, _) in zip(
+        (jumped.states[i] for i in range(len(load[2]))), jumped.tokens, load[2], strict=True
     ):
         assert len(tokens) == output if state == "finished" else state == "dropped"
     assert jumped.log.end_s == stepped.log.end_s
@@ -168,8 +153,8 @@ def test_when_no_token_can_be_computed_all_requests_are_dropped() -> None:
     """A prompt of 400 tokens in a pool of 160: when it holds all of it, it goes, and who waits behind it."""
     asked = plain((0.0, 400, 5), (0.01, 20, 5), (9.0, 20, 5))
     found = Served({"max_num_batched_tokens": 256}, {"capacity_blocks": 10}, asked, record=True)
-    assert [found.ends[i][1] for i in range(3)] == ["dropped", "dropped", "finished"]
-    assert found.ends[0][0] == found.ends[1][0] < 0.1
+    assert [found.states[i] for i in range(3)] == ["dropped", "dropped", "finished"]
+    assert found.ends[0] == found.ends[1] < 0.1
     assert found.tokens[0] == found.tokens[1] == []
 
 

@@ -11,20 +11,19 @@ from hypothesis import strategies as st
 from engine_models.memory.padded_rows import PaddedRows
 from engine_models.memory.prompt_copies import Kind, PromptCopies
 from engine_models.memory.radix import Content
-from engine_models.parts.batch import Batch, Span
+from engine_models.parts.batch import Span
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.polled_turns import PolledTurnsScheduler, TurnBatch, TurnRules, no_system
 from hardware_profiles.errors import InfeasibleError
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, sharing, token_steps
+from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int, int]
 """Arrival [s], prompt and output tokens, and the group whose first 100 tokens it shares (0: none)."""
 
 
-class Served:
+class Served(Fed[PolledTurnsScheduler, TurnBatch]):
     """What became of requests: ends [s], the numbers of the calls that gave tokens, and the calls."""
 
     def __init__(
@@ -37,30 +36,14 @@ class Served:
         windows: tuple[int, ...] = (),
         **rules: Any,
     ) -> None:
-        self.scheduler = PolledTurnsScheduler(
+        scheduler = PolledTurnsScheduler(
             TurnRules(**rules),
             copies or PromptCopies(10),
             aggregate=aggregate,
             record_rows=record,
             windows=windows,
         )
-        self.calls: list[TurnBatch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = sharing(asked, 100)
-        replica = Replica(
-            [self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self._settled
-        )
-        feed(replica, self.seqs, 0.3)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
-
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def _settled(self, batch: Batch) -> None:
-        assert isinstance(batch, TurnBatch)
-        self.calls.append(batch)
+        super().__init__(scheduler, sharing(asked, 100), RecordedClock(CLOCK), TurnBatch, pace_s=0.3)
 
 
 @st.composite
@@ -109,7 +92,7 @@ def test_runs_equal_steps(load: tuple[dict[str, Any], dict[str, Any], list[Asked
 def test_a_turn_decodes_then_starts_rows_then_computes_prompts() -> None:
     """The second request is taken in after the budget; its two calls come behind a decode each, and its token a turn later."""
     served = Served([(0.0, 100, 60, 0), (0.01, 3000, 3, 0)], record=True, time_budget_s=0.1)
-    modes = [call.mode for call in served.calls]
+    modes = [call.mode for call in served.batches]
     assert modes[:3] == ["prompt", "first_token", "decode"]
     at = modes.index("prompt", 1)
     assert modes[at - 1 : at + 6] == [
@@ -121,12 +104,12 @@ def test_a_turn_decodes_then_starts_rows_then_computes_prompts() -> None:
         "first_token",
         "decode",
     ]
-    taken = next(call for call in served.calls[1:] if call.taken)
+    taken = next(call for call in served.batches[1:] if call.taken)
     assert taken.number == at - 1
     assert (
         taken.t_sched > 0.1 >= taken.t_sched - (taken.t_end - taken.t_sched)
     )  # the first turn after the budget
-    assert [call.closes for call in served.calls[at - 1 : at + 6]] == [
+    assert [call.closes for call in served.batches[at - 1 : at + 6]] == [
         False,
         True,
         False,
@@ -140,8 +123,8 @@ def test_a_turn_decodes_then_starts_rows_then_computes_prompts() -> None:
 
 def test_a_row_is_computed_once_more_for_nothing() -> None:
     served = Served([(0.0, 10, 4, 0)], record=True)
-    assert [call.mode for call in served.calls] == ["prompt", "first_token", *["decode"] * 4]
-    assert [(before, new) for call in served.calls for _, new, before in call.rows or ()][-1] == (13, 1)
+    assert [call.mode for call in served.batches] == ["prompt", "first_token", *["decode"] * 4]
+    assert [(before, new) for call in served.batches for _, new, before in call.rows or ()][-1] == (13, 1)
     assert served.tokens == [[2, 3, 4, 5]]
 
 
@@ -150,9 +133,9 @@ def test_the_queue_is_looked_at_when_a_last_token_is_launched() -> None:
     prompt_s = CLOCK["a"] + 999 * (CLOCK["b"] + CLOCK["d"])
     asked = [(0.0, 1000, 30, 0), (prompt_s + 0.001, 50, 5, 0)]
     served = Served(asked, record=True, time_budget_s=0.02)
-    taken = [call.number for call in served.calls if call.taken]
-    assert (served.calls[1].mode, served.calls[1].closes) == ("first_token", True)
-    assert served.calls[2].mode == "decode"
+    taken = [call.number for call in served.batches if call.taken]
+    assert (served.batches[1].mode, served.batches[1].closes) == ("first_token", True)
+    assert served.batches[2].mode == "decode"
     assert taken[1] > 2
 
 
@@ -160,18 +143,18 @@ def test_rows_bound_prompts_and_may_be_more_by_those_in_work() -> None:
     """Three rows run when long prompts come in, one a turn, of which each could be the fourth: all three become rows at once."""
     asked = [(0.0, prompt, 40, 0) for prompt in (100, 100, 100, 9000, 6900, 4800, 100)]
     served = Served(asked, record=True, decode_concurrency=4, prompt_concurrency=3)
-    running = [len(call.running) for call in served.calls if call.closes]
+    running = [len(call.running) for call in served.batches if call.closes]
     assert max(running) == 6
-    assert any(call.waiting for call in served.calls if call.closes and len(call.running) == 6)
+    assert any(call.waiting for call in served.batches if call.closes and len(call.running) == 6)
 
 
 def test_what_is_padded_is_computed_and_read() -> None:
-    calls = Served([(0.0, 1000, 3, 0), (0.0, 10, 3, 0)], windows=(512,)).calls
+    calls = Served([(0.0, 1000, 3, 0), (0.0, 10, 3, 0)], windows=(512,)).batches
     assert (calls[0].prefill, calls[0].padded_tokens, calls[0].tokens) == ([(999, 0)] * 2, 1998, 1008)
     assert (calls[1].prefill, calls[1].tokens) == ([(1, 999)] * 2, 2)
     assert calls[2].decode_kv_tokens == 2 * 1001
     assert calls[2].spans == (Span(512, 1024, 0),)
-    true = Served([(0.0, 1000, 3, 0), (0.0, 10, 3, 0)], padded=False).calls
+    true = Served([(0.0, 1000, 3, 0), (0.0, 10, 3, 0)], padded=False).batches
     assert (true[0].prefill, true[2].decode_kv_tokens) == ([(999, 0), (9, 0)], 1001 + 11)
 
 
@@ -281,7 +264,7 @@ def test_many_steps_hold_what_single_ones_hold(rows: int, longest: int, steps: i
 
 def test_a_completion_is_one_segment() -> None:
     served = Served([(0.0, 100, 3, 1)] * 2, record=True, system_tokens=no_system)
-    stored = [entry for call in served.calls for entry in call.stored]
+    stored = [entry for call in served.batches for entry in call.stored]
     assert {kind for kind, _ in stored} == {"assistant"}
 
 
@@ -289,7 +272,7 @@ def test_requests_served_alone_come_one_by_one_and_are_stored_when_they_end() ->
     served = Served(
         [(0.0, 300, 10, 1)] * 3, record=True, alone=True, decode_concurrency=1, prompt_concurrency=1
     )
-    taken = [call.number for call in served.calls if call.taken]
+    taken = [call.number for call in served.batches if call.taken]
     assert taken == [0, 12, 24]  # a prompt, its last token, ten decodes each
-    assert [entry for call in served.calls for entry in call.stored] == [("assistant", 310)] * 2
-    assert [found for call in served.calls for _, found in call.hits] == [100, 100]
+    assert [entry for call in served.batches for entry in call.stored] == [("assistant", 310)] * 2
+    assert [found for call in served.batches for _, found in call.hits] == [100, 100]

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 
 from engine_models.memory.radix import Content
 from engine_models.memory.whole_prompts import WholePrompts, alike
-from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.slots import SlotBatch, SlotRules, SlotScheduler, Wish, padded
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, sharing, token_steps
+from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 TICK = {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0}
@@ -40,7 +38,7 @@ def conserved(scheduler: SlotScheduler) -> None:
         assert prompts.tokens == sum(content.length for content in prompts._entries.values())
 
 
-class Served:
+class Served(Fed[SlotScheduler, SlotBatch]):
     """What became of requests: ends [s], how, the numbers of the batches that gave tokens, and the batches."""
 
     def __init__(
@@ -54,24 +52,10 @@ class Served:
         record: bool = False,
     ) -> None:
         prompts = WholePrompts(ram_tokens, 1) if ram_tokens else None
-        self.scheduler = SlotScheduler(rules, prompts, aggregate=aggregate, record_rows=record)
-        self.batches: list[SlotBatch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = sharing(asked, 60)
-        replica = Replica(
-            [self.scheduler], RecordedClock(clock), on_finish=self._ended, on_batch=self._settled
-        )
-        feed(replica, self.seqs, 40)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
+        scheduler = SlotScheduler(rules, prompts, aggregate=aggregate, record_rows=record)
+        super().__init__(scheduler, sharing(asked, 60), RecordedClock(clock), SlotBatch, pace_s=40)
 
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def _settled(self, batch: Batch) -> None:
-        assert isinstance(batch, SlotBatch)
-        self.batches.append(batch)
+    def settled(self, batch: SlotBatch) -> None:
         conserved(self.scheduler)
 
     def parts(self, number: int) -> list[list[tuple[int, int, int, int]]]:

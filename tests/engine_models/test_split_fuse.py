@@ -7,13 +7,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.split_fuse import SplitFuseBatch, SplitFuseRules, SplitFuseScheduler
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, token_steps
+from tests.engine_models.fed import Fed, apart
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int]
@@ -21,28 +19,16 @@ Asked = tuple[float, int, int]
 WIDE = {"max_ragged_batch_size": 768, "max_ragged_sequence_count": 512, "max_tracked_sequences": 2048}
 
 
-class Served:
+class Served(Fed[SplitFuseScheduler, SplitFuseBatch]):
     """What became of requests: ends [s], the numbers of the batches that gave tokens, and the batches."""
 
     def __init__(
         self, rules: dict[str, int], blocks: int, asked: list[Asked], *, aggregate: bool = False, record: bool = False
     ) -> None:
-        self.scheduler = SplitFuseScheduler(SplitFuseRules(**rules), blocks, 16, aggregate=aggregate, record_rows=record)
-        self.batches: list[SplitFuseBatch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = [Sequence(index, prompt, output, at) for index, (at, prompt, output) in enumerate(asked)]
-        replica = Replica([self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self._settled)
-        feed(replica, self.seqs, 0.5)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
+        scheduler = SplitFuseScheduler(SplitFuseRules(**rules), blocks, 16, aggregate=aggregate, record_rows=record)
+        super().__init__(scheduler, apart(asked), RecordedClock(CLOCK), SplitFuseBatch)
 
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def _settled(self, batch: Batch) -> None:
-        assert isinstance(batch, SplitFuseBatch)
-        self.batches.append(batch)
+    def settled(self, batch: SplitFuseBatch) -> None:
         scheduler = self.scheduler
         outside = [*scheduler._buffer, *scheduler._ended, *scheduler._flushes]
         held = sum(scheduler._held(seq.computed) for seq in outside)
@@ -52,10 +38,6 @@ class Served:
         assert batch.tokens <= scheduler.rules.max_ragged_batch_size
         assert batch.decode_rows + len(batch.prefill) <= scheduler.rules.max_ragged_sequence_count
         assert scheduler._holding <= scheduler.rules.max_tracked_sequences
-
-    def rows(self) -> list[list[tuple[int, int, int]]]:
-        """Of each step, the rows by index: new tokens and those before."""
-        return [[(seq.index, new, before) for seq, new, before in batch.rows or ()] for batch in self.batches]
 
 
 @st.composite

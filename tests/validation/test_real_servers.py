@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.scripts import loaded
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "real" / "predict.py"
@@ -19,14 +19,8 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="benchmarks are not
 
 
 @pytest.fixture(scope="module")
-def predict() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("real_predict", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def predict() -> Any:
+    return loaded(SCRIPT, "real_predict")
 
 
 @pytest.fixture(scope="module")
