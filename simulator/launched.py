@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 from engine_models.flags import EngineFlags
-from simulator.cluster.routing.systems import PROGRAMS
 
 if TYPE_CHECKING:
     from simulator.config.schema import Deployment, Pool
@@ -40,6 +39,10 @@ def beside(deployment: Deployment, pool: Pool, flags: EngineFlags) -> list[str]:
 
 def _router(flags: EngineFlags) -> tuple[str, str] | None:
     """The router's program and what a scenario's key `router` says of its policy; None if the text starts none."""
+    if not flags.others:
+        return None
+    from simulator.cluster.routing.systems import PROGRAMS
+
     for command in flags.others:
         text = " ".join(command)
         for pattern, system, flag, default in PROGRAMS:

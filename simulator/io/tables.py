@@ -106,7 +106,9 @@ class TableWriter:
             table = pa.Table.from_arrays([part(start, stop) for part in parts.values()], names=list(columns))
             if self._writer is None:
                 options = {"compression": "zstd", "version": "2.6", "write_statistics": False}
-                self._writer = pq.ParquetWriter(self.path, table.schema, **options)
+                # numbers mostly differ: with a dictionary of them a table takes twice as long, and a fifth more space
+                texts = [field.name for field in table.schema if field.type == pa.utf8()]
+                self._writer = pq.ParquetWriter(self.path, table.schema, use_dictionary=texts, **options)
             self._writer.write_table(table)
 
     def close(self) -> None:
