@@ -167,6 +167,13 @@ def memory_of(
             where="deployment",
             mend=request.more_memory,
         )
+    if draft_weights - counted > free - usable:
+        raise InfeasibleError(
+            f"the drafter's weights take {draft_weights / 1e9:.1f} GB, and {(free - usable) / 1e9:.1f} GB are left free beside "
+            "weights and KV cache, where this version loads them",
+            where="deployment.speculative",
+            mend="lower mem_fraction_static, use a smaller drafter, or a version from 0.5.14 on, which counts it first",
+        )
     return MemoryBudget(
         device_bytes=device,
         usable_bytes=device,

@@ -153,6 +153,8 @@ def _blackwell(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str 
     stacked = stacked_blackwell(load_device(request.device_name))
     asked = _asked(request, fmt, version)
     if asked is None and version >= FP8_LIST_SINCE:
+        if _deepgemm_asked(request, fmt, version):
+            return None
         return "trtllm" if stacked else "cutlass"
     if asked:
         usual = "latency" if version >= LATENCY_SINCE else "throughput"
@@ -176,6 +178,13 @@ def _deepgemm_experts(request: PoolRequest, version: tuple[int, ...]) -> bool:
     asked = request.flags.get("moe_use_deep_gemm")
     sliced = request.tensor_parallel >= 8 and request.expert_parallel == 1 and version < FP8_LIST_SINCE
     return _deepgemm(request, version) and (not sliced if asked is None else bool(asked))
+
+
+def _deepgemm_asked(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> bool:
+    """Whether a variable asks for DeepGEMM's experts, and none refuses it: that goes before the list, not before FlashInfer's
+    variable (`fused_moe/oracle/fp8.py` of 0.19 to 0.33)."""
+    said = [request.flags.get(name) for name in ("use_deep_gemm", "moe_use_deep_gemm")]
+    return fmt == "fp8_block" and version >= FP8_LIST_SINCE and True in said and False not in said
 
 
 def machete(version: tuple[int, ...]) -> tuple[str, ...]:
@@ -203,6 +212,8 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
         return "cutlass"
     split = request.expert_parallel > 1
     asked = _asked(request, fmt, version)
+    if not asked and _deepgemm_asked(request, fmt, version):
+        return None
     if version >= HOPPER_BLOCKS_SINCE and not split and not asked:  # first of its list, whether or not FlashInfer's are in it
         return "triton"
     if asked or (asked is None and version >= FP8_LIST_SINCE):

@@ -8,6 +8,14 @@ H100 (llm-d-benchmark, `empirical-vllm-memory-results.md`, 2026-02). Peaks of de
 from __future__ import annotations
 
 from engine_models.declaration import PoolRequest
+from engine_models.engines.vllm_runner import (
+    GRAPHS_COUNTED_SINCE,
+    IMAGES_SINCE,
+    SAMPLED_SINCE,
+    logit_bytes,
+    second_runner,
+    state_bytes,
+)
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
 from engine_models.model.activations import SORT_BYTES, forward_bytes, tower_bytes
@@ -61,15 +69,15 @@ a report of 2025-02); inferred since, from eight L40S under 0.10.2 (0.34 GiB) an
 GRAPH_BYTES_PER_LAYER = 0.5e6
 """Of a captured size. kind: measured, 2026-04: the median of what 0.19.0 estimated for 51 sizes on H100 (0.40 to 1.1e6, 26 to
 80 layers); a start of 2026-08 on A800 has 0.51e6."""
-COUNTED_SINCE, UNCOUNTED = (0, 21), ((0, 25), (0, 29))
-"""Graphs count by default since 0.21.0, as its start-up lines say (`gpu_worker.py`); from the first and before the second of
-the others not those of dense models, whose new runner sets nothing aside (pull requests 44443 and 53306)."""
+COUNTED_SINCE = (0, 20)
+"""Graphs count by default since (datasheet: `envs.py` of 0.19.1 and 0.20.0), not those of the second runner before it sets memory
+aside for them."""
 
 
 def graph_bytes(request: PoolRequest, version: Version, serving: Serving) -> int:
     """What is set aside for CUDA graphs, one of each size [bytes of a rank]."""
-    uncounted = UNCOUNTED[0] <= version.number < UNCOUNTED[1] and not request.arch.has_experts
-    if version.number < COUNTED_SINCE or uncounted:
+    counted = GRAPHS_COUNTED_SINCE if second_runner(request, version.number) else COUNTED_SINCE
+    if version.number < counted:
         return 0
     layers = max(pipeline_layers(request.arch.layers, request.pipeline_parallel))
     return int(GRAPH_BYTES_PER_LAYER * layers * len(serving.graphs))
@@ -81,25 +89,32 @@ def peak_bytes(request: PoolRequest, version: Version, serving: Serving, backend
     A forward pass of as many tokens as a step may have, then as many rows as may be sampled, with truncation; images before
     both. The first engine (V0) is taken for the later ones. """
     arch, tp, dp = request.arch, request.tensor_parallel, request.data_parallel
-    tokens, rows = serving.tokens, serving.rows
-    if version.number >= SHARDED_SINCE:
-        rows = -(-rows // tp)
-    searched = version.sampler == "pivot" and rows >= SEARCHED_ROWS
-    logit = LOGIT_BYTES["sort" if version.sampler == "pivot" and not searched else version.sampler]
-    sampled = 2 * tokens * arch.hidden + logit * rows * arch.vocab + WORKSPACE_BYTES
-    cores = load_device(request.device_name).multiprocessors
-    if searched and cores is not None:  # a row of floats for each program of its kernel
-        sampled += 4 * int(cores.value) * arch.vocab
-    if not version.first_engine and version.number < UNSAMPLED_UNTIL:
-        logits = (tokens if version.number < ALL_ROWS_UNTIL else rows) * arch.vocab
-        sampled = 2 * (tokens * arch.hidden + logits) + WORKSPACE_BYTES
+    tokens, second = serving.tokens, second_runner(request, version.number)
+    sampled = 2 * tokens * arch.hidden + WORKSPACE_BYTES + _logits_bytes(request, version, serving, second=second)
     if version.number >= KEPT_SINCE and request.formats.weights.name != "mxfp4":
         sampled += kept_bytes(arch, tokens, tp, fused=backend in FUSED_BACKENDS)
     peak = max(forward_bytes(arch, tokens, tp, dp), sampled)
-    if version.first_engine:
+    peak += state_bytes(version.number, serving.rows, arch.vocab) if second else 0
+    if version.first_engine or (second and version.number < IMAGES_SINCE):
         return peak
     tower, left = profiled_images(request, tokens, serving.context, version.number)
     return max(tower + WORKSPACE_BYTES if tower else 0, left + peak)
+
+
+def _logits_bytes(request: PoolRequest, version: Version, serving: Serving, *, second: bool) -> int:
+    """What logits take while rows are sampled in the profiling run of the `second` model runner, or the first [bytes]."""
+    vocab, rows = request.arch.vocab, serving.rows
+    if not version.first_engine and version.number < UNSAMPLED_UNTIL:
+        return 2 * (serving.tokens if version.number < ALL_ROWS_UNTIL else rows) * vocab
+    if version.number >= SHARDED_SINCE:
+        rows = -(-rows // request.tensor_parallel)
+    if second and (version.sampler == "rejection" or version.number < SAMPLED_SINCE):
+        return logit_bytes(version.number) * rows * vocab
+    searched = version.sampler == "pivot" and rows >= SEARCHED_ROWS
+    each = LOGIT_BYTES["sort" if version.sampler == "pivot" and not searched else version.sampler]
+    cores = load_device(request.device_name).multiprocessors
+    programs = int(cores.value) if searched and cores is not None else 0  # of its kernel, each with a row of floats
+    return (each * rows + 4 * programs) * vocab
 
 
 def kept_bytes(arch: Architecture, tokens: int, tensor_parallel: int, *, fused: bool = False) -> int:

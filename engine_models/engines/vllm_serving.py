@@ -24,6 +24,8 @@ ROWS_BY_NAME_SINCE, BY_MEMORY_SINCE, A100_APART_SINCE = (0, 8, 4), (0, 8, 5), (0
 """Before the second the default limits go by whether a device's name has H100 or H200 in it, before the first its rows by
 nothing; before the third an A100 of 80 GB has those of H100 (datasheet: `engine/arg_utils.py` of 0.7.0 to 0.9.2; 0.9.0 was not
 read)."""
+LARGE_BUDGET_SINCE = (0, 28)
+"""First version with a larger default token budget on devices of 160 GiB and more (datasheet: as above, 0.27.0 and 0.28.0)."""
 KERNEL_BLOCK_TOKENS = 16
 """Tokens of a KV block come in multiples of this: every attention backend of vLLM on CUDA and ROCm asks for it, and the engine
 does not start with another (datasheet: vLLM pull requests 36241 and 41363, 2026)."""
@@ -164,7 +166,7 @@ def _default_limits(version: Version, request: PoolRequest) -> tuple[int, int]:
     if version.number < A100_APART_SINCE and memory_bytes >= 70 * GIB:
         return 8192, 1024
     if memory_bytes >= 160 * GIB and "gb10" not in device_name:
-        return version.large_gpu_budget, 1024
+        return (16384 if version.number >= LARGE_BUDGET_SINCE else 8192), 1024
     if memory_bytes >= 70 * GIB and "a100" not in device_name:
         return 8192, 1024
     return 2048, 256

@@ -41,7 +41,6 @@ class Version:
     first_admission_lookahead: bool = True
     gpu_memory_utilization: float = 0.92
     cpu_kv_gib: int = 0  # of the KV cache on CPUs; 0: `CPU_KV_SHARE` of a socket's memory
-    large_gpu_budget: int = 16384  # default token budget on devices of 160 GiB and more
     graph_step_above_256: int = 16
     pads_lone_token: bool = True
     fences_loads: bool = True
@@ -67,7 +66,6 @@ VERSIONS: dict[str, dict[str, Any]] = {
     "0.24.0": {
         "lone_request_ignores_threshold": False,
         "self_preemption_continues": False,
-        "large_gpu_budget": 8192,
         "offload_ranks_requests": False,
         "pads_lone_token": False,
         "adapters_of_all_running": False,

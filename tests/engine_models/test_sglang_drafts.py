@@ -20,7 +20,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstRules
 from engine_models.schedulers.prefill_first_drafted import DraftedPrefillFirstScheduler
-from hardware_profiles.errors import InputError
+from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.serving.replica import Replica
 from tests.engine_models.test_declarations import prepared
 from tests.engine_models.test_sglang import CLOCK, REQUEST, build
@@ -164,3 +164,14 @@ def test_steps_with_drafts_are_scheduled_ahead_by_version(version: str, args: di
     assert plan.limits.rows == 48
     assert plan.memory.kv_bytes_per_token > prepared(engine=f"sglang@{version}").plan.memory.kv_bytes_per_token
     assert plan.memory.bytes_of("draft") > 0
+
+
+def test_a_drafter_that_the_reserve_has_no_room_for_is_refused_where_it_lies_there() -> None:
+    drafts = {"method": "draft_model", "model": "Qwen/Qwen3-14B", "num_speculative_tokens": 3, "acceptance": 0.7}
+    pool = {"weights": "fp8", "speculative": drafts}
+    with pytest.raises(InfeasibleError, match=r"drafter.s weights take 29\.5 GB, and 20.*where this version loads them"):
+        prepared("Qwen/Qwen3-32B", engine="sglang@0.5.12", **pool)
+    memory = prepared("Qwen/Qwen3-32B", engine="sglang@0.5.14", **pool).plan.memory
+    assert memory.bytes_of("draft") == pytest.approx(29.5e9, rel=0.01)
+    roomy = {"engine_args": {"mem_fraction_static": 0.5}}
+    assert prepared("Qwen/Qwen3-32B", engine="sglang@0.5.12", **pool, **roomy).plan.memory.bytes_of("activation") > 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from engine_models.declaration import MemoryBudget
+from engine_models.cost.terms import Formats
+from engine_models.declaration import MemoryBudget, PoolRequest
 from engine_models.engines.vllm_profile import kept_bytes
+from engine_models.engines.vllm_runner import second_runner
 from engine_models.model.architecture import architecture_from_config, load_architecture, rotary_table_bytes
+from engine_models.model.formats import format_named
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 
@@ -150,15 +155,34 @@ def test_collectives_count_by_version_and_link() -> None:
     assert other("0.11.0", "l40s-48gb") < 0.5
 
 
-def test_graphs_count_from_0_21_and_not_those_of_the_second_runner_before_it_reserved_them() -> None:
+def test_graphs_count_from_0_20_and_not_those_of_the_second_runner_before_it_reserved_them() -> None:
     def graphs(version: str, model: str = "Qwen/Qwen3-8B", **flags: object) -> int:
         return started(version, model, **flags)[0].bytes_of("graph")
 
-    assert graphs("0.20.2") == 0
-    assert graphs("0.22.0") == 51 * 36 * 500_000
-    assert graphs("0.22.0", enforce_eager=True) == 0
+    assert graphs("0.19.1") == 0
+    assert graphs("0.20.0") == 51 * 36 * 500_000
+    assert graphs("0.20.0", enforce_eager=True) == 0
+    assert graphs("0.22.0") == 0 < graphs("0.22.0", "meta-llama/Llama-3.1-8B-Instruct")
     assert graphs("0.26.0") == 0 < graphs("0.26.0", "Qwen/Qwen3-30B-A3B")
-    assert graphs("0.29.0") == graphs("0.22.0")
+    assert graphs("0.29.0") == graphs("0.20.0")
+
+
+def test_the_second_runner_serves_models_by_name_then_dense_ones_then_all() -> None:
+    def second(version: tuple[int, ...], model: str, weights: str = "bf16", **pool: Any) -> bool:
+        formats = Formats(format_named(weights), format_named("bf16"), format_named("bf16"))
+        request = PoolRequest(load_architecture(model), formats, "h100-sxm-80gb", 80 << 30, **pool)
+        return second_runner(request, version)
+
+    llama, qwen, gemma, experts = "llama-3.1-8b", "Qwen/Qwen3-8B", "google/gemma-3-27b-it", "Qwen/Qwen3-30B-A3B"
+    since = {
+        model: next(minor for minor in range(20, 34) if second((0, minor, 0), model)) for model in (llama, qwen, gemma, experts)
+    }
+    assert since == {llama: 23, qwen: 22, gemma: 25, experts: 29}
+    assert second((0, 24, 0), "deepseek-ai/DeepSeek-V2-Lite")
+    assert not second((0, 23, 0), llama, "fp8")
+    assert second((0, 24, 0), llama, "fp8")
+    assert not second((0, 28, 0), "Qwen/Qwen3.5-9B")
+    assert not second((0, 33, 0), llama, device_kind="cpu")
 
 
 def test_sampling_is_shared_by_ranks_from_0_29_and_sorts_few_rows() -> None:
@@ -167,8 +191,12 @@ def test_sampling_is_shared_by_ranks_from_0_29_and_sorts_few_rows() -> None:
         return started(version, "Qwen/Qwen3-8B", tp=tp, **flags)[0].bytes_of("activation")
 
     vocab = 151_936
-    assert activation("0.28.0", 2) - activation("0.29.0", 2) == 512 * vocab * 10
-    assert activation("0.28.0") == activation("0.29.0")
+    # before 0.33 the second runner profiles without sampling parameters, before 0.28 with a copy in float32; states for penalties
+    # count from 0.27 on, and are each rank's
+    assert activation("0.33.0") - activation("0.33.0", 2) == 512 * vocab * 6
+    assert activation("0.33.0") - activation("0.28.0") == 1024 * vocab * 4
+    assert activation("0.33.0") == activation("0.27.0") == activation("0.26.0") + int(1024 * vocab * 4.125)
+    assert activation("0.32.0") == activation("0.28.0") == activation("0.28.0", 2)
     assert activation("0.19.0", rows=9) - activation("0.19.0", rows=8) == 14 * vocab
     assert activation("0.19.0", rows=8) > activation("0.19.0", rows=7) + 132 * 4 * vocab - 7 * 38 * vocab
 
