@@ -22,6 +22,10 @@ OwnWord = Callable[[str], str | None]
 _NUMBER = re.compile(r"-[0-9.]+")
 _FILE = re.compile(r"\S+\.(?:ya?ml|sh|bash|json|txt|service|Dockerfile)|\S*Dockerfile\S*")
 _ELLIPSES = re.compile(r"\.{3}|…|\[.*\]|\\|\$[@*]|\$\{@.*\}")
+_CALLED = (
+    "a call is read as a server's flags: a program that computes by itself has no front end, whose time for requests and rows "
+    "is counted here"
+)
 _PLACES = ("services", "spec", "template", "containers", "initContainers", "extraPodSpec", "mainContainer")
 """Keys around containers that name none."""
 _MANIFEST_KEYS = (*CONTAINER_KEYS, "services", "containers", "spec", "commands", "run")
@@ -51,7 +55,8 @@ def parse_flags(
 
     found = find_launches(args, table.launcher)
     if found.keys is not None:
-        return _Reader(table, found.version or release, own_word).keys(found.keys)
+        read = _Reader(table, found.version or release, own_word).keys(found.keys)
+        return replace(read, notes=[*read.notes, _CALLED]) if found.called else read
     if not found.launches:
         if isinstance(args, str) and _FILE.fullmatch(args.strip()):
             raise InputError(f"{args.strip()} names a file, which is not read", mend="paste what it holds as the text")

@@ -111,12 +111,13 @@ def _numbers(release: str) -> tuple[int, ...]:
 class Worker:
     """Another product's program that starts the engine: it takes the engine's flags, and some of its own.
 
-    modelled, unread, aliases, elsewhere, unfolded : as a `FlagTable` has them.
+    modelled, unread, shorts, aliases, elsewhere, unfolded : as a `FlagTable` has them.
     role : the pool's role that its own flags state, None where they say none.
     """
 
     modelled: Mapping[str, Flag] = field(default_factory=dict)
     unread: Mapping[str, Unread] = field(default_factory=dict)
+    shorts: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     unfolded: tuple[str, ...] = ()
@@ -180,6 +181,7 @@ class FlagTable:
             self,
             modelled={**self.modelled, **worker.modelled},
             unread={**self.unread, **worker.unread},
+            shorts={**self.shorts, **worker.shorts},
             aliases={**self.aliases, **worker.aliases},
             elsewhere={**self.elsewhere, **worker.elsewhere},
             unfolded=(*self.unfolded, *worker.unfolded),

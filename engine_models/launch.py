@@ -88,7 +88,8 @@ class Found:
     version : as an image's tag or a requirement states it; said : the words that do. `tag` : a tag that names no release.
     others : commands that start nothing of this engine, with settings of their environment before them.
     strangers : containers that start nothing of it, by name, with their commands.
-    keys : flags as a group of keys (a config file), where the text is that. model : that a client of the server names.
+    keys : flags as a group of keys (a config file), where the text is that; called : where they are those of a call.
+    model : that a client of the server names.
     copies : bounds that autoscalers by themselves keep, by the name of what they scale.
     """
 
@@ -100,6 +101,7 @@ class Found:
     others: list[list[str]] = field(default_factory=list)
     strangers: list[tuple[str, list[str]]] = field(default_factory=list)
     keys: Mapping[str, Any] | None = None
+    called: bool = False
     model: str | None = None
     copies: list[tuple[str | None, Bounds]] = field(default_factory=list)
 
@@ -189,7 +191,11 @@ class _Search:
         """A call in Python, YAML, or shell text; what that writes into files is looked at where it starts nothing itself."""
         call = read_call(text, self.launcher.calls)
         if call is not None:
-            self.found.keys, self.found.named = call.keys, call.named
+            document = self.launcher.written(call.keys)
+            if document is not call.keys:
+                self.containers(document)
+            else:
+                self.found.keys, self.found.named, self.found.called = call.keys, call.named, True
             return
         if _READS_AS_YAML.match(text):
             documents = _documents(text)

@@ -12,9 +12,18 @@ from typing import Any
 
 from engine_models.engines.dynamo_workers import worker
 from engine_models.engines.vllm_connectors import between, beyond
-from engine_models.engines.vllm_manifests import as_containers
+from engine_models.engines.vllm_manifests import RAY, as_containers
 from engine_models.flag_lists import classified, load_flag_lists
-from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format, settings_with
+from engine_models.flags import (
+    Flag,
+    FlagTable,
+    Typed,
+    Unread,
+    Worker,
+    float32_weights,
+    number_format,
+    settings_with,
+)
 from engine_models.launcher import Launcher
 from hardware_profiles.errors import InputError
 
@@ -327,7 +336,10 @@ def _role(flags: Mapping[str, Any]) -> str | None:
     return None if role == "either" and not sends else role
 
 
-_DYNAMO = r"-m dynamo\.vllm"
+_DYNAMO, _BATCH = r"-m dynamo\.vllm", r"(?:\S*/)?vllm run-batch|-m vllm\.entrypoints\.openai\.run_batch"
+_OF_BATCHES = ("input_file", "output_file", "output_tmp_dir", "url", "enable_metrics")
+"""Flags of ``vllm run-batch`` beside the engine's: where the requests of a batch come from."""
+_ARGUMENTS = ("EngineArgs", "AsyncEngineArgs")
 _LAUNCHER = Launcher(
     programs=(
         r"vllm serve",
@@ -340,8 +352,8 @@ _LAUNCHER = Launcher(
     published=r"vllm/vllm-[\w-]+|vllm-cpu-release-repo",
     enters=True,
     package="vllm",
-    calls=tuple(f"vllm.{name}" for name in ("LLM", "AsyncEngineArgs", "EngineArgs", "engine.arg_utils.AsyncEngineArgs")),
-    workers=(_DYNAMO,),
+    calls=("vllm.LLM", *(f"vllm.{at}{name}" for at in ("", "engine.arg_utils.") for name in _ARGUMENTS), RAY),
+    workers=(_DYNAMO, _BATCH),
     written=as_containers,
 )
 
@@ -422,5 +434,8 @@ FLAGS = FlagTable(
     settings_file="config",
     of_first_node=("api_server_count",),
     releases=_LISTS.releases,
-    workers={_DYNAMO: worker()},
+    workers={
+        _DYNAMO: worker(),
+        _BATCH: Worker(unread=dict.fromkeys(_OF_BATCHES, Unread("value")), shorts={"i": "input_file", "o": "output_file"}),
+    },
 )

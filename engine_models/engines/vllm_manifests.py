@@ -1,7 +1,8 @@
 """Documents of products that start vLLM by keys of their own, as documents with containers.
 
 They are the values of the production stack's Helm chart (`helm/templates/deployment-vllm-multi.yaml`, read 2026-11: without
-`enablePrefixCaching` it turns the prefix cache off wherever `vllmConfig` stands), and KServe's LLMInferenceService.
+`enablePrefixCaching` it turns the prefix cache off wherever `vllmConfig` stands), KServe's LLMInferenceService, and the
+configurations of Ray Serve (`ray.serve.llm.LLMConfig`; read 2026-11), as a call or in the file of an application.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _PARALLELISM = {
     "pipeline": "--pipeline-parallel-size",
     "data": "--data-parallel-size",
 }
+RAY = "ray.serve.llm.LLMConfig"
 _ROUTER = {"routingLogic": "--routing-logic", "sessionKey": "--session-key", "prefixMinMatchLength": "--prefix-min-match-length"}
 
 
@@ -28,6 +30,9 @@ def as_containers(document: Mapping[str, Any]) -> Mapping[str, Any]:
         found = [model for model in models if isinstance(model, Mapping) and model.get("enabled") is not False]
         services = {str(model.get("name", f"model-{i}")): _of_chart(model) for i, model in enumerate(found)}
         return {"services": {**services, **_router(document.get("routerSpec"))}}
+    served = list(_of_ray(document))
+    if served:
+        return {"services": {str(model.get("name", f"model-{i}")): model for i, model in enumerate(served)}}
     spec = document.get("spec")
     if document.get("kind") == "LLMInferenceService" and isinstance(spec, Mapping):
         return {"services": dict(_of_service(spec, document.get("metadata")))}
@@ -79,6 +84,32 @@ def _router(spec: Any) -> dict[str, Any]:
         return {}
     words = [word for key, flag in _ROUTER.items() if spec.get(key) for word in (flag, str(spec[key]))]
     return {"router": {"command": ["vllm-router", *words]}} if words else {}
+
+
+def _of_ray(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Containers of the configurations of models that Ray Serve starts."""
+    applications = document.get("applications")
+    for application in applications if isinstance(applications, list) else ():
+        args = application.get("args") if isinstance(application, Mapping) else None
+        configs = args.get("llm_configs") if isinstance(args, Mapping) else None
+        for config in configs if isinstance(configs, list) else ():
+            if isinstance(config, Mapping):
+                yield from _of_ray(config)
+    loaded, flags = (_group(document.get(key)) for key in ("model_loading_config", "engine_kwargs"))
+    if loaded is None:
+        return
+    deployed = _group(document.get("deployment_config")) or {}
+    scaled = _group(deployed.get("autoscaling_config")) or {}
+    words = ["vllm", "serve", str(loaded.get("model_source") or loaded.get("model_id", ""))]
+    for key, value in (flags or {}).items():
+        words += _flag(str(key).replace("_", "-"), value)
+    copies = deployed.get("num_replicas")
+    yield {
+        "name": loaded.get("model_id"),
+        "command": words,
+        "scale": copies if isinstance(copies, int) else None,
+        **{bound: scaled.get(bound) for bound in ("min_replicas", "max_replicas")},
+    }
 
 
 def _of_service(spec: Mapping[str, Any], metadata: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -448,7 +448,42 @@ def test_flags_of_dynamos_workers_are_known_to_their_program_alone(flag: str, me
 def test_a_call_in_a_program_is_read_as_its_imports_say(engine: str, text: str, values: Any) -> None:
     found = parse_engine_args(engine, text)
     assert (found.values, found.model, found.warnings) == (values, "m", [])
+    assert "has no front end" in found.notes[-1]
     assert launched_by(text) == (engine if "import" in text else None)
+
+
+RAY = """\
+from ray.serve.llm import LLMConfig, build_openai_app
+config = LLMConfig(
+    model_loading_config=dict(model_id="mine", model_source="org/m"),
+    deployment_config=dict(autoscaling_config=dict(min_replicas=1, max_replicas=4)),
+    engine_kwargs=dict(max_num_seqs=8, tensor_parallel_size=2),
+    accelerator_type="A10G",
+)
+"""
+RAY_FILE = """\
+applications:
+- name: llm
+  import_path: ray.serve.llm:build_openai_app
+  args:
+    llm_configs:
+    - model_loading_config: {model_id: mine, model_source: org/m}
+      deployment_config: {autoscaling_config: {min_replicas: 1, max_replicas: 4}}
+      engine_kwargs: {max_num_seqs: 8, tensor_parallel_size: 2}
+"""
+
+
+@pytest.mark.parametrize("text", [RAY, RAY_FILE])
+def test_a_configuration_of_ray_serve_is_a_server_with_its_bounds(text: str) -> None:
+    found = parse_engine_args("vllm", text)
+    assert (found.values, found.model, found.copies, found.replicas) == (READ, "org/m", (1, 4), 1)
+    with pytest.raises(InputError, match="did you mean `--tensor-parallel-size`"):
+        parse_engine_args("vllm", text.replace("tensor_parallel_size", "tensor_paralel_size"))
+
+
+def test_a_batch_of_requests_in_a_file_has_the_flags_of_its_engine() -> None:
+    found = parse_engine_args("vllm", "vllm run-batch -i in.jsonl -o out.jsonl --model org/m --max-num-seqs 8 -tp 2")
+    assert (found.values, found.model, found.warnings) == (READ, "org/m", [])
 
 
 def test_a_call_of_another_package_is_that_ones() -> None:
