@@ -183,6 +183,10 @@ def _words(column: Coded) -> pa.Array:
     import pyarrow as pa
 
     words = [word.encode() for word in column.words] + [b""]
+    if len(column) and np.all(column.codes == column.codes[0]):  # as of most columns: one word, over and over
+        word, n = words[max(int(column.codes[0]), -1)], len(column)
+        offsets, valid = _offsets(np.full(n, len(word))), _validity(column.codes >= 0)
+        return pa.Array.from_buffers(pa.utf8(), n, [valid, _buffer(offsets), pa.py_buffer(word * n)])
     ends = np.cumsum([len(word) for word in words])
     codes = np.where(column.codes < 0, len(words) - 1, column.codes)
     lengths = np.diff(ends, prepend=0)[codes]

@@ -21,6 +21,15 @@ def test_coded_and_numbered_columns_are_the_texts_they_stand_for(tmp_path: Path)
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
+@pytest.mark.parametrize("codes", [[1, 1, 1], [-1, -1], [-2, -1], [0], [2, 2], [2, 0, -1, 2], []])
+def test_coded_columns_of_one_word_or_several_are_their_texts(codes: list[int], tmp_path: Path) -> None:
+    coded = Coded(np.array(codes, np.int8), ("é", "length", ""))
+    write_columns({"a": coded}, tmp_path / "x")
+    write_columns({"a": list(coded)}, tmp_path / "y")
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    assert read_columns(tmp_path / "x")["a"].tolist() == [None if code < 0 else ("é", "length", "")[code] for code in codes]
+
+
 def test_numbered_names_have_as_many_digits_as_their_numbers(tmp_path: Path) -> None:
     write_columns({"id": Numbered("r", 0, 1234)}, tmp_path / "x")
     assert read_columns(tmp_path / "x")["id"].tolist() == [f"r{i}" for i in range(1234)]
