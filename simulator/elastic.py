@@ -298,6 +298,11 @@ def _left_behind(handover: Handover) -> list[str]:
     """What is assumed of what a lost server leaves behind at its peers."""
     if handover.lease_s is not None:
         own_s, renewed_s = handover.lease_s
+        if handover.reserves:
+            return [
+                f"a computed prompt that no reader asked for, or whose reader is lost, is held for {own_s:g} s from its end; "
+                "what a decode server had reserved for a prompt that is lost is free when the router hears of it (assumed)"
+            ]
         until = f", and {renewed_s:g} s from the loss" if renewed_s else ""
         return [
             f"a computed prompt whose reader is lost is held for {own_s:g} s from its end{until}; one that is lost fails its "

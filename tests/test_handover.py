@@ -720,7 +720,7 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
             "KV offload by LMCacheConnectorV1 beside the connector of a decode pool",
         ),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "P2pNcclConnector"}}), "P2pNcclConnector"),
-        (scenario(pool("prefill"), pool("decode"), around={**PUSHED, "admission": {"max_inflight": 4}}), "over Mooncake"),
+        (scenario(STAGED, pool("decode"), around={**PUSHED, "admission": {"max_inflight": 4}}), "over Mooncake"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"from": "nobody"}}), "no pool 'nobody'"),
         (scenario(pool("prefill"), pool("decode", gpu_memory_utilization=0.25)), "deployment.pools.1"),
         (scenario(pool("prefill"), pool("decode", num_gpu_blocks_override=50)), "'decode' holds 784 tokens"),

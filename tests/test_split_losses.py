@@ -19,6 +19,7 @@ from simulator.workload.build import build_workload
 
 WAYS = {
     "vllm": ("vllm", {}),
+    "mooncake": ("vllm", {"connector": "MooncakeConnector"}),
     "sglang": ("sglang", {}),
     "trtllm": ("trtllm", {}),
     "generation-first": ("trtllm", {"schedule_style": "generation_first"}),
@@ -144,6 +145,30 @@ def test_a_server_that_is_taken_back_gets_nothing_new() -> None:
     assert (result.status[result.status != NOT_ARRIVED] == FINISHED).all()
     assert [level.draining for level in cluster.fleet.levels[1]] == [0, 1, 0]
     check_conserved(cluster, result)
+
+
+def test_over_mooncake_prompts_that_nobody_asked_for_are_held_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """480 s from their end where the reader is lost; those on their way to one whose client has gone are not."""
+    freed: list[tuple[float, int]] = []
+    expire = ElasticHandover._expire_lease
+
+    def expired(self: ElasticHandover, source: int, holder: Any, held: Any) -> None:
+        freed.append((self._clock.now_s, held.index))
+        assert held in holder.held
+        expire(self, source, holder, held)
+
+    monkeypatch.setattr(ElasticHandover, "_expire_lease", expired)
+    failures = lost("gpu", "decode", for_s=4.0)
+    failures["events"] += lost("gpu", "decode", replica=1, for_s=4.0)["events"]
+    cluster, result = ran(split(failures, "mooncake"))
+    assert len(freed) > 1
+    for at_s, row in freed:
+        assert result.status[row] == FAILED
+        assert at_s == pytest.approx(result.handed.prefill_end_s[row] + 480.0)
+    check_conserved(cluster, result)
+    freed.clear()
+    ran(split(None, "mooncake", client={"timeout_s": 0.4}))
+    assert freed == []
 
 
 @pytest.mark.slow

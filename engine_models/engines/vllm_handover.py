@@ -29,6 +29,9 @@ vLLM 0.33.0 `kv_connector/v1/nixl`, read 2026-11). The latest sign before a loss
 MOONCAKE_RATE_SHARE, MOONCAKE_PART_S = 0.72, 5.6e-6
 """Share of the network's rate that Mooncake reaches between vLLM's servers, and what each layer's keys or values add to a
 transfer [s] (measured: kvcache-ai/Mooncake@3b5a594, `docs/source/performance/vllm`, Qwen3-8B over 8 x RoCE, 20 MB to 4.5 GB)."""
+UNSENT_S = 480.0
+"""From a prompt's end until a prefill server over Mooncake frees it, where no decode server has asked for it (datasheet:
+`VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT`, vLLM 0.33.0, read 2026-11)."""
 GROUPS_SINCE, GROUPS_BY_DEFAULT_SINCE = (0, 18), (0, 23)
 """Versions since which the NIXL connectors move the blocks of each KV group, and since which that is the default (datasheet:
 vLLM pull requests 35758, 2026-03, and 41847, 2026-05-26; their first releases are inferred from the dates, the later of two)."""
@@ -112,7 +115,8 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
             rate_share=MOONCAKE_RATE_SHARE,
             reserves=True,
             agreed=agreed,
-            drops=False,
+            lease_s=(UNSENT_S, 0.0),
+            drops=request.pipeline_parallel == 1,
         )
     return Handover(
         connector,

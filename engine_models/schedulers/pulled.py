@@ -220,9 +220,14 @@ class PrefillOfPush(PrefillOfPull, SendingPrefill):
         groups = len(self.kv.windows) if isinstance(self.kv, HybridKV) else 1  # of each what the other server wants
         self.notes.append(Note(seq, at_s, groups * _whole_blocks(seq.prompt_tokens, self.kv.block_tokens)))
 
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base."""
+        self._wanted.discard(seq)
+        return super().cancel(seq)
+
     def sent(self, seq: Sequence) -> None:
         """As of the base."""
-        self._wanted.remove(seq)
+        self._wanted.discard(seq)
         self.release(seq)
 
 

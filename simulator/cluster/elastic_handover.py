@@ -9,7 +9,8 @@ keep the memory until the lease is over, which nobody renews any more.
 
 *Memory is reserved first* (`ElasticReserving`). A decode replica keeps what it has reserved until it hears that the other is
 lost, from the router or by signs of life that do not come. A prefill replica computes the prompts that it has begun, and frees
-them when they cannot be sent; prompts that wait for a reservation are taken out when the router hears of the loss.
+them when they cannot be sent, or when their lease is over if there is one and no reader had asked for them, or is lost;
+prompts that wait for a reservation are taken out when the router hears of the loss.
 """
 
 from __future__ import annotations
@@ -97,6 +98,12 @@ class ElasticHandover(Elastic, HandoverCluster):
         else:
             assert isinstance(holder, PullPrefill)
             holder.release(prompt)
+
+    def _expire_lease(self, source: int, holder: Scheduler, held: Request) -> None:
+        if self.ranks[source].scheduler is holder:  # else it has lost its memory since
+            self._advance(source, self._clock.now_s)
+            self._free(source, held)
+            self._hear(source)
 
     def _cancel(self, number: int, seq: Request) -> None:
         """A replica forgets a request; a prompt that it computes nevertheless goes to nobody."""
@@ -264,14 +271,7 @@ class ElasticPull(ElasticHandover):
         if not np.isnan(block.handed.arrival_s[row]):  # there was a reader
             at_s = max(at_s, self._clock.now_s + renewed_s)
         holder = self.ranks[source].scheduler
-        assert isinstance(holder, PullPrefill)
         self._clock.at(max(at_s, self._clock.now_s), RESULTS, partial(self._expire_lease, source, holder, held))
-
-    def _expire_lease(self, source: int, holder: PullPrefill, held: Request) -> None:
-        if self.ranks[source].scheduler is holder:  # else it has lost its memory since
-            self._advance(source, self._clock.now_s)
-            holder.release(held)
-            self._hear(source)
 
     def _unread(self, seq: Request) -> None:
         """A decode replica finds that it cannot read a prompt: the request fails."""
@@ -336,7 +336,7 @@ class ElasticReserving(ElasticHandover, ReservingCluster):
         pair = self._pairs.get(seq.index)
         if pair is not None and pair.prompt is seq and pair.target in pair.gone:
             pair.gone.add(pair.source)
-            self._free(pair.source, seq)
+            self._leave_prompt(pair)
 
     def _piece_arrived(self, pair: Pair, now_s: float) -> None:
         super()._piece_arrived(pair, now_s)
@@ -363,10 +363,22 @@ class ElasticReserving(ElasticHandover, ReservingCluster):
             self._cancel(pair.target, pair.answer)
         if pair.source not in pair.gone:
             if self._computed(pair):
-                self._free(pair.source, pair.prompt)
-                self._hear(pair.source)
+                self._leave_prompt(pair)
             else:
                 self._cancel(pair.source, pair.prompt)
+
+    def _leave_prompt(self, pair: Pair) -> None:
+        """A computed prompt goes to nobody: its memory is free, or is when a lease is over that nobody ends."""
+        lease_s, source, holder = self._handover.lease_s, pair.source, self.ranks[pair.source].scheduler
+        if lease_s is None or (pair.wanted_tokens and pair.target not in pair.gone):
+            self._free(source, pair.prompt)
+            self._hear(source)
+            return
+        block = self._of(pair.prompt.index)
+        assert block.handed is not None
+        at_s = float(block.handed.prefill_end_s[pair.prompt.index - block.first]) + lease_s[0]
+        expire = partial(self._expire_lease, source, holder, pair.prompt)
+        self._clock.at(max(at_s, self._clock.now_s), RESULTS, expire)
 
     def _computed(self, pair: Pair) -> bool:
         block = self._of(pair.prompt.index)
@@ -400,8 +412,7 @@ class ElasticReserving(ElasticHandover, ReservingCluster):
             self._network.drop(flow)
         if number == pair.target and pair.source not in pair.gone and self._computed(pair):
             pair.gone.add(pair.source)  # it cannot be sent
-            self._free(pair.source, pair.prompt)
-            self._hear(pair.source)
+            self._leave_prompt(pair)
         if not first:
             return  # its loss is known, or will be
         toll.lost += 1
