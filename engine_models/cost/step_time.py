@@ -239,6 +239,10 @@ class StepTimeModel(StepCost):
         table = self._decode.full(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
         i = bisect_right(nodes, attended[0]) or 1  # where the stretch that holds the first ends
+        if i == len(nodes) or attended[-1] < nodes[i]:  # and all: they rise
+            node, value, slope = nodes[i - 1], values[i - 1], slopes[i - 1]
+            alike = [fixed + (value + slope * (x - node)) for x in attended]
+            return alike if alike[0] > least else [max(device, least) for device in alike]
         at, steps = 0, len(attended)
         out: list[float] = []
         while at < steps:  # one stretch of the table after the other
@@ -246,7 +250,7 @@ class StepTimeModel(StepCost):
             to = steps if i == len(nodes) or attended[-1] < nodes[i] else bisect_left(attended, nodes[i], at)
             out += [fixed + (value + slope * (x - node)) for x in attended[at:to]]
             at, i = to, i + 1
-        return out if not least or min(out) > least else [max(device, least) for device in out]
+        return out if min(out) > least else [max(device, least) for device in out]
 
     def host_s(self, batch: Batch) -> float:
         """Host seconds of a batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from engine_models.declaration import Replay
@@ -78,7 +78,7 @@ def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
     """A settled step as the recordings write it."""
     assert isinstance(batch, FirstFitBatch)
 
-    def names(seqs: list[Sequence]) -> list[str]:
+    def names(seqs: Iterable[Sequence]) -> list[str]:
         return [ids[seq.index] for seq in seqs]
 
     free_after, cached_after = batch.after

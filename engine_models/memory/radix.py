@@ -60,7 +60,9 @@ class Content:
         while start < end:
             segment, offset, length = runs[i]
             inner = start - self.starts[i]
-            taken = min(length - inner, end - start)
+            left, taken = end - start, length - inner
+            if taken > left:
+                taken = left
             out.append((segment, offset + inner, taken))
             start += taken
             i += 1
@@ -80,7 +82,9 @@ class Content:
                 mine, base, size = runs[i]
                 if mine != segment or base + inner != offset:
                     return equal
-                step = min(length, size - inner)
+                step = size - inner
+                if step > length:
+                    step = length
                 equal += step
                 offset += step
                 length -= step
@@ -295,10 +299,14 @@ class RadixTree(ContentTree):
     def __init__(self, page_tokens: int = 1, eviction_policy: str = "lru") -> None:
         super().__init__(page_tokens)
         self.policy = eviction_policy
-        self._clock = count(1)
+        self._time = 0.0  # the latest tick
         self._serials = count(1)
 
     # -- matching and inserting -----------------------------------------------------------------------------
+
+    def _next_tick(self) -> float:
+        self._time += 1.0
+        return self._time
 
     def match(self, content: Content, limit: int) -> tuple[int, Node]:
         """Longest cached beginning of the first `limit` tokens, in whole pages; returns its length and its last node.
@@ -322,7 +330,7 @@ class RadixTree(ContentTree):
                 node = self._split(child, equal)
                 break
             node = child
-        tick = float(next(self._clock))
+        tick = self._next_tick()
         step: Node | None = node
         while step is not None:
             step.tick = tick
@@ -339,13 +347,13 @@ class RadixTree(ContentTree):
         """
         page = self.page_tokens
         node = self.root
-        node.tick = float(next(self._clock))
+        node.tick = self._next_tick()
         position = 0
         while position < limit:
             child = node.children.get(self._first(content, position))
             if child is None:
                 break
-            child.tick = float(next(self._clock))
+            child.tick = self._next_tick()
             equal = content.common(position, limit, child.key)
             equal -= equal % page
             if equal < child.length:
@@ -359,7 +367,7 @@ class RadixTree(ContentTree):
         if position < limit:
             key = content.slice(position, limit)
             first = self._first_of(key)
-            leaf = Node(key, limit - position, first, node, float(next(self._clock)), next(self._serials))
+            leaf = Node(key, limit - position, first, node, self._next_tick(), next(self._serials))
             leaf.priority = priority
             node.children[first] = leaf
             self.evictable_tokens += leaf.length
@@ -372,7 +380,7 @@ class RadixTree(ContentTree):
         parent = child.parent
         assert parent is not None
         head, tail = split_runs(child.key, tokens)
-        upper = Node(head, tokens, child.first, parent, float(next(self._clock)), next(self._serials))
+        upper = Node(head, tokens, child.first, parent, self._next_tick(), next(self._serials))
         upper.created = child.created
         upper.hits = child.hits
         upper.priority = child.priority
@@ -383,7 +391,7 @@ class RadixTree(ContentTree):
         child.parent = upper
         upper.children[child.first] = child
         parent.children[upper.first] = upper  # in the place of the child: the order of children matters
-        child.tick = float(next(self._clock))
+        child.tick = self._next_tick()
         return upper
 
     # -- what outlives it -----------------------------------------------------------------------------------

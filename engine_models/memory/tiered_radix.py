@@ -204,7 +204,7 @@ class TieredTree(RadixTree):
         if self.host_used + lacking > self.host_tokens:
             return
         key = content.slice(found, tokens)
-        leaf = Node(key, lacking, self._first_of(key), node, float(next(self._clock)), next(self._serials))
+        leaf = Node(key, lacking, self._first_of(key), node, self._next_tick(), next(self._serials))
         leaf.away = leaf.backed = True
         leaf.origin = kind
         node.children[leaf.first] = leaf

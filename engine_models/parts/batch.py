@@ -153,10 +153,10 @@ class Batch:
         self.decode_kv_tokens = decode_kv_tokens
         self.prefill: list[tuple[int, int]] = [] if prefill is None else prefill
         self.finishing: list[Sequence] = []
-        self.itemised: list[tuple[Sequence, int, int, int]] = []
+        self.itemised: tuple[tuple[Sequence, int, int, int], ...] = ()
         self.rows: list[tuple[Sequence, int, int]] | None = None
-        self.hits: list[tuple[Sequence, int]] = []
-        self.preempted: list[Sequence] = []
+        self.hits: tuple[tuple[Sequence, int], ...] = ()  # a tuple that is empty costs nothing
+        self.preempted: tuple[Sequence, ...] = ()
         self.tokens = tokens
         self.free_blocks = 0
         self.t_sched = self.t_start = self.t_end = 0.0

@@ -421,7 +421,7 @@ class AlternatingScheduler(Scheduler):
             self._pauses.append(batch.number)
         batch.first = first
         batch.free_blocks = self.kv.free_blocks
-        batch.preempted, self._preempted = self._preempted, []
+        batch.preempted, self._preempted = tuple(self._preempted), []
         if self.record_rows:
             self._record(batch)
         self._back = []
@@ -501,7 +501,7 @@ class AlternatingScheduler(Scheduler):
         for row, found in taken:
             seq, size = row.seq, self.kv.block_tokens
             if found:
-                batch.hits.append((seq, found * size))
+                batch.hits += ((seq, found * size),)
             if seq.first_scheduled_s < 0:
                 seq.first_scheduled_s = now_s
                 seq.first_hit_tokens = found * size

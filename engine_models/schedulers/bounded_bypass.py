@@ -246,7 +246,7 @@ class BypassScheduler(Scheduler):
         last.closes, last.chunks, last.finishing = True, chunks, ended
         last.started, last.skips, last.free_blocks = started, skips, free
         for job in found:
-            last.hits.append((job.seq, job.found))
+            last.hits += ((job.seq, job.found),)
             self._count_found(job)
         if self.record_rows:
             last.rows = rows

@@ -438,7 +438,7 @@ class ContinuousScheduler(Scheduler):
         seq.preemptions += 1
         del self.running[seq]
         self._queue.put_back(seq)
-        batch.preempted.append(seq)
+        batch.preempted += (seq,)
 
     def _before_preemption(self, seq: Sequence, fresh_blocks: int | None) -> int:
         """Take a row out of where it is served; return its tokens that can be found again, those whose value is known.
@@ -564,7 +564,7 @@ class ContinuousScheduler(Scheduler):
             self.hit_tokens += hit - loaded
             self.host_hit_tokens += loaded
         if hit:
-            batch.hits.append((seq, hit))
+            batch.hits += ((seq, hit),)
         if batch.rows is not None:
             batch.rows.append((seq, want, seq.computed))
         served.append((seq, want))
@@ -715,18 +715,20 @@ class ContinuousScheduler(Scheduler):
 
     def _commit_itemised(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         """Count the tokens of itemised rows; what they emit and whether they end shows only once settled."""
+        entries = []
         for seq, tokens in served:
             prior = seq.computed
             seq.computed += tokens
             seq.in_flight_tokens += tokens
             drafts = seq.computed - seq.length
             batch.serve(tokens, prior, decodes=tokens - max(drafts, 0) == 1 and prior >= seq.prompt_tokens)
-            batch.itemised.append((seq, tokens, drafts, seq.preemptions))
+            entries.append((seq, tokens, drafts, seq.preemptions))
             seq.drafts = 0
             if drafts >= 0 and self._async:
                 seq.length += 1 + drafts
                 seq.pending += 1 + drafts
                 seq.drafts = self.rules.speculative_tokens
+        batch.itemised = tuple(entries)
 
     def _settle_itemised(self, batch: Batch) -> None:
         """Give the itemised rows of a processed batch their outputs; drafts that were rejected roll back."""
@@ -784,8 +786,9 @@ class ContinuousScheduler(Scheduler):
             self.blocked = False
         if batch.itemised:
             self._settle_itemised(batch)
-        if batch.finishing:  # less those whose clients have left meanwhile
-            batch.finishing = [seq for seq in batch.finishing if seq.state != "finished"]
+        if not batch.finishing:
+            return batch.finishing
+        batch.finishing = [seq for seq in batch.finishing if seq.state != "finished"]  # less those whose clients have left
         for seq in batch.finishing:
             if seq.state == "preempted":
                 self._queue.remove(seq)
@@ -855,11 +858,12 @@ class ContinuousScheduler(Scheduler):
         self.next_number += steps
         batch = Batch(self.next_number - 1)
         self.processed_number = batch.number - 1
-        self._early = int(self._async)
+        self._early = 1 if self._async else 0
         batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         self._end_decodes(batch)
-        batch.order_finishing()
+        if batch.finishing:
+            batch.order_finishing()
         return batch, held, most
 
     def take_vain(self, after: Batch) -> tuple[Batch, int] | None:
@@ -875,7 +879,8 @@ class ContinuousScheduler(Scheduler):
         decodes.steps += 1
         self._early = 0
         self._commit_decodes(batch)
-        batch.order_finishing()
+        if batch.finishing:
+            batch.order_finishing()
         self.next_number += 1
         return batch, kv.capacity_blocks - kv.free_blocks
 

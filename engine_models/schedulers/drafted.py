@@ -215,7 +215,7 @@ class DraftedScheduler(ContinuousScheduler):
                 seq.length -= seq.pending
                 seq.pending = seq.in_flight_tokens = 0
         if absorbed and flight is not None:
-            flight.itemised = [entry for entry in flight.itemised if entry[0] not in absorbed]
+            flight.itemised = tuple([entry for entry in flight.itemised if entry[0] not in absorbed])
 
     def _commit_itemised(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         """As of the base; with a batch in flight rows whose prompt ends join now: it yields one token for certain."""
@@ -305,8 +305,8 @@ class DraftedScheduler(ContinuousScheduler):
                 seq.pending = row_tokens
             seq.computed += row_tokens
             seq.in_flight_tokens = row_tokens
-            flight.itemised.append((seq, row_tokens, row_tokens - 1, seq.preemptions))
-            flight.itemised.sort(key=lambda entry: entry[0].order)
+            entries = (*flight.itemised, (seq, row_tokens, row_tokens - 1, seq.preemptions))
+            flight.itemised = tuple(sorted(entries, key=lambda entry: entry[0].order))
             if seq in flight.finishing:
                 flight.finishing.remove(seq)
 

@@ -507,7 +507,7 @@ class FirstFitScheduler(Scheduler):
             row.state = "prefilling"
             self._activate(row)
             self._prefilling[row] = None
-            self._notes.hits.append((row.seq, found))
+            self._notes.hits += ((row.seq, found),)
 
     def _activate(self, row: _Row) -> None:
         self._waiting.pop(row, None)
@@ -610,7 +610,7 @@ class FirstFitScheduler(Scheduler):
         row.state = "gone"
         again = self._rows[seq] = _Row(seq, row.held, row.known)
         self._waiting[again] = None
-        self._notes.preempted.append(seq)
+        self._notes.preempted += (seq,)
 
     def _deactivate(self, row: _Row, *, cache: bool) -> None:
         self.kv.release(row.held, cache=cache)

@@ -220,7 +220,7 @@ class HybridPrefillScheduler(Scheduler):
         seq.computed = 0
         seq.state = "waiting"
         seq.preemptions += 1
-        batch.preempted.append(seq)
+        batch.preempted += (seq,)
 
     def _cached(self, seq: Sequence) -> int:
         return self.decodes.length(seq) - 1 if seq.state == "decoding" else seq.computed
@@ -238,7 +238,7 @@ class HybridPrefillScheduler(Scheduler):
         self.running[seq] = None
         self._begun[seq] = None
         if found:
-            batch.hits.append((seq, found))
+            batch.hits += ((seq, found),)
         if seq.first_scheduled_s < 0:
             seq.first_scheduled_s = now_s
             seq.first_hit_tokens = found

@@ -319,7 +319,7 @@ class TwoPassScheduler(Scheduler):
             end = victim
             self._sync(rows[end])
             free += kv.freed_by(rows[end], refs)
-            batch.preempted.append(rows[end])
+            batch.preempted += (rows[end],)
         return fitting
 
     def _sync(self, seq: Sequence) -> None:
@@ -505,7 +505,7 @@ class TwoPassScheduler(Scheduler):
         seq.state = "running"
         seq.computed = found
         if found:
-            batch.hits.append((seq, found))
+            batch.hits += ((seq, found),)
             if found + row.chunk < row.prompt:
                 row.chunk = (found + row.chunk) // kv.block_tokens * kv.block_tokens - found
             else:

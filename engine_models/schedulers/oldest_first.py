@@ -241,7 +241,7 @@ class OldestFirstScheduler(Scheduler):
             before = [row for row in rows if row.active]
             served = self._walk(rows, budget)
             self._others = {row.seq: row for row in sorted(self._others.values(), key=_order)}
-        batch.preempted = [row.seq for row in before if not row.active and row.seq in self._others]
+        batch.preempted = tuple([row.seq for row in before if not row.active and row.seq in self._others])
         for seq in batch.preempted:
             seq.preemptions += 1
         self._serve(batch, served, now_s)
@@ -341,7 +341,7 @@ class OldestFirstScheduler(Scheduler):
                 self.queried_tokens += seq.prompt_tokens
                 self.hit_tokens += computed
                 if computed:
-                    batch.hits.append((seq, computed))
+                    batch.hits += ((seq, computed),)
             seq.computed += tokens
             if seq.computed < seq.length:
                 continue

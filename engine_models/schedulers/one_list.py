@@ -261,7 +261,7 @@ class OneListScheduler(Scheduler):
         for row in self._found:
             seq = row.seq
             if seq.computed:
-                batch.hits.append((seq, seq.computed))
+                batch.hits += ((seq, seq.computed),)
             kv.keep(row.held, seq.computed)
         self._found.clear()
         if kv.most_blocks is not None and (self._prompts or not kv.capacity_blocks):
@@ -469,7 +469,7 @@ class OneListScheduler(Scheduler):
         victim.waits = True
         self._shut = False
         if seq not in batch.lost:
-            batch.preempted.append(seq)
+            batch.preempted += (seq,)
         batch.lost[seq] = batch.lost.get(seq, 0) + lost
         return kv.free_blocks > free
 

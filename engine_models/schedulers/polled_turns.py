@@ -295,7 +295,7 @@ class PolledTurnsScheduler(Scheduler):
         batch = self._calls.popleft()
         self.next_number += 1
         batch.taken, self._taken = self._taken, []
-        batch.hits, self._hits = self._hits, []
+        batch.hits, self._hits = tuple(self._hits), []
         batch.stored, self._stored = self._stored, []
         batch.dropped, self._dropped = self._dropped, []
         batch.limits, self._limits = self._limits, []

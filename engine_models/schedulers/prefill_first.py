@@ -104,8 +104,8 @@ class PrefillFirstBatch(Batch):
         super().__init__(number)
         self.mode = "DECODE"
         self.extends: list[tuple[Sequence, int, bool, int]] = []
-        self.retracted: list[Sequence] = []
-        self.aborted: list[Sequence] = []
+        self.retracted: tuple[Sequence, ...] = ()
+        self.aborted: tuple[Sequence, ...] = ()
         self.chunked: Sequence | None = None
         self.batch_is_full = False
         self.new_token_ratio = 0.0
@@ -228,7 +228,8 @@ class PrefillFirstScheduler(Scheduler):
         self._decoding: dict[Sequence, None] = {}  # the running batch, in order
         self._merging: list[Sequence] = []  # rows of the last prefill batch, not yet in the running batch
         self._last_extend = False
-        self._latest = self._latest_extend = PrefillFirstBatch(-1)
+        self._latest: Batch = Batch(-1)
+        self._latest_extend = PrefillFirstBatch(-1)
         self._formed_nothing = -1  # batch behind which none could be formed
         self._ending: list[Sequence] = []  # in the running batch, last token in flight
         own = self.__class__ is PrefillFirstScheduler and rules.receive_interval <= 1
@@ -393,7 +394,7 @@ class PrefillFirstScheduler(Scheduler):
         batch.free_tokens = self.kv.free_tokens
         batch.evictable_tokens = self.kv.tree.evictable_tokens
         if self._aborted:
-            batch.aborted, self._aborted = self._aborted, []
+            batch.aborted, self._aborted = tuple(self._aborted), []
             batch.finishing.extend(batch.aborted)
         self._last_decoded = batch.mode == "DECODE"
         self._latest = batch
@@ -538,7 +539,7 @@ class PrefillFirstScheduler(Scheduler):
                 batch.rows.append((seq, end - start, start))
             if fresh:
                 if start:
-                    batch.hits.append((seq, start))
+                    batch.hits += ((seq, start),)
                 if seq.first_scheduled_s < 0:
                     seq.first_scheduled_s = now_s
                     seq.first_hit_tokens = start
@@ -702,7 +703,7 @@ class PrefillFirstScheduler(Scheduler):
             if not self._decoding:
                 return False
         else:
-            self.ratio = max(self.ratio - self.decay, self.least_ratio)
+            self._decay(1)
         self._decode_all(batch)
         return True
 
@@ -724,7 +725,7 @@ class PrefillFirstScheduler(Scheduler):
         self._last_decode = batch.number
         self._end_decodes(batch)
 
-    def _end_decodes(self, batch: PrefillFirstBatch) -> None:
+    def _end_decodes(self, batch: Batch) -> None:
         ended = self.decodes.pop_ended()
         if not ended:
             return
@@ -754,7 +755,7 @@ class PrefillFirstScheduler(Scheduler):
             victim = rows.pop()
             del self._decoding[victim]
             self._take_memory(victim, len(rows))
-            batch.retracted.append(victim)
+            batch.retracted += (victim,)
         if len(rows) <= 1 and not kv.make_room(self._tokens_needed()):
             last = rows.pop()
             del self._decoding[last]
@@ -767,7 +768,7 @@ class PrefillFirstScheduler(Scheduler):
         limits = sum(seq.group_state.max_new for seq in rows)
         self.ratio = min(1.0, (outputs + RETRACT_STEPS * len(rows)) / (limits + 1))
         for seq in batch.retracted:
-            batch.preempted.append(seq)
+            batch.preempted += (seq,)
             self._enqueue(seq)
         if len(rows) < before:
             self.batch_is_full = False
@@ -990,12 +991,8 @@ class PrefillFirstScheduler(Scheduler):
         before_last = (need - decodes.phases[-(decodes.steps + steps - 1) % decodes.block_tokens]) * page
         kv.make_room(before_last + decodes.count * page)  # as the last step would
         kv.free_tokens -= need * page
-        ratio, decay, least = self.ratio, self.decay, self.least_ratio
-        for _ in range(steps):
-            if ratio <= least:
-                break
-            ratio = max(ratio - decay, least)
-        self.ratio = ratio
+        if self.ratio != self.least_ratio:
+            self._decay(steps)
         decodes.steps += steps
         self._prefilled_tokens += steps * self._running_prefilled
         if self.rules.receive_interval > 1:
@@ -1006,10 +1003,20 @@ class PrefillFirstScheduler(Scheduler):
         self.processed_number = self.next_number - 2
         return held * steps + summed, held + need
 
+    def _decay(self, steps: int) -> None:
+        """Let the new-token ratio fall by so many decode steps."""
+        ratio, decay, least = self.ratio, self.decay, self.least_ratio
+        for _ in range(steps):
+            ratio -= decay
+            if ratio <= least:
+                ratio = least
+                break
+        self.ratio = ratio
+
     def _decoded(self) -> Batch:
         """The latest of the decode steps whose memory was taken, as a batch."""
         decodes = self.decodes
-        batch = self._latest = PrefillFirstBatch(self.next_number - 1)
+        batch = self._latest = Batch(self.next_number - 1)
         self._last_decode = batch.number
         batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
@@ -1058,7 +1065,8 @@ class _Adder:
 
     def verdict(self) -> str:
         """Whether another request may be tried: "continue", "other" (the batch's token budgets are used up), or "no_token"."""
-        if self.total_left <= 0 or self.current_left <= 0:
+        available = self._available()
+        if available - self.total_offset <= 0 or available - self.current_offset <= 0:
             return "no_token"
         exhausted = self.input_left <= 0 or (self.chunk_left is not None and self.chunk_left <= 0)
         return "other" if exhausted else "continue"
@@ -1218,5 +1226,5 @@ class _Adder:
                 left -= 1
                 del scheduler._decoding[running]
                 scheduler._take_memory(running, left)
-        batch.preempted.extend(victims)
+        batch.preempted += tuple(victims)
         return True

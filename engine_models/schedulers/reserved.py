@@ -376,7 +376,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         batch = self._decode()
         if records:
             queues = {"resumed": resumed, "admitted": admitted, "transferred": transferred, "prebuilt": joined}
-            queues["retracted"] = batch.preempted if batch is not None else []
+            queues["retracted"] = list(batch.preempted) if batch is not None else []
             self.loop |= {**queues, "free_after_queues": free_tokens, "free": kv.free_tokens}
         return batch
 
@@ -537,7 +537,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             self._drop(victim, self._held_tokens(victim))
             victim.state = "preempted"
             victim.preemptions += 1
-            batch.preempted.append(victim)
+            batch.preempted += (victim,)
             if self._free_tokens() >= self._needed_tokens(rows):
                 break
         self.running = dict.fromkeys(rows)

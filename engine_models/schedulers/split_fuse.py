@@ -172,7 +172,7 @@ class SplitFuseScheduler(Scheduler):
         self._decode(batch, chosen)
         self._compute(batch, chunks, now_s)
         self.next_number += 1
-        batch.preempted, self._reset = self._reset, []
+        batch.preempted, self._reset = tuple(self._reset), []
         if self.record_rows:
             batch.flushed, batch.left = self._flushed, list(self._buffer)
             batch.chosen_blocks, batch.free_after = free - self.free_blocks, self.free_blocks

@@ -272,7 +272,7 @@ class WholeLifetimeScheduler(Scheduler):
             self.queried_tokens += row.prompt_tokens
             self.hit_tokens += found
         if found:
-            batch.hits.append((seq, found))
+            batch.hits += ((seq, found),)
         batch.new.append(seq)
         self.running[seq] = None
         self._prefilling[seq] = row

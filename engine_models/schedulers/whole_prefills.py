@@ -205,7 +205,7 @@ class WholePrefillScheduler(Scheduler):
         seq.state = "waiting"
         seq.computed = 0
         seq.preemptions += 1
-        batch.preempted.append(seq)
+        batch.preempted += (seq,)
         self._waiting.appendleft(seq)
 
     def _end_decodes(self, batch: Batch) -> None:

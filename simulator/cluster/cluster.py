@@ -26,7 +26,7 @@ from engine_models.declaration import EnginePlan, Executor, FrontEnd, Mode
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
-from simulator.cluster.content import NOTHING_SHARED, SharedContents, for_adapter, is_structured
+from simulator.cluster.content import SharedContents, for_adapter, is_structured
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import (
@@ -444,26 +444,19 @@ class Cluster:
         for row, prompt, output, engine_s, kind, known, limit, adapter in zip(
             *(column.tolist() for column in columns), adapters, strict=True
         ):
-            runs, tokens, output_shared = shared.of(row) if shared is not None else NOTHING_SHARED
-            if adapter:
-                runs = for_adapter(runs, adapter)
             index = first + row
             seq = self._live[index] = Sequence(
-                index,
-                prompt,
-                output,
-                engine_s,
-                priority=priority[kind],
-                stop_known=known,
-                limit_tokens=limit,
-                runs=runs,
-                shareable_tokens=tokens,
-                output_shared=output_shared,
-                acceptance=acceptance(index) if acceptance is not None else None,
-                adapter=adapter,
-                masked=is_structured(index, structured[kind]),
+                index, prompt, output, engine_s, priority=priority[kind], stop_known=known, limit_tokens=limit
             )
             made.append(seq)
+            if shared is not None:
+                seq.runs, seq.shareable_tokens, seq.output_shared = shared.of(row)
+            if adapter:
+                seq.adapter, seq.runs = adapter, for_adapter(seq.runs, adapter)
+            if acceptance is not None:
+                seq.acceptance = acceptance(index)
+            if structured[kind]:
+                seq.masked = is_structured(index, structured[kind])
         return made
 
     def _reach(self, block: Rows, seq: Sequence) -> None:
@@ -654,7 +647,8 @@ class Cluster:
             block.finish(seq, end_s)
         del self._live[seq.index]
         self._router.ended(seq, now_s)
-        self._room_made(now_s)
+        if self._door:
+            self._room_made(now_s)
         if self._linked:
             self._release(block, row, end_s)
         if self._should_stop is not None and self._should_stop():

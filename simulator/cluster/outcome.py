@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Series
 from dataclasses import replace
 from enum import IntEnum
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,9 @@ class Rows:
         self.emissions = Emissions(n)
         self.handed: Handovers | None = None
         self.attempts = np.ones(n, dtype=np.int32)
+        columns = (self.status, self.reason, self.engine_arrival_s, self.first_scheduled_s, self.end_s, self.cached, self.replica)
+        views: list[Any] = [column.data for column in columns]  # one number is read and set quicker through them
+        (self._status, self._reason, self._reached_s, self._scheduled_s, self._end_s, self._cached, self._replica) = views
 
     def arrive(self, row: int, now_s: float) -> bool:
         """Note that a released request arrives; return whether the engine takes it."""
@@ -220,25 +224,25 @@ class Rows:
 
     def keep(self, seq: Sequence) -> None:
         """Note what a request's object knows."""
-        row, scheduled_s = seq.index - self.first, seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
+        row, scheduled_s = seq.index - self.first, seq.first_scheduled_s if seq.first_scheduled_s >= 0 else nan
         if seq.preemptions:
             self.preemptions[row] += seq.preemptions
         if self.handed is not None and self.handed.moved(row):
             self.handed.first_scheduled_s[row] = scheduled_s
         else:
-            self.engine_arrival_s[row] = seq.arrival_s
-            self.first_scheduled_s[row] = scheduled_s
-            self.cached[row] = seq.first_hit_tokens
+            self._reached_s[row] = seq.arrival_s
+            self._scheduled_s[row] = scheduled_s
+            self._cached[row] = seq.first_hit_tokens
             if self.handed is not None and self.handed.source[row] != self.replica[row]:
                 return  # what a server that computes prompts samples is dropped
-        self.emissions.note(row, seq.emissions, int(self.replica[row]))
+        self.emissions.note(row, seq.emissions, self._replica[row])
 
     def finish(self, seq: Sequence, end_s: float) -> None:
         """Note the end of a request."""
         row = seq.index - self.first
-        self.status[row] = FINISHED
-        self.reason[row] = _STOP
-        self.end_s[row] = end_s
+        self._status[row] = FINISHED
+        self._reason[row] = _STOP
+        self._end_s[row] = end_s
         self.left -= 1
         self.keep(seq)
 

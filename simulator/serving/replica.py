@@ -226,16 +226,17 @@ class Replica:
         With `stop_after_finish` return True as soon as a request has ended; False once the limit is reached. A replica that
         `lags` leaves for later what cannot end a request up to the limit: a run is then taken whole.
         """
-        ranks, flight, only = self.ranks, self._in_flight, self._only
+        ranks, flight, only, ahead = self.ranks, self._in_flight, self._only, self.depth - 1
         for rank in ranks:
             rank.reach(limit_s)
         while True:
             if not self._may_schedule:
-                if flight[0][2] > limit_s:
+                taking, batches, end_s = flight[0]
+                if end_s > limit_s:
                     return False
                 if self._hears_in_step:
-                    self._receive(flight[0][2])
-                taking, batches, end_s = flight.popleft()
+                    self._receive(end_s)
+                flight.popleft()
                 if end_s > self.clock_s:
                     self.clock_s = end_s
                 ended = False
@@ -264,7 +265,7 @@ class Replica:
             elif self._staged:
                 if only is not None and self._jump_staged(only, limit_s):
                     continue
-            elif len(flight) == self.depth - 1:
+            elif len(flight) == ahead:
                 if lags:
                     quiet_s = self._quiet_s()
                     if quiet_s > limit_s:
@@ -287,7 +288,7 @@ class Replica:
                         return True
             if batches:
                 self._launch(taking, batches)
-                if len(flight) >= self.depth:
+                if len(flight) > ahead:
                     self._may_schedule = False
             elif flight:
                 self._may_schedule = False
@@ -466,13 +467,13 @@ class Replica:
 
     def _price(self, limit_s: float) -> Priced | None:
         """Prove a run and price its steps, not many more than are scheduled before the limit; None if it is shorter than two."""
-        flight = self._in_flight
+        flight, only = self._in_flight, self._only
         ranks: Series[Rank] = self.ranks
         deaf: Series[bool]
         shapes: Series[Batch]
         vain = False
-        if len(ranks) == 1:
-            run = ranks[0].scheduler.run()
+        if only is not None:
+            run = only.scheduler.run()
             if run is None:
                 return None
             steps, until_s, deaf, shapes = run.steps + run.vain, run.until_s, (run.deaf,), (run.shape,)
@@ -489,10 +490,12 @@ class Replica:
             deaf, shapes = [run.deaf for run in proven], [run.shape for run in proven]
         first = flight[-1][2] if flight else self.clock_s
         bound_s = until_s if until_s < limit_s else limit_s
-        if len(self.ranks) > 1:
+        if only is None:
             bound_s = self._bound(ranks, deaf, bound_s)
-        elif not deaf[0] and ranks[0].inbox and ranks[0].inbox[0].arrival_s < bound_s:
-            bound_s = ranks[0].inbox[0].arrival_s
+        elif only.inbox and not deaf[0]:
+            next_s = only.inbox[0].arrival_s
+            if next_s < bound_s:
+                bound_s = next_s
         self._bound_s = bound_s
         # do not price steps that will be cut: a shorter jump is as exact
         if bound_s - first < self._step_guess_s * steps:
@@ -502,7 +505,7 @@ class Replica:
             if some < steps:
                 steps, vain = some, False
         cost, sync = self.cost, self._sync
-        host_s = cost.host_s(shapes[0]) if len(shapes) == 1 else self._host_s(shapes)
+        host_s = cost.host_s(shapes[0]) if only is not None else self._host_s(shapes)
         if steps <= FEW_STEPS:
             device_s = cost.few_s(shapes, steps)
             if not sync and host_s > min(device_s):
@@ -531,9 +534,12 @@ class Replica:
     def _jump(self, limit_s: float) -> bool:
         """Take the steps of a run that are formed before the limit; False if none is proven, or the host is late."""
         flight, now = self._in_flight, self.clock_s
-        if flight and ends_a_request(flight[0]):
-            return False
-        first = flight[0][2] if flight else now
+        first = now
+        if flight:
+            ahead = flight[0]
+            if ends_a_request(ahead):
+                return False
+            first = ahead[2]
         priced = self._priced
         if priced is None or priced[4] != first:
             priced = self._price(limit_s if first < limit_s else INFINITY)  # what is left is kept
@@ -561,7 +567,7 @@ class Replica:
                 self._priced = ranks, deaf, until_s, host_s, ends[n - 1], vain, ends[n:]
             ends, vain = ends[:n], False
         if not self._sync:
-            ahead = flight.popleft()
+            flight.popleft()
             if self._on_batch is not None:
                 for batch in ahead[1]:
                     self._on_batch(batch)

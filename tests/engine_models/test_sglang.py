@@ -403,6 +403,26 @@ def test_new_token_ratio_falls_to_its_floor_in_600_steps() -> None:
     assert ratio == pytest.approx(0.7 * 0.14)
 
 
+def test_new_token_ratio_below_its_floor_rises_to_it_also_in_steps_taken_at_once() -> None:
+    found = []
+    for take in (True, False):
+        scheduler = PrefillFirstScheduler(PrefillFirstRules(8, 1000), RadixPool(10_000))
+        scheduler.add(_row(0, 4, 50, 0.0))
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        scheduler.settle(batch)
+        scheduler.ratio = scheduler.least_ratio / 2  # as a retraction may leave it
+        if take:
+            assert scheduler.run() is not None
+            scheduler.take(3)
+        else:
+            for _ in range(3):
+                scheduler.schedule(0.0)
+        found.append((scheduler.ratio, scheduler.kv.free_tokens))
+    assert found[0] == found[1]
+    assert found[0][0] == scheduler.least_ratio
+
+
 def test_defaults_follow_memory() -> None:
     gib = 1 << 30
     assert sglang_reserve.memory_defaults(80 * gib, 1) == (8192, 256)

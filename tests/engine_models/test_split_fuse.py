@@ -133,7 +133,7 @@ def test_when_nothing_can_run_the_last_with_blocks_begins_again_with_its_answer_
         [(1, 1, 33)],
         [(1, 1, 34)],
     ]
-    assert found.batches[1].preempted == found.batches[1].flushed == [found.seqs[1]]
+    assert list(found.batches[1].preempted) == found.batches[1].flushed == [found.seqs[1]]
 
 
 def test_the_number_of_requests_that_hold_blocks_is_bounded() -> None:
