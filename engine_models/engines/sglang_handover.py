@@ -28,14 +28,17 @@ prediction: kvcache-ai/Mooncake@3b5a594, docs/source/performance/sglang/sglang-b
 ASYNCHRONOUS = (0, 5, 12)
 """First version whose NIXL transfers are posted by threads of their own; before, the prefill server's scheduler posts each, one
 after the other, before it launches what comes next (pull request 23967 of 2026-04: transfers of Qwen3-32B 162 -> 41 ms in the
-mean; the version is inferred from the dates)."""
+mean; datasheet: `disaggregation/nixl/conn.py`, where `add_transfer_request` posts by itself in 0.5.5 to 0.5.11, and fills
+queues in 0.5.12)."""
 POST_S = 0.06
 """What posting a piece of a prompt takes of the scheduler then [s]; a single request waits as long as before, since the handshake
 is as much shorter. kind: fitted, 2026-11, source: 24 runs of DeepSeek-R1 with up to 128 users on B200 and GB200, FP4 and FP8,
 1,024 and 8,192 tokens (SGLang 0.5.5 and 0.5.8, InferenceX): mean TTFT 31 -> 12 % off, in each of the five groups by GPU, format
 and length less (29 -> 6 and 33 -> 15 at 1,024 tokens, 27 to 31 -> 24 to 29 at 8,192); the groups at 1,024 tokens, which tell it,
-choose 55 to 65 ms each alone. On H200, kept apart, two runs of three are better, and a saturated one worse. That the time goes
-where the pull request says is inferred, since nobody traced a server."""
+choose 55 to 65 ms each alone. It does not grow with the prompt, though each run of pages is a descriptor in every layer: two
+pairs on B200 in FP8 that 64 and 128 users keep full pass a prompt of 7,373 tokens each 0.34 and 0.32 s, where one server takes
+0.26 to 0.30. On H200, kept apart, two runs of three are better, and a saturated one worse. That the time goes where the pull
+request says is inferred, since nobody traced a server."""
 HEARTBEATS_S, WAITING_TIMEOUT_S = (5.0, 2), 300.0
 """Between two health checks of a prefill server by a decode server [s], and how many that fail let it fail the rooms of that
 server; how long a reservation waits for its prompt [s] (datasheet: `SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL`,

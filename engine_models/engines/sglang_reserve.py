@@ -59,7 +59,8 @@ OWN_BYTES, OWN_BYTES_BEFORE, OWN_GREW = 0.7 * GIB, 0.5 * GIB, (0, 5, 8)
 0.75 GiB on H100 (four starts of 2026), 0.4 to 0.6 before (H100, H200, 2025)."""
 RANKS_BYTES = {"hopper": 1.6 * GIB, "blackwell": 2.4 * GIB}
 """More where ranks share a model over NVLink whose switches multicast. kind: measured by others: 1.2 to 2.0 GiB on four H100
-(0.4.9) and eight H200 (0.5.3, 2026-07), 2.3 and 2.5 on four and eight B200 (2025)."""
+(0.4.9: vllm-project/vllm#21348, by its tokens) and eight H200 (sgl-project/sglang#11716 of 2025-10, where distributed set-up
+ends; another start of 0.5.3), 2.3 and 2.5 on four and eight B200 (2025; which start-up lines is not on record)."""
 RANKS_BYTES_ON_AMD, RANKS_BYTES_ELSE = 3.7 * GIB, 0.3 * GIB
 """The same on AMD, and with other links or none. kind: measured by others: 3.4 to 3.8 on eight MI355X (2026-02); 0.13, 0.26 and
 0.39 on PCIe (2025-03, 2026-01, 2026-09); of A100 assumed."""

@@ -55,7 +55,7 @@ request 25359). kind: measured on two GPUs of 96 GB (first engine), two H200 (0.
 H100 (0.19: 1.82 and 1.92); that the last step came with 0.18, as did the device's own, is assumed."""
 CONTEXT_BYTES_PER_CORE = 3.5 * (1 << 20)
 """What CUDA keeps of a device for a process, by its multiprocessors. kind: measured, 0.4 to 0.6 GiB on H100 and H200 with 132
-(starts of SGLang, 2025), 0.24 on an RTX 3090 with 82 (a start of vLLM 0.6.4): 3 to 4.6 MiB each."""
+(starts of SGLang, 2025), 0.24 on an RTX 3090 with 82 (vLLM 0.6.4, vllm-project/vllm#10517): 3 to 4.6 MiB each."""
 CONTEXT_COUNTS = {True: ((0, 6, 4), (0, 6, 5)), False: ((0, 6, 5), (0, 9, 1))}
 """From and before these versions of the first and the second engine all that is used of a device counts, the context too
 (datasheet: `worker.py` of 0.6.2 to 0.8.5, `v1/worker/gpu_worker.py` of 0.6.4 to 0.9.2; 0.9.0 assumed)."""
@@ -64,8 +64,8 @@ UNSAMPLED_UNTIL, ALL_ROWS_UNTIL = (0, 8), (0, 7, 3)
 tokens of a step (datasheet: `profile_run` of 0.7.0 to 0.8.0)."""
 ELSEWHERE_BYTES: Steps = (((0, 8), 0.17 * GIB),)
 ELSEWHERE_BYTES_NOW, MULTICAST = 0.41 * GIB, ("hopper", "blackwell")
-"""The same where GPUs have no links of their own, or older ones that do not multicast. kind: measured on two RTX 4090 (0.7, in
-a report of 2025-02); inferred since, from eight L40S under 0.10.2 (0.34 GiB) and two A100 under 0.11.2 (0.4)."""
+"""The same where GPUs have no links of their own, or older ones that do not multicast. kind: measured on two RTX 4090 (0.7,
+vllm-project/vllm#13061 of 2025-02); inferred since, from eight L40S under 0.10.2 (0.34 GiB) and two A100 under 0.11.2 (0.4)."""
 GRAPH_BYTES_PER_LAYER = 0.5e6
 """Of a captured size. kind: measured, 2026-04: the median of what 0.19.0 estimated for 51 sizes on H100 (0.40 to 1.1e6, 26 to
 80 layers); a start of 2026-08 on A800 has 0.51e6."""
