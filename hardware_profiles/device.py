@@ -246,6 +246,16 @@ def resolve_device(name: str) -> str:
             where="hardware",
             mend=f"name one of them, for example '{fits[0]}'",
         )
+    from hardware_profiles.machines import machine_named
+
+    machine = machine_named(plain)
+    if machine is not None:
+        one, number = machine
+        raise InputError(
+            f"hardware '{name}' is a machine, not a device",
+            where="hardware",
+            mend=f"write hardware: {one}" + f"; it has {number}: tensor_parallel or replicas say how many" * (number > 1),
+        )
     counted = re.fullmatch(r"(?:(?P<n>\d+)\s*[x×*]\s*(?P<name>.+))|(?:(?P<other>.+?)\s*[x×*]\s*(?P<m>\d+))", plain)
     if counted:
         one, count = resolve_device(counted["name"] or counted["other"]), counted["n"] or counted["m"]

@@ -35,6 +35,21 @@ ASKED_AS = {
     "diff": "compare RUN RUN",
 }
 """Words that people try for a command -> what answers their question."""
+BELOW = {
+    ("trace", word): answer
+    for words, answer in (
+        (("stats", "statistics", "info", "show", "inspect", "summary"), "trace describe TRACE"),
+        (("generate", "create", "make", "sample"), "trace synthesize SCENARIO OUTPUT"),
+    )
+    for word in words
+} | {("validate", word): "validate endpoint URL SCENARIO" for word in ("server", "url")}
+"""The same for words below a command."""
+MISSING = {
+    "scenario": "name a scenario's file, or one of `capacity-plan list scenarios`",
+    "name": "write of what it is: `capacity-plan show engine NAME`, `show hardware h100`, `show model Qwen/Qwen3-8B`",
+    "RUN_OR_FILE...": "name two or more folders that `capacity-plan simulate` wrote, or result files of a benchmark client",
+}
+"""Arguments that may be missing -> what to give."""
 
 
 @contextmanager
@@ -89,6 +104,12 @@ def _usage(error: Any) -> PlanError:
     asked = re.match(r"No such command '(\w+)'", said)
     if asked and asked[1].lower() in ASKED_AS and (context is None or context.parent is None):
         return InputError(said, mend=f"that is asked as `capacity-plan {ASKED_AS[asked[1].lower()]}`")
+    below = BELOW.get((command.rpartition(" ")[2], asked[1].lower())) if asked else None
+    if below is not None:
+        return InputError(said, mend=f"that is asked as `capacity-plan {below}`")
+    missing = re.match(r"Missing argument '([^']+)'", said)
+    if missing and missing[1] in MISSING and (missing[1] != "name" or command.endswith(" show")):
+        return InputError(said, mend=f"{MISSING[missing[1]]}; `{command} --help` lists the rest")
     return InputError(said, mend=f"`{command} --help` lists what it takes")
 
 

@@ -12,13 +12,19 @@ from simulator.report.words import REASONS, cache_words, holder_of, reasons_of, 
 
 LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"), ("queue", "queue_ms"))
 
+ROUNDING = 1e-12
+"""Relative spread of values that differ by the rounding of their sums alone."""
+
 
 def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
     """Rows of the latency table: metric, mean with its 95 % sampling error, p50, p90, p99, max."""
     rows = []
     for title, name in LATENCIES:
         stats = metrics[name]
-        half = "" if not stats["ci95"] else f" ±{short((stats['ci95'][1] - stats['ci95'][0]) / 2)}"
+        half = ""
+        if stats["ci95"]:
+            width = (stats["ci95"][1] - stats["ci95"][0]) / 2
+            half = f" ±{short(width if width > ROUNDING * abs(stats['mean'] or 0.0) else 0.0)}"
         model = _between(stats, "mean") or "-"
         rows.append(
             [title, short(stats["mean"]) + half, *(short(stats[p]) for p in ("p50", "p90", "p99", "max")), model]

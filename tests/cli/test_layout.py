@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cli.layout import folded, pairs, table, width, wrapped
-from simulator.cli.summary import fleet_lines, verdict_lines
+from simulator.cli.summary import fleet_lines, latency_rows, verdict_lines
 from tests.terminal import typed
 
 NUMBER = re.compile(r"\d[\d,.]*\d|\d")
@@ -176,6 +176,18 @@ def test_an_interval_beside_an_slo_fits_on_its_line(
     assert len(lines) == 2
     assert shown in lines[1]
     assert "889,215 ms" in lines[1]
+
+
+def test_a_spread_of_rounding_alone_is_none() -> None:
+    def shown(mean: float, width: float) -> str:
+        stats = {"ci95": [mean - width, mean + width], "mean": mean, "interval": None}
+        stats |= dict.fromkeys(("p50", "p90", "p99", "max"), mean)
+        names = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms", "queue_ms")
+        return latency_rows(dict.fromkeys(names, stats))[0][1]
+
+    assert shown(704.0, 3e-12).endswith("±0")
+    assert shown(704.0, 3e-3).endswith("±0.00300")
+    assert shown(0.0, 0.0).endswith("±0")
 
 
 def test_what_a_shrinking_fleet_loses_is_said_without_faults() -> None:

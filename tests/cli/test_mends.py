@@ -526,6 +526,23 @@ def test_words_that_people_try_are_answered_in_any_case(word: str, answer: str, 
 
 
 @pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("trace", "stats", "a.csv"), "that is asked as `capacity-plan trace describe"),
+        (("trace", "generate"), "that is asked as `capacity-plan trace synthesize"),
+        (("trace", "xyz"), "capacity-plan trace --help` lists what it takes"),
+        (("simulate",), "one of `capacity-plan list scenarios`"),
+        (("show", "vllm"), "`capacity-plan show engine NAME`"),
+        (("compare",), "folders that `capacity-plan simulate` wrote"),
+    ],
+)
+def test_words_below_a_command_and_missing_ones_are_answered(words: tuple[str, ...], answer: str, line: Typed) -> None:
+    code, _, err = line(*words)
+    assert code == 2
+    assert answer in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
     ("override", "mend"),
     [
         ("workload.input_len=500", "`workload.prompt_tokens`"),  # not output_tokens, which is nearer by its letters
@@ -560,6 +577,8 @@ def test_words_of_other_tools_are_answered_with_what_is_meant(override: str, men
     [
         ("deployment.hardware", "2x h100", "scenario.yaml:3: deployment.hardware", "with tensor_parallel: 2 for one server"),
         ("deployment.hardware", "H100 x 4", "scenario.yaml:3: deployment.hardware", "replicas: 4"),
+        ("deployment.hardware", "p5.48xlarge", "'p5.48xlarge' is a machine", "write hardware: h100-sxm-80gb; it has 8"),
+        ("deployment.hardware", "Standard_NC24ads_A100_v4", "is a machine", "write hardware: a100-pcie-80gb"),
         ("model", "gpt-oss:20b", "scenario.yaml:1: model", "did you mean 'gpt-oss-20b'"),
     ],
 )
