@@ -29,7 +29,7 @@ import numpy as np
 
 from engine_models.cost.draft_methods import KEEPS_KV, METHODS, WHERE
 from engine_models.cost.stated_acceptance import ACCEPTANCE, acceptance_by_task, acceptance_rates
-from engine_models.cost.step_time import StepTimeModel, TableRange
+from engine_models.cost.step_time import StepTimeModel, TableRange, attended_by
 from engine_models.cost.tables import FloatArray, PiecewiseLinear, log_grid
 from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
 from engine_models.model.architecture import (
@@ -478,16 +478,17 @@ class Drafting(StepCost):
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """`run_s` as plain numbers."""
         shape = shapes[0]
-        rows, attended = shape.decode_rows, shape.kv_by_step
-        device_s = self.model.few_s(shapes, steps)
-        if self._first is None or attended is None:
-            heads_s = float(self._heads[rows])
+        rows = shape.decode_rows
+        if self._first is None or shape.kv_by_step is None:
+            device_s, heads_s = self.model.few_s(shapes, steps), float(self._heads[rows])
             return [step_s + heads_s for step_s in device_s] if heads_s else device_s
-        first_s, join_s = self._first.few_s(shapes, steps), float(self._first_joins[shape.tokens])
+        attended = attended_by(shape, steps)
+        device_s = self.model.few_s(shapes, steps, attended)
+        first_s, join_s = self._first.few_s(shapes, steps, attended), float(self._first_joins[shape.tokens])
         if not self._more:
             return [step_s + (pass_s + join_s) for step_s, pass_s in zip(device_s, first_s, strict=True)]
         proposers = rows * self._branches
-        of_steps = (attended[:steps] * self._branches).astype(np.float64).tolist()
+        of_steps = [kv_tokens * self._branches for kv_tokens in attended] if self._branches > 1 else attended
         passes_s = self._later.passes_s(proposers, of_steps)
         for number in range(1, self._more):
             later_s = self._later.passes_s(proposers, [kv_tokens + number * proposers for kv_tokens in of_steps])

@@ -106,6 +106,15 @@ class Launches:
         return self.sizes[bisect_left(self.sizes, tokens)]
 
 
+def attended_by(shape: Batch, steps: int) -> Sequence[float]:
+    """KV tokens that the decoding rows of a run's shape attend to, by step, shape (steps,)."""
+    if shape.kv_by_step is None:
+        first, rows = shape.decode_kv_tokens, shape.decode_rows
+        return range(first, first + rows * steps, rows)
+    found: list[float] = shape.kv_by_step[:steps].astype(np.float64).tolist()
+    return found
+
+
 class StepTimeModel(StepCost):
     """Step times of one replica (one rank of it: ranks work alike, collectives included), or of one rank's own part.
 
@@ -208,8 +217,8 @@ class StepTimeModel(StepCost):
         tokens = shape.padded_tokens or shape.tokens
         return np.maximum(self.own_run_s(shape, tokens, steps), self._least_s[tokens])
 
-    def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
-        """`run_s` as plain numbers, equal to the last bit: quicker for few steps."""
+    def few_s(self, shapes: Sequence[Batch], steps: int, attended: Sequence[float] | None = None) -> list[float]:
+        """`run_s` as plain numbers, equal to the last bit: quicker for few steps. `attended` is `attended_by`, if known."""
         shape = shapes[0]
         rows = shape.decode_rows
         tokens = shape.padded_tokens or shape.tokens
@@ -220,12 +229,7 @@ class StepTimeModel(StepCost):
             return found
         if self._decode.windows or shape.pool_cells:
             return [max(fixed + attention, least) for attention in self._decode.few(shape, steps)]
-        if shape.kv_by_step is None:
-            first = shape.decode_kv_tokens
-            attended: Sequence[float] = range(first, first + rows * steps, rows)
-        else:
-            attended = shape.kv_by_step[:steps].astype(np.float64).tolist()
-        return self._along(rows, fixed, least, attended)
+        return self._along(rows, fixed, least, attended_by(shape, steps) if attended is None else attended)
 
     def passes_s(self, rows: int, attended: Sequence[float]) -> list[float]:
         """Device seconds of steps of `rows` rows of one token, by the KV tokens that they attend to, which rise."""

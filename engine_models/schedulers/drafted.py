@@ -38,10 +38,10 @@ class Track:
 
     Before batch `start` it has `length` tokens; `gains` sums what the verifications from that one on yield. Batches `first` to
     `last` are formed with it in the aggregate: there it attends to `attended` tokens and takes `taken` blocks. Batch `end` yields
-    its last token.
+    its last token. `held` are its blocks before batch `first` and after each.
     """
 
-    __slots__ = ("attended", "end", "first", "gains", "last", "length", "seq", "start", "taken")
+    __slots__ = ("attended", "end", "first", "gains", "held", "last", "length", "seq", "start", "taken")
 
     def __init__(self, seq: Sequence, start: int, length: int, gains: IntArray) -> None:
         self.seq = seq
@@ -50,7 +50,7 @@ class Track:
         self.gains = gains
         self.end = start + len(gains) - 1
         self.first = self.last = -1
-        self.attended = self.taken = gains
+        self.attended = self.taken = self.held = gains
 
     @property
     def ends(self) -> bool:
@@ -276,8 +276,7 @@ class DraftedScheduler(ContinuousScheduler):
         np.floor_divide(slots, kv.block_tokens, out=blocks[1:])
         if blocks[1] < held:
             np.maximum(blocks, held, out=blocks)
-        taken = blocks[1:] - blocks[:-1]
-        track.attended, track.taken = attended, taken
+        track.attended, track.taken, track.held = attended, blocks[1:] - blocks[:-1], blocks
         return track
 
     def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
@@ -296,7 +295,7 @@ class DraftedScheduler(ContinuousScheduler):
         if rows.next_number == track.start:  # as it came
             return
         seq.length, seq.computed = length, length - 1
-        seq.extra_blocks += int(track.taken[: rows.next_number - track.first].sum())
+        seq.extra_blocks += int(track.held[min(rows.next_number - track.first, len(track.taken))] - track.held[0])
         kv.register(seq, min(length, seq.final_length) - 1)
         flight = self._in_flight()
         if flight is not None and not ended and track.start <= flight.number <= track.last:
