@@ -428,6 +428,8 @@ def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
     ops, word = shard.ops, shard.terms.moe_backend
     experts_format = shard.weights_format("experts")
     backend = ops.expert_backend(experts_format, word) if word else None
+    if backend is None and word and "/" not in word:
+        backend = word  # tables of another format or framework may hold it
     widens = experts_format == dequantised.NF4
     experts_format = "bf16" if widens else experts_format
     total = np.zeros(len(m))

@@ -130,7 +130,7 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
             request.formats,
             Terms(
                 overheads.host,
-                moe_backend=experts(request, "CUTLASS", warnings),
+                moe_backend=experts(request, "CUTLASS", False, warnings),
                 moe_by_flag=False,
                 rotary_in_attention=True,
                 ungrouped_bytes_per_s=UNGROUPED_BYTES_PER_S if by_head else 0.0,

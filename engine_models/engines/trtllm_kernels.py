@@ -34,17 +34,18 @@ _OWN_TRITON = "trtllm/triton"
 ai-dynamo/aiconfigurator, read 2026-11). Above some thousand tokens its layer takes 1.4 to 2 times as long as under vLLM."""
 
 
-def experts(request: PoolRequest, asked: str, warnings: list[str]) -> str | None:
-    """The kernels of a model's experts, as tables call them; None where it has none."""
+def experts(request: PoolRequest, asked: str, generates_blocks: bool, warnings: list[str]) -> str | None:
+    """The kernels of a model's experts, as tables call them; None where it has none. generates_blocks : see `trtllm_versions`."""
     if not request.arch.has_experts:
         return None
-    backend = _own_choice(request) if asked.upper() == "AUTO" else asked.upper()
+    own = _own_choice(request, generates_blocks)
+    backend = own if asked.upper() == "AUTO" else asked.upper()
     if backend not in _TABLES:
         warnings.append(
             f"`moe_config.backend` {asked} is not modelled; in the engine it changes the speed of the experts, which are priced "
-            f"as those of {_own_choice(request)}"
+            f"as those of {own}"
         )
-        backend = _own_choice(request)
+        backend = own
     hopper = load_device(request.device_name).architecture == "hopper"
     if backend == "TRITON" and hopper and request.formats.weights.name == "mxfp4":
         return _OWN_TRITON
@@ -60,14 +61,13 @@ LATENT_LAUNCHES = 28.0
 source: as above, DeepSeek-R1 on B200."""
 
 
-def _own_choice(request: PoolRequest) -> str:
-    """What `AUTO` means: gpt-oss has kernels of its own, the rest CUTLASS's."""
-    device = load_device(request.device_name)
-    if request.arch.model_type != "gpt_oss":
-        return "CUTLASS"
-    if stacked_blackwell(device):
+def _own_choice(request: PoolRequest, generates_blocks: bool) -> str:
+    """What `AUTO` means: on data-centre Blackwell gpt-oss, and FP8 by blocks, run generated kernels, the rest CUTLASS's."""
+    device, family = load_device(request.device_name), request.arch.family
+    blocks = generates_blocks and request.formats.weights.name == "fp8_block"
+    if stacked_blackwell(device) and (blocks or family == "gpt_oss"):
         return OWN_KERNELS
-    return "TRITON" if device.architecture == "hopper" else "CUTLASS"
+    return "TRITON" if family == "gpt_oss" and device.architecture == "hopper" else "CUTLASS"
 
 
 _GATHERED_BYTES = {"nvfp4": 0.5625, "fp8": 1.0, "mxfp4": 1.03125}
@@ -134,7 +134,8 @@ def terms_of(
     request: PoolRequest, version: Mapping[str, Any], serving: Serving, host: HostOverhead, warnings: list[str]
 ) -> Terms:
     """What the engine decides about the time of a step."""
-    backend = experts(request, str(group(request.flags, "moe_config")["backend"]), warnings)
+    asked = str(group(request.flags, "moe_config")["backend"])
+    backend = experts(request, asked, version["generates_blocks"], warnings)
     return Terms(
         host,
         graph_sizes=tuple(serving.row_tokens * size for size in serving.graphs),

@@ -11,6 +11,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "graphs_adapters": True,
         "serial_quantisation": False,
         "pieces_follow": True,
+        "generates_blocks": True,
     },
     "1.0.0": {
         "recorded": False,
@@ -18,6 +19,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "graphs_adapters": False,
         "serial_quantisation": True,
         "pieces_follow": False,
+        "generates_blocks": False,
     },
 }
 """The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
@@ -25,4 +27,5 @@ recordings; `graph_step_above_128`: step of the padded CUDA-graph sizes (0: they
 name LoRA adapters run as CUDA graphs (`_torch/peft/lora/cuda_graph_lora_manager.py`, since 1.2). Source: as `trtllm`.
 `serial_quantisation`: of FP8 products on data-centre Blackwell (pull requests 6486 of 2025-08, 11607 of 2026-02; before 1.1
 another kernel, not timed). `pieces_follow`: whether a prompt's pieces enter a pipeline one behind the other
-(`PyExecutor._add_inflight_ids`)."""
+(`PyExecutor._add_inflight_ids`). `generates_blocks`: whether experts in FP8 blocks run on generated kernels on data-centre
+Blackwell by themselves (pull request 14282 of 2026-05)."""

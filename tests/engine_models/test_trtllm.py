@@ -357,6 +357,17 @@ def test_experts_of_gpt_oss_on_hopper_are_those_of_the_own_table() -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "hardware", "wanted"),
+    [("1.3.0", "b200-sxm-180gb", "vllm/trtllm"), ("1.2.0", "b200-sxm-180gb", "cutlass"), ("1.3.0", "h200-sxm-141gb", "cutlass")],
+)
+def test_experts_in_fp8_blocks_run_on_generated_kernels_on_blackwell(version: str, hardware: str, wanted: str) -> None:
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 8, "output_tokens": 1}
+    deployment = {"engine": f"trtllm@{version}", "hardware": hardware, "tensor_parallel": 8}
+    found = prepare(load_scenario({"model": "deepseek-ai/DeepSeek-R1", "deployment": deployment, "workload": load}))
+    assert found.plan.costs.terms.moe_backend == wanted
+
+
+@pytest.mark.parametrize(
     ("hardware", "wanted"), [("b200-sxm-180gb", "fp8"), ("rtx-pro-6000-96gb", "fp8"), ("h200-sxm-141gb", "bf16")]
 )
 def test_activations_are_quantised_before_experts_in_mxfp4_on_blackwell(hardware: str, wanted: str) -> None:

@@ -283,3 +283,21 @@ def test_latents_of_rows_run_on_tritons_kernels_where_hardware_has_no_others() -
     long = ("bf16", "bf16", 16, 1, 32000)
     times = {name: float(operations_of(load_device("rtx-pro-6000-96gb"), name).mla_decode_s(*long)) for name in TABLED}
     assert times["vllm"] == times["sglang"] < 0.05 * times["trtllm"]
+
+
+def test_experts_that_a_table_lacks_are_those_of_the_same_kernels_elsewhere() -> None:
+    """Four bits of GB200 are B200's; FP8 by tensor under SGLang is its blocks' Triton, or vLLM's kernel of the same name."""
+    layer = (2048, 768, 8, 128, 1, 1, np.array([1.0, 64.0, 4096.0]))
+    four = {name: operations_of(load_device(name), "vllm").moe_s("int4_wo", *layer) for name in ("gb200-186gb", "b200-sxm-180gb")}
+    assert four["gb200-186gb"] == pytest.approx(four["b200-sxm-180gb"], rel=0.15)
+    hopper, stacked = (operations_of(load_device(name), "sglang") for name in ("h100-sxm-80gb", "b200-sxm-180gb"))
+    assert hopper.moe_s("fp8", *layer, kernel="triton") == pytest.approx(
+        hopper.moe_s("fp8_block", *layer, kernel="sglang_fused_moe_triton")
+    )
+    vllm = operations_of(load_device("b200-sxm-180gb"), "vllm")
+    theirs = vllm.moe_s("fp8", *layer, kernel=vllm.expert_backend("fp8", "trtllm"))
+    assert stacked.moe_s("fp8", *layer, kernel="trtllm") == pytest.approx(theirs)
+    assert hopper.lent_experts("fp8") == ("those in fp8_block of sglang's table", hopper.held_out_error["moe/fp8_block"])
+    where = operations_of(load_device("gb200-186gb"), "vllm").lent_experts("int4")
+    assert where is not None
+    assert where[0].endswith("on b200-sxm-180gb")
