@@ -169,6 +169,12 @@ CASES = {
         pool("decode", 2, num_gpu_blocks_override=700, max_model_len=8192),
         **{**SHARED, **BRIEF, "structured_output": 0.6},
     ),
+    "sglang-grammars": scenario(
+        sglang("prefill"), sglang("decode", 2, max_total_tokens=11_000), **{**SHARED, **BRIEF, "structured_output": 0.6}
+    ),
+    "sglang-grammars-drafts": scenario(
+        sglang("prefill", speculative=EAGLE), sglang("decode", speculative=EAGLE), **{**BRIEF, "structured_output": 0.6}
+    ),
     "grammars-drafts": scenario(
         pool("prefill", speculative=DRAFTS), pool("decode", speculative=DRAFTS), **{**BRIEF, "structured_output": 0.6}
     ),
@@ -507,13 +513,39 @@ def test_a_multi_connector_that_is_not_modelled_is_refused(connectors: tuple[str
         prepare(load_scenario(scenario(launched("prefill", HOST, NIXL), launched("decode", *connectors))))
 
 
-def test_grammars_that_nobody_has_change_nothing_in_a_pair() -> None:
-    pools = pool("prefill"), pool("decode", 2)
+@pytest.mark.parametrize("kind", [pool, sglang])
+def test_grammars_that_nobody_has_change_nothing_in_a_pair(kind: Any) -> None:
+    pools = kind("prefill"), kind("decode", 2)
     free, nobody, all_of_them = (
         simulate(scenario(*pools, **BRIEF, **more)) for more in ({}, {"structured_output": 1e-9}, {"structured_output": 1.0})
     )
     assert nobody.result["metrics"] == free.result["metrics"]
     assert all_of_them.result["metrics"]["tpot_ms"]["mean"] > free.result["metrics"]["tpot_ms"]["mean"]
+
+
+def test_masks_are_made_where_tokens_are_drawn() -> None:
+    """The first token of an answer at the prefill server, with the prompt's last piece, the others at the decode server."""
+    pair = prepare(load_scenario(scenario(sglang("prefill"), sglang("decode"), structured_output=1.0))).pools
+    sender, reader = (each.plan.scheduler("step") for each in pair)
+    assert isinstance(sender, SendingPrefillScheduler)
+    assert isinstance(reader, ReservingDecodeScheduler)
+    prompt, answer = (Sequence(0, 10_000, tokens, 0.0, limit_tokens=tokens, masked=True) for tokens in (1, 5))
+    sender.add(prompt)
+    sender.reserved(prompt)
+    rows = []
+    while prompt.computed < 10_000:
+        batch = sender.schedule(0.0)
+        assert batch is not None
+        rows.append(batch.masked_rows)
+    assert rows == [0] * (len(rows) - 1) + [1]
+    assert len(rows) > 1
+    reader.add(answer)
+    reader.schedule(0.0)
+    reader.schedule(1.0)
+    reader.arrived(answer)
+    batch = reader.schedule(2.0)
+    assert batch is not None
+    assert batch.masked_rows == 1
 
 
 def test_a_decode_server_has_no_more_adapters_in_a_step_than_places() -> None:

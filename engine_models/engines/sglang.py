@@ -120,7 +120,7 @@ ENGINE: Engine = Engine(
         "structured": Support(_KINDS, "SGLang 0.5.23's srt/constrained"),
         "pipeline_parallel": Support(_KINDS, "SGLang 0.5.23's srt/managers/scheduler_pp_mixin.py"),
     },
-    masks_beside=("speculative",),
+    masks_beside=("speculative", "role"),
     drafts=draft_defaults,
     flags=lambda: FLAGS,
     same_as={

@@ -73,15 +73,15 @@ class Rank:
                 record_rows=record,
                 windows=self.windows,
             )
-        if self.decode is not None and self.prefix_caching:
-            from engine_models.schedulers.reserved_cached import CachedReservingScheduler
-
-            return CachedReservingScheduler(
-                self.decode, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
-            )
         if self.decode is not None:
-            return ReservingDecodeScheduler(
-                self.decode, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
+            kind = ReservingDecodeScheduler
+            if self.prefix_caching:
+                from engine_models.schedulers.reserved_cached import CachedReservingScheduler
+
+                kind = CachedReservingScheduler
+            masked = self.adapters is not None  # there are none beside roles, but grammars
+            return kind(
+                self.decode, kv, aggregate=mode != "step", record_rows=record, windows=self.windows, masked=masked
             )
         if self.tiers is not None:
             tiered = self.tiers.pool(self.kv_tokens, self.page_tokens, self.eviction_policy)
@@ -107,7 +107,7 @@ class Rank:
                 record_rows=record,
                 windows=self.windows,
             )
-        if self.adapters is not None and self.drafts is None:
+        if self.adapters is not None and self.drafts is None and self.role == "mixed":
             return AdaptedPrefillFirstScheduler(
                 self.rules, kv, self.adapters, aggregate=mode != "step", record_rows=record, windows=self.windows
             )

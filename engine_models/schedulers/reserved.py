@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from engine_models.memory.radix import RadixPool
+from engine_models.parts.adapters import MaskedDecodes
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.handover import Note, ReservingDecode, SendingPrefill
@@ -119,6 +120,8 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         if cut is not None:
             self._send(cut, cut.computed, now_s, "sent_chunk")
         batch = super().schedule(now_s)
+        if batch is not None:
+            batch.masked_rows = sum(seq.masked for seq, _, complete, _ in batch.extends if complete)
         if batch is not None and self._posted_s > now_s:
             batch.posts_s = self._posted_s - now_s
         for seq, before in batch.hits if batch is not None else ():
@@ -231,6 +234,7 @@ class ReservingDecodeScheduler(ReservingDecode):
     aggregate : allow many decode steps to be scheduled as one.
     record_rows : keep the ordered rows of every batch.
     windows : of the model's layers, whose spans a batch names.
+    masked : whether a batch names the rows that a grammar constrains.
     """
 
     def __init__(
@@ -241,10 +245,11 @@ class ReservingDecodeScheduler(ReservingDecode):
         aggregate: bool = True,
         record_rows: bool = False,
         windows: tuple[int, ...] = (),
+        masked: bool = False,
     ) -> None:
         self.rules = rules
         self.aggregate = aggregate
-        self.decodes = DecodeSet(kv.page_tokens, windows)
+        self.decodes: DecodeSet = (MaskedDecodes if masked else DecodeSet)(kv.page_tokens, windows)
         self._run = Run(0, Batch(-1))
         self._orders = 0
         self._pauses: list[int] = []  # batches of first tokens alone

@@ -82,6 +82,7 @@ class DraftedReservingScheduler(ReservingDecodeScheduler):
             kv.free_tokens -= wanted - self._memory[seq]
             self._memory[seq] = wanted
             batch.serve(tokens, seq.length - 1, decodes=True)
+            batch.masked_rows += tokens * seq.masked
             if batch.rows is not None:
                 batch.rows.append((seq, tokens, seq.length - 1))
             gain = min(1 if seq.acceptance is None else 1 + seq.acceptance(seq.verifications), seq.final_length - seq.length)
