@@ -138,6 +138,24 @@ def test_what_the_row_states_goes_before_the_launch() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "warmups", "cold"),
+    [
+        ({}, 0, True),
+        ({}, 2, False),
+        ({"hardware": "B200-180GB"}, 0, False),
+        ({"model": "meta-llama/Llama-3.1-70B-Instruct"}, 0, False),
+        ({"model": "openai/gpt-oss-120b", "precision": "fp4"}, 0, False),
+    ],
+)
+def test_cold_servers_of_tensorrt_llm_compile_products_of_fp8_blocks_on_hopper(
+    changes: dict[str, Any], warmups: int, cold: bool
+) -> None:
+    row = launched(client=CLIENT | {"num_warmups_per_user": warmups})
+    row |= {"engine": "tensorrt-llm", "hardware": "H200-SXM-141GB", "precision": "fp8", **changes}
+    assert compiles_while_measured(row) is cold
+
+
+@pytest.mark.parametrize(
     ("change", "cold"),
     [
         ({"client": CLIENT | {"num_warmups_per_user": 0}}, True),
