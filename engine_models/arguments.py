@@ -111,7 +111,7 @@ def _one(
     version, words = (launch.version, launch.said) if launch.version is not None else (found.version, found.said)
     if launch.tag is not None and version is None:
         notes.append(f"image tag `{launch.tag}` names no release: read as the newest unless `engine` names one")
-    replicas, copies = launch.replicas, found.bounds(launch)
+    replicas, copies = first.replicas if launch.replicas is None else launch.replicas, found.bounds(launch)
     if replicas is None and copies is not None:
         replicas = copies[0]
     return replace(
@@ -191,9 +191,9 @@ class _Reader:
             words = ", ".join(f"`{flag}`" for flag in self.missing)
             warnings.append(f"{engine} {self.release} has no flag {words}; read as other releases have it")
         model = self.found.values.pop("model", None) or self.model
-        role = self.table.role(self.found.values)
+        role, copies = self.table.role(self.found.values), self.found.values.get(self.table.copies)
         values = {name: value for name, value in self.found.values.items() if name in self.own.modelled}
-        return EngineFlags(values, model, notes=self.found.notes, warnings=warnings, role=role)
+        return EngineFlags(values, model, notes=self.found.notes, warnings=warnings, role=role, replicas=copies)
 
     # Names --------------------------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class Worker:
     """Another product's program that starts the engine: it takes the engine's flags, and some of its own.
 
     modelled, unread, shorts, aliases, elsewhere, unfolded : as a `FlagTable` has them.
-    role : the pool's role that its own flags state, None where they say none.
+    role : the pool's role that its own flags state, None where they say none. copies : the flag that says how many servers.
     """
 
     modelled: Mapping[str, Flag] = field(default_factory=dict)
@@ -122,6 +122,7 @@ class Worker:
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     unfolded: tuple[str, ...] = ()
     role: Callable[[Mapping[str, Any]], str | None] = lambda flags: None
+    copies: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class FlagTable:
     of_first_node : flags that only the first of a server's nodes is given.
     folder, read_folder : the flag that names a folder of configurations, and what reads it as flags by name.
     abbreviated : whether its parser takes unique beginnings of long names.
-    workers : pattern of a program of the launcher's `workers` -> what it takes besides.
+    workers : pattern of a program of the launcher's `workers` -> what it takes besides; copies : as a `Worker` has it.
     converted : pattern of names of models in the engine's own form, which are not those of the originals; its group is their
         format, "" where they say none.
     """
@@ -170,6 +171,7 @@ class FlagTable:
     abbreviated: bool = True
     converted: str = r"(?!)()"
     workers: Mapping[str, Worker] = field(default_factory=dict)
+    copies: str = ""
 
     def started_by(self, program: str) -> FlagTable:
         """The flags that a worker's program takes; the table itself for "", the engine's own program."""
@@ -186,6 +188,7 @@ class FlagTable:
             elsewhere={**self.elsewhere, **worker.elsewhere},
             unfolded=(*self.unfolded, *worker.unfolded),
             role=lambda flags: worker.role(flags) or own(flags),
+            copies=worker.copies,
         )
 
     def knows(self, name: str) -> bool:

@@ -334,6 +334,8 @@ class _Search:
             pass
         elif at is not None:
             self.launch(words[at:], given, files, named=True, worker=worker)
+            if worker:  # which may start a router besides
+                self.found.others.append([*set_here, *words])
         elif (client := self.client(words)) is not None:
             self.found.model = self.found.model or client
         elif image is not None:

@@ -47,7 +47,7 @@ def _router(flags: EngineFlags) -> tuple[str, str] | None:
         text = " ".join(command)
         for pattern, system, flag, default in PROGRAMS:
             program = re.search(rf"(?<!\S)(?:{pattern})(?!\S)", text)
-            policy = re.search(rf"--{flag.replace('_', '[-_]')}[=\s](\S+)|(?<!\S)DYN_{flag.upper()}=(\S+)", text)
+            policy = re.search(rf"--(?:router[-_])?{flag.replace('_', '[-_]')}[=\s](\S+)|(?<!\S)DYN_{flag.upper()}=(\S+)", text)
             asked = (policy[1] or policy[2]) if policy else default
             if program is not None and asked is not None:
                 return program[0].removeprefix("-m "), _IDEAL.get(asked) or f"{{system: {system}, {flag}: {asked}}}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_models.engines.dynamo_workers import worker
+from engine_models.engines.sglang_with_router import WITH_ROUTER
 from engine_models.flag_lists import classified, load_flag_lists
 from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format, settings_with
 from engine_models.launcher import Launcher
@@ -328,7 +329,7 @@ _KV_FORMATS = {"auto": None, "fp4_e2m1": "nvfp4", "fp4_mx_block16": "nvfp4", "mx
 """Values of ``--kv-cache-dtype``; of mxfp8 the scales of 32 values (3 %) are left out."""
 
 
-_DYNAMO = r"-m dynamo\.sglang"
+_DYNAMO, _ROUTED = r"-m dynamo\.sglang", r"-m sglang_router\.launch_server"
 _LAUNCHER = Launcher(
     programs=(r"-m sglang\.launch_server", r"sglang serve", r"sglang\.launch_server", r"launch_server\.py"),
     example="python -m sglang.launch_server --model-path MODEL --flag value",
@@ -336,7 +337,7 @@ _LAUNCHER = Launcher(
     published=r"lmsysorg/sglang(?:-\w+)?",
     package="sglang",
     calls=("sglang.Engine", "sglang.Runtime", "sglang.ServerArgs", "sglang.srt.server_args.ServerArgs"),
-    workers=(_DYNAMO,),
+    workers=(_DYNAMO, _ROUTED),
 )
 
 
@@ -456,6 +457,6 @@ FLAGS = FlagTable(
     prefixes=("SGLANG_", "SGL_"),
     quiet=_QUIET,
     settings_file="config",
-    workers={_DYNAMO: worker(own_mode=True)},
+    workers={_DYNAMO: worker(own_mode=True), _ROUTED: WITH_ROUTER},
     releases=_LISTS.releases,
 )

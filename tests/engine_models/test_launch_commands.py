@@ -530,6 +530,20 @@ def test_the_server_of_a_pools_name_is_chosen_among_several() -> None:
         parse_engine_args("vllm", STACK.replace("maxNumSeqs", "maxNumSegs"), "big")
 
 
+def test_a_router_with_its_servers_is_as_many_replicas() -> None:
+    command = "python -m sglang_router.launch_server --model-path Qwen/Qwen3-8B --dp-size 4 --tp 2 --router-policy power_of_two"
+    found = parse_engine_args("sglang", command)
+    assert (found.values, found.replicas, found.warnings) == ({"tensor_parallel_size": 2}, 4, [])
+    prepared = prepare(load_scenario(scenario("sglang", command)))
+    assert (prepared.replicas, prepared.devices, prepared.pool.data_parallel) == (4, 8, 1)
+    assert "write router: {system: sglang-router, policy: power_of_two}" in " ".join(prepared.warnings)
+    with pytest.raises(InputError, match="pools of a scenario say it"):
+        parse_engine_args("sglang", f"{command} --router-pd-disaggregation")
+    with pytest.raises(InputError, match="did you mean `--router-policy`"):
+        parse_engine_args("sglang", command.replace("router-policy", "router-polcy"))
+    assert parse_engine_args("sglang", "sglang serve --model-path m --dp-size 4").values == {"data_parallel_size": 4}
+
+
 def test_services_of_one_text_become_the_pools_of_their_names() -> None:
     data = scenario("vllm", DYNAMO)
     pool = data["deployment"]

@@ -22,7 +22,7 @@ RECORDED_AS = {
 """Other names of these, in recordings and scenarios."""
 PROGRAMS = (
     (r"-m dynamo\.frontend", "dynamo", "router_mode", "round-robin"),
-    (r"-m sglang_router\.launch_router|(?:\S*/)?(?:sglang-router|smg)", "sglang-router", "policy", "cache_aware"),
+    (r"-m sglang_router\.launch_(?:router|server)|(?:\S*/)?(?:sglang-router|smg)", "sglang-router", "policy", "cache_aware"),
     (r"(?:\S*/)?vllm-router|-m vllm_router\.\S+", "production-stack", "routing_logic", None),
     (r"(?:\S*/)?vllm-router", "vllm-router", "policy", "cache_aware"),
 )
