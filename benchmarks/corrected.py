@@ -124,6 +124,19 @@ _WHEEL = Correction(
     {"hardware: h100-sxm-80gb\n": "hardware: h100-sxm-80gb\n  engine_args: {use_flashinfer_sampler: false}\n"},
     "its log is of a wheel under miniconda, which lacks FlashInfer (0.10.1); 27508 is the same with 0.11.0",
 )
+_VERSIONS = tuple(
+    Correction(page, "kv_tokens", (tokens,), words, heading)
+    for page, tokens, words, heading in (
+        ("vllm/issues/21348", 178880, {"vllm@0.11.0": "vllm@0.9.2"}, "the list's own note: about 0.9.2 (issue of 2025-07-22)"),
+        ("vllm/issues/10517", 31232, {"vllm@0.11.0": "vllm@0.6.4"}, "the list's own note: V0 0.6.4"),
+        (
+            "vllm/pull/12569",
+            22096,
+            {"vllm@0.11.0": "vllm@0.7.0", "  engine_args:\n": "  engine_args:\n    use_v1: true\n"},
+            "pull request of 2025-01-30, VLLM_USE_V1=1 in its command",
+        ),
+    )
+)
 # 1,132 tokens a second at 70 ms each are 79 requests of some 330 tokens at once, the 26,000 tokens that are left: no server
 # that holds so much takes 40,960 for one.
 _LENGTH = Correction(
@@ -176,7 +189,10 @@ _WITHOUT_DEEPGEMM = tuple(
         ("vllm-project/recipes", "tpot_mean_ms", (15.85,), "'Installing vLLM': a wheel, which has no DeepGEMM"),
     )
 )
-CORRECTIONS = (_GEMMA, *_QWEN, _SGLANG, _SHAREGPT, _RATE, *_GLM, _GH200, _WHEEL, _LENGTH, *_POST, _ASKED, *_WITHOUT_DEEPGEMM)
+CORRECTIONS = (
+    *(_GEMMA, *_QWEN, _SGLANG, _SHAREGPT, _RATE, *_GLM, _GH200, _WHEEL, *_VERSIONS, _LENGTH),
+    *(*_POST, _ASKED, *_WITHOUT_DEEPGEMM),
+)
 
 
 def corrected(entry: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -50,9 +50,13 @@ OWN_BYTES_NOW = 0.25 * GIB
 measured (seven starts of the first engine, 0.01 to 0.12; 0.10.2; 0.12 to 0.17; 0.18 and 0.19)."""
 COLLECTIVE_BYTES: Steps = (((0, 8), 0.65 * GIB), ((0, 11, 1), 1.31 * GIB), ((0, 18), 0.41 * GIB))
 COLLECTIVE_BYTES_NOW = 1.85 * GIB
-"""The same for collectives of ranks, which before 0.11.1 were set up after the first look at free memory, and so counted (pull
-request 25359). kind: measured on two GPUs of 96 GB (first engine), two H200 (0.11.0), two H100 (0.12 to 0.14), two and four
-H100 (0.19: 1.82 and 1.92); that the last step came with 0.18, as did the device's own, is assumed."""
+"""The same for collectives of ranks. kind: measured on two GPUs of 96 GB (first engine), two H200 (0.11.0; two H100 agree), two
+H100 (0.12 to 0.14), two and four H100 (0.19: 1.82 and 1.92); that the last steps came with 0.11.1 and, as did the device's own,
+with 0.18 is assumed."""
+SET_UP_BYTES, SET_UP_COUNTS = int(1.2 * GIB), ((0, 8), (0, 11))
+"""More of the second engine, whose ranks were set up after its first look at free memory, from and before these versions
+(datasheet: `gpu_worker.py` of 0.7.0 to 0.11.0; pull request 25359). kind: inferred, what SGLang's ranks took of four H100 where
+vLLM 0.9.2 left 8.11 GiB (vllm-project/vllm#21348)."""
 CONTEXT_BYTES_PER_CORE = 3.5 * (1 << 20)
 """What CUDA keeps of a device for a process, by its multiprocessors. kind: measured, 0.4 to 0.6 GiB on H100 and H200 with 132
 (starts of SGLang, 2025), 0.24 on an RTX 3090 with 82 (vLLM 0.6.4, vllm-project/vllm#10517): 3 to 4.6 MiB each."""
@@ -150,7 +154,8 @@ def beside_torch_bytes(request: PoolRequest, version: Version) -> int:
     device = load_device(request.device_name)
     if device.link is None or device.link.topology == "pcie" or device.architecture not in MULTICAST:
         return int(own + of(ELSEWHERE_BYTES, ELSEWHERE_BYTES_NOW))
-    return int(own + of(COLLECTIVE_BYTES, COLLECTIVE_BYTES_NOW))
+    set_up = not version.first_engine and SET_UP_COUNTS[0] <= version.number < SET_UP_COUNTS[1]
+    return int(own + of(COLLECTIVE_BYTES, COLLECTIVE_BYTES_NOW)) + (SET_UP_BYTES if set_up else 0)
 
 
 VIDEO_TOKENS, EXPANSION = 12288, 12.5

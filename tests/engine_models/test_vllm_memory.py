@@ -114,6 +114,15 @@ def test_default_limits_of_the_second_engine_go_by_name_before_0_8_5() -> None:
     assert limits("0.9.2", "a100-sxm-80gb") == (2048, 256)
 
 
+def test_ranks_of_the_second_engine_are_set_up_after_its_first_look_at_memory_before_0_11() -> None:
+    """vLLM's issue 21348: 8.11 GiB and 178,880 tokens under 0.9.2 (by its date), on four H100, without FlashInfer (assumed)."""
+    pool = {"engine": "vllm@0.9.2", "hardware": "h100-sxm-80gb", "tensor_parallel": 4, "weights": "fp8_block"}
+    pool["engine_args"] = {"use_flashinfer_sampler": False}
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    plan = prepare(load_scenario({"model": "Qwen/Qwen3-235B-A22B", "deployment": pool, "workload": load})).plan
+    assert plan.limits.told_tokens == pytest.approx(178_880, rel=0.02)
+
+
 def test_other_vendors_have_no_flashinfer() -> None:
     """A start of Gemma 3 on MI300X (2025-09, a public repository): 1,024 rows are sorted, where an image on H200 samples them."""
     flags = {"max_model_len": 4096, "limit_mm_per_prompt": {"image": 2}}
@@ -143,12 +152,15 @@ def test_tables_of_positions_are_weights() -> None:
 
 
 def test_collectives_count_by_version_and_link() -> None:
-    """What ranks set up before the first look at memory counts no more from 0.11.1; without links there is little of it."""
+    """What ranks set up counts until 0.10, where the first look at memory comes before; without links there is little of it."""
 
     def other(version: str, hardware: str = "h100-sxm-80gb", tp: int = 2) -> float:
         return started(version, "Qwen/Qwen3-8B", hardware, tp)[0].bytes_of("other") / GIB
 
     assert other("0.11.0") == pytest.approx(1.38, abs=0.01)
+    assert other("0.10.2") == other("0.9.1") == pytest.approx(2.58, abs=0.01)
+    assert other("0.7.0") < 1
+    assert other("0.10.2", "l40s-48gb") == other("0.11.0", "l40s-48gb")
     assert other("0.12.0") == pytest.approx(0.54, abs=0.01)
     assert other("0.19.0") == pytest.approx(2.1, abs=0.03)
     assert other("0.19.0", tp=1) == 0.25
