@@ -23,7 +23,7 @@ import numpy as np
 from engine_models.cost import flash_attention2, indexing, recurrence, small_tiles, widening
 from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseLinear, distinct, log_grid
 from engine_models.cost.terms import Shard
-from engine_models.model.blocks import AttentionBlock
+from engine_models.model.blocks import AttentionBlock, Linear
 from engine_models.parts.batch import Batch, Span
 from hardware_profiles.kernel_physics import MLA_KV_RANK, MLA_NOPE, MLA_ROPE, MLA_V
 from hardware_profiles.ops import Ops
@@ -260,6 +260,11 @@ def _sparse_chunk_s(
     return chosen_s + ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before) * (attended / mean)
 
 
+def _latent_expansion(block: AttentionBlock) -> Linear | None:
+    """What makes keys and values of latents; None where queries attend to these as they are (DeepSeek-V4)."""
+    return next((linear for linear in block.linears if linear.name == "mla_kv_b"), None)
+
+
 def _expansion_s(shard: Shard, block: AttentionBlock, new: FloatArray, before: FloatArray) -> FloatArray:
     """Seconds of one layer to expand the latents cached `before` a chunk of `new` tokens, to which it attends in expanded form.
 
@@ -269,7 +274,9 @@ def _expansion_s(shard: Shard, block: AttentionBlock, new: FloatArray, before: F
     """
     ops, tensor = shard.ops, shard.parallel.tensor
     heads = max(1, block.heads // tensor)
-    n, k = next(linear.shape(tensor) for linear in block.linears if linear.name == "mla_kv_b")
+    linear = _latent_expansion(block)
+    assert linear is not None
+    n, k = linear.shape(tensor)
     gathered = (shard.formats.kv_cache.bits_per_weight / 8 + 2.0) * sum(width.on(tensor) for width in block.cache) * before
     merged = np.where(before > 0, 6.0 * heads * block.v_head_dim * new, 0.0)
     passes_s = sum(ops.elementwise_s(size) for size in (gathered, 4.0 * heads * block.head_dim * before, merged))
@@ -321,7 +328,7 @@ class PrefillAttention:
             layer = indexing.measured_layer(shard, block)
             measured = indexing.measured_chunk_s(shard, block, layer, new, before) if layer is not None else None
             if measured is not None:
-                if shard.terms.dense_prompts and block.kind == "mla" and block.indexer is not None:
+                if shard.terms.dense_prompts and block.indexer is not None and _latent_expansion(block) is not None:
                     measured = np.where(
                         new + before <= block.indexer.topk_tokens,
                         np.minimum(measured, _dense_prompt_s(shard, block, kv_fmt, new, before)),

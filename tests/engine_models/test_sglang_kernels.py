@@ -442,6 +442,8 @@ def test_short_prompts_of_sparse_latent_attention_are_dense() -> None:
         assert attention_s("0.5.6", new, prior) < 0.3 * attention_s("0.5.5", new, prior)
     for new, prior in ((4096, 0), (512, 4096)):
         assert attention_s("0.5.6", new, prior) == attention_s("0.5.5", new, prior)
+    without_expansion = prepared("deepseek-ai/DeepSeek-V4-Flash", "0.5.23", "h200-sxm-141gb").times()
+    assert isinstance(without_expansion, StepTimeModel)
 
 
 def test_cutlass_experts_are_priced_as_tuned() -> None:
