@@ -182,7 +182,7 @@ class Server:
             found, pulled = meta.local_num_computed_blocks[0], len(meta.local_block_ids[0])
             loads.append([name, found, pulled])
             self.loaded.append(name)
-            self.owner.pull(self, name, now_s + clock["xfer_fixed"] + clock["xfer_block"] * pulled)
+            self.owner.pull(self, name, now_s + (clock["xfer_fixed"] + clock["xfer_block"] * pulled))
         self.loaded = [name for name in self.loaded if name not in output.num_scheduled_tokens]
         waits = [request.request_id for request in [*scheduler.kv_holding_waiting, *scheduler.waiting]]
         step = {

@@ -199,7 +199,7 @@ def limits_of(rank: Rank, step_tokens: int) -> Limits:
         block_tokens=page,
         prompt_tokens=held - SPARE_TOKENS - 1,
         row_tokens=held - 1,
-        request_tokens=rank.kv_tokens - backing if backing is not None else None,
+        request_tokens=(rank.kv_tokens - backing) // page * page if backing is not None else None,
         spare_tokens=2 * step_slots(drafts, page) if drafts else 0,
         page_after_prompt=True,
     )

@@ -194,7 +194,7 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         self._sent[seq] = to
         if tokens > 0:
             if self.record_rows:
-                self.loop[moment].append((seq, tokens))
+                self.loop[moment].append((seq, min(to, seq.prompt_tokens) - to + tokens))  # what of it is prompt
             self.notes.append(Note(seq, now_s, tokens))
 
 
@@ -423,10 +423,9 @@ class ReservingDecodeScheduler(ReservingDecode):
             if self._rows_left() <= 0 or buffers - len(admitted) <= 0:
                 break
             known = self._find(seq)
-            free = self._free_tokens()
-            left = free - max(keep * self._held(), longest)
+            left = self._free_tokens() - max(keep * self._held(), longest)
             tokens = kv.paged(seq.prompt_tokens) - known
-            if max(seq.prompt_tokens + keep, seq.group_state - retractable) - known > left or tokens > free:
+            if max(tokens + keep, seq.group_state - retractable - known) > left:
                 self._drop(seq, known)
                 break
             self._take(tokens)

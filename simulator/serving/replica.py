@@ -279,13 +279,15 @@ class Replica:
                 taking, batches, again = self._form(now)
             else:
                 formed = only.scheduler.schedule(now)
-                taking, batches, again = ranks, [], formed is not None
+                taking, batches, again = ranks, [], False
                 if formed is not None and formed.tokens:
                     batches = [formed]
-                elif formed is not None and formed.finishing:  # dropped
-                    self._end(only, formed.finishing, now)
-                    if stop_after_finish:
-                        return True
+                elif formed is not None:
+                    again = self._goes_on(formed)
+                    if formed.finishing:  # dropped
+                        self._end(only, formed.finishing, now)
+                        if stop_after_finish:
+                            return True
             if batches:
                 self._launch(taking, batches)
                 if len(flight) > ahead:
@@ -315,9 +317,13 @@ class Replica:
                 taking.append(rank)
                 batches.append(formed)
             elif formed is not None:
-                again = True
+                again |= self._goes_on(formed)
                 self._end(rank, formed.finishing, now_s)
         return taking, batches, again
+
+    def _goes_on(self, nothing: Batch) -> bool:
+        """Whether the loop decides again at once after a batch in which nothing is computed."""
+        return True
 
     def _sleep(self, limit_s: float) -> bool:
         """Let the clock go to the next arrival or wake-up; False if there is none before the limit."""

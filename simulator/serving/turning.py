@@ -103,9 +103,13 @@ class TurningReplica(Replica):
                 taking.append(rank)
                 batches.append(formed)
             elif formed is not None:
-                again = True
+                again |= self._goes_on(formed)
                 self._end(rank, formed.finishing, now_s)
         return taking, batches, again
+
+    def _goes_on(self, nothing: Batch) -> bool:
+        """As of the base; a loop that has only preempted is an empty turn, where the loop turns."""
+        return not (nothing.preempted and any(peer.turns() for peer in self.peers))
 
     def _sleep(self, limit_s: float) -> bool:
         peers = self.peers

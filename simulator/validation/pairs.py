@@ -182,8 +182,8 @@ class DecodeAlone(Drive):
         """As of the base: reservations let prompts begin."""
         assert isinstance(server.scheduler, ReservingDecode)
         notes, server.scheduler.notes = server.scheduler.notes, []
-        for seq, at_s, tokens, _ in notes:
-            took_s = self._clock["prefill_fixed"] + self._clock["prefill_token"] * tokens
+        for seq, at_s, *_ in notes:  # the prompt's own tokens are computed, whatever pages they take here
+            took_s = self._clock["prefill_fixed"] + self._clock["prefill_token"] * seq.prompt_tokens
             self.at(at_s + took_s, partial(self._arrived, server, seq))
 
     def _arrived(self, server: Server, seq: Sequence, now_s: float) -> None:
@@ -207,6 +207,14 @@ class PrefillAlone(Drive):
                 self.at(entry["arrival"], partial(self._arrive, seq))
                 self.at(entry["decode_ready"], partial(self._reserved, seq))
 
+    def run(self) -> dict[str, Server]:
+        """As of the base; a recording ends with the loop that sees the last prompt sent."""
+        servers = super().run()
+        lines = self._server.recorder.lines
+        while lines and not lines[-1]["done"] and not lines[-1]["sched"]:
+            lines.pop()
+        return servers
+
     def _arrive(self, seq: Sequence, now_s: float) -> None:
         self._server.replica.ranks[0].submit(seq)
 
@@ -221,8 +229,9 @@ class PrefillAlone(Drive):
         assert isinstance(server.scheduler, SendingPrefill)
         notes, server.scheduler.notes = server.scheduler.notes, []
         for seq, at_s, tokens, _ in notes:
-            self._came[seq.index] = self._came.get(seq.index, 0) + tokens
-            if self._came[seq.index] == seq.prompt_tokens:
+            came = self._came[seq.index] = self._came.get(seq.index, 0) + tokens
+            if came >= seq.prompt_tokens:  # the last page is counted as far as it is filled
+                tokens -= came - seq.prompt_tokens
                 took_s = self._clock["xfer_fixed"] + self._clock["xfer_token"] * tokens
                 self.at(at_s + took_s, partial(self._there, seq))
 
