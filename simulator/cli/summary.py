@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hardware_profiles.device import device_word
@@ -48,12 +49,29 @@ def _judged_between(stats: dict[str, Any], statistic: str) -> str:
     return f"{short(low / 1e3)} s or more" if high is None else f"{short(low / 1e3)} to {short(high / 1e3)} s"
 
 
-def verdict_word(slo: dict[str, Any]) -> str:
-    """MET, MISSED, or that the figures cannot tell."""
+def verdict_word(slo: dict[str, Any], metrics: dict[str, Any] | None = None) -> str:
+    """MET, MISSED, or that the figures (`metrics`) cannot tell, and why."""
     if not slo.get("requests", 1):
         return "not judged: no request in the measured window"
     word = "MET" if slo["holds"] else "MISSED"
-    return f"CLOSE ({word.lower()}, but within the error of the model or of this run)" if slo.get("close") else word
+    if not slo.get("close"):
+        return word
+    few = metrics is not None and _only_short(slo, metrics)
+    return f"CLOSE ({word.lower()}, but {'the run is too short' if few else 'within the error of the model or of this run'})"
+
+
+def _only_short(slo: dict[str, Any], metrics: dict[str, Any]) -> bool:
+    """Whether a verdict is close because the run has too few requests for its percentiles, and for no other reason."""
+    from simulator.results.verdict import needed
+
+    def apart(check: dict[str, Any]) -> bool:
+        low, high = (metrics[check["metric"]]["interval"] or {}).get(check["percentile"]) or (0.0, None)
+        return low > check["bound_ms"] or (high is not None and high < check["bound_ms"])
+
+    near = [check for check in slo["checks"] if check["close"]]
+    requests = slo.get("requests", math.inf)
+    few = (requests < needed(float(check["percentile"][1:].replace("_", "."))) for check in near)
+    return bool(near) and not slo.get("attainment_close") and all(few) and all(map(apart, near))
 
 
 def _counted(count: int, what: str) -> str:
@@ -88,7 +106,7 @@ def verdict_lines(result: dict[str, Any], *, asked: bool) -> list[str]:
     label, indent = "SLO", " " * LABEL
     lines = []
     for name, verdict, metrics in judged:
-        lines.append(labelled(label, (f"{name}: " if name else "") + verdict_word(verdict)))
+        lines.append(labelled(label, (f"{name}: " if name else "") + verdict_word(verdict, metrics)))
         label = ""
         rows = []
         for check in verdict["checks"] if verdict.get("requests", 1) else ():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cli.layout import folded, pairs, table, width, wrapped
-from simulator.cli.summary import fleet_lines, latency_rows, verdict_lines
+from simulator.cli.summary import fleet_lines, latency_rows, verdict_lines, verdict_word
 from tests.terminal import typed
 
 NUMBER = re.compile(r"\d[\d,.]*\d|\d")
@@ -176,6 +176,20 @@ def test_an_interval_beside_an_slo_fits_on_its_line(
     assert len(lines) == 2
     assert shown in lines[1]
     assert "889,215 ms" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("requests", "interval", "words"),
+    [
+        (144, [9_583.0, 11_151.0], "CLOSE (met, but the run is too short)"),
+        (144, [9_583.0, 700_000.0], "CLOSE (met, but within the error of the model or of this run)"),
+        (2_000, [9_583.0, 11_151.0], "CLOSE (met, but within the error of the model or of this run)"),  # by its sampling error
+    ],
+)
+def test_a_close_verdict_says_why(requests: int, interval: list[float], words: str) -> None:
+    check = {"metric": "e2el_ms", "percentile": "p95", "actual_ms": 1e4, "bound_ms": 6e5, "holds": True, "close": True}
+    slo = {"holds": True, "close": True, "requests": requests, "checks": [check], "attainment_close": False}
+    assert verdict_word(slo, {"e2el_ms": {"interval": {"p95": interval}}}) == words
 
 
 def test_a_spread_of_rounding_alone_is_none() -> None:
