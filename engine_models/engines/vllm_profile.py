@@ -37,10 +37,11 @@ WORKSPACE_BYTES = int(0.05 * GIB)
 """Of cuBLAS (32 MiB), and what rows are sampled by. kind: measured, 0.04 to 0.07 GiB."""
 SHARDED_SINCE = (0, 29)
 """Tensor-parallel ranks share the rows that are sampled (datasheet: release notes of 0.29.0)."""
-KEPT_SINCE = (0, 16)
-"""Since then experts' outputs lie in a place that outlasts the forward pass (`v1/worker/workspace.py`), so that sampling comes
-on top; experts in mxfp4 do without. kind: measured in 0.19 (Qwen3-30B 0.50 GiB, Mixtral on two GPUs 0.66, gpt-oss none), absent
-in a start of 2025-12 (Qwen3-30B); the version between is assumed."""
+KEPT_SINCE = (0, 14)
+"""Since then experts' outputs lie in a place that outlasts the forward pass (`v1/worker/workspace.py`, which experts in 16 bits
+use in 0.14.1 and not in 0.13.0), so that sampling comes on top; experts in mxfp4 do without. kind: datasheet; measured in 0.19
+(Qwen3-30B 0.50 GiB, Mixtral on two GPUs 0.66, gpt-oss none) and 0.15.1 (Mixtral on two H100 has 27,510 blocks: 27,485 with it,
+27,637 without), absent in a start of 2025-12 (Qwen3-30B)."""
 FUSED_BACKENDS = ("trtllm", "cutlass")
 """FlashInfer's kernels, which keep what they need themselves (datasheet: `workspace_shapes` of `flashinfer_cutlass_moe.py` and
 `experts/trtllm_*.py`, 0.19.1). vLLM's own CUTLASS kernels, which have the same name here, keep more."""

@@ -226,4 +226,7 @@ def test_experts_keep_a_place_that_is_as_wide_as_they_write() -> None:
     }
     assert rest["triton"] - rest["flashinfer_trtllm"] == 8192 * 2 * (8 * (2048 + 2048) - 2048)
     assert started("0.19.0", "Qwen/Qwen3-30B-A3B")[0].bytes_of("activation") > 2.5 * GIB
-    assert started("0.15.1", "Qwen/Qwen3-30B-A3B")[0].bytes_of("activation") == pytest.approx(5.58 * GIB, rel=0.01)
+    assert started("0.13.0", "Qwen/Qwen3-30B-A3B")[0].bytes_of("activation") == pytest.approx(5.58 * GIB, rel=0.01)
+    # what a server of 0.15.1 printed, in the public files of inference-sim
+    flags = {"max_model_len": 4096, "max_num_seqs": 128, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.9}
+    assert started("0.15.1", "mistralai/Mixtral-8x7B-v0.1", tp=2, **flags)[0].blocks == pytest.approx(27_510, rel=0.002)
