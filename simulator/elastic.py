@@ -198,7 +198,7 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
         )
     found, elastic, said = _changing(pools, scaling, stated, strikes=strikes)
     if strikes:
-        elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=0.0 if scaling else None))
+        elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=_back_s(elastic)))
         said += [*_words(stated), *_left_behind(handovers[0])]
         if computes is not None and computes.system is not None:
             said.append(
@@ -228,8 +228,7 @@ def with_pools(prepared: Prepared) -> Prepared:
         )
     found, elastic, said = _changing(pools, scaling, stated, strikes=bool(stated))
     if stated:
-        back_s = max(each.start.provisioning_s for each in elastic.pools) if scaling else None
-        elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=back_s, slows=True))
+        elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=_back_s(elastic), slows=True))
         said += _words(stated)
     return replace(prepared, pools=tuple(found), elastic=elastic, assumptions=unique((*prepared.assumptions, *said)))
 
@@ -292,6 +291,11 @@ def _changing(
             said += [f"pool '{pool.pool.name}': {note}" for note in notes[:1]]
     scalers, holds, notes = joint(scaling, pools)
     return found, Elasticity(tuple(members), scalers=scalers, holds=holds), [*said, *notes]
+
+
+def _back_s(elastic: Elasticity) -> float | None:
+    """Time until lost devices are back where nothing else is said: an autoscaler has others provisioned, else they stay away."""
+    return max(each.start.provisioning_s for each in elastic.pools) if elastic.scalers is not None else None
 
 
 def _left_behind(handover: Handover) -> list[str]:

@@ -147,6 +147,14 @@ def test_a_server_that_is_taken_back_gets_nothing_new() -> None:
     check_conserved(cluster, result)
 
 
+def test_an_autoscaler_has_lost_devices_provisioned_again() -> None:
+    start = {"provisioning_s": 2.0, "image_s": 0.0, "weights_s": 0.5, "compile_s": 0.0, "graph_capture_s": 0.0, "warm_up_s": 0.0}
+    scaler = {"kind": "hpa", "metric": "num_requests_waiting", "target": 1e6, "min_replicas": 2, "max_replicas": 2}
+    failures = {"events": lost("gpu", "decode", at_s=1.0)["events"]}
+    cluster, _ = ran(split(failures, "vllm", around={"autoscaler": {**scaler, "start_up": start}}))
+    assert [(level.at_s, level.up) for level in cluster.fleet.levels[1]] == [(0.0, 2), (1.0, 1), (3.0, 1), (3.5, 2)]
+
+
 def test_over_mooncake_prompts_that_nobody_asked_for_are_held_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """480 s from their end where the reader is lost; those on their way to one whose client has gone are not."""
     freed: list[tuple[float, int]] = []
