@@ -50,12 +50,22 @@ def _main() -> None:
     import os
     import sys
 
-    from simulator.cli.app import app_for
     from simulator.cli.errors import INTERRUPTED, fail
+    from simulator.cli.plain import simulated
 
-    as_json = "--json" in sys.argv[1:]
+    words = sys.argv[1:]
+    as_json = "--json" in words
     try:
-        code = app_for(sys.argv[1:])(standalone_mode=False)
+        plain = simulated(words)
+        if plain is None:
+            from simulator.cli.app import app_for
+
+            code = app_for(words)(standalone_mode=False)
+        else:
+            from simulator.cli.simulate import simulate_command
+
+            simulate_command(**plain)
+            code = 0
         sys.stdout.flush()
         if code == INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt

@@ -254,12 +254,12 @@ def test_full_disk(stage: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_internal_errors_have_no_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    import simulator.prepare
+    from simulator.cli import simulate
 
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(simulator.prepare, "prepare", broken)
+    monkeypatch.setattr(simulate, "prepare", broken)
     cli("simulate", "small.yaml", "--json").refused(
         1, "internal error: ZeroDivisionError", "CAPACITY_PLAN_TRACEBACK=1"
     )
