@@ -88,7 +88,7 @@ def _keywords(call: ast.Call, known: Mapping[str, ast.expr]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name, value in [*named, *((word.arg, word.value) for word in call.keywords)]:
         value = known.get(value.id, value) if isinstance(value, ast.Name) else value
-        if name == "model" and not isinstance(value, ast.Constant):
+        if name == "model" and not isinstance(value, ast.Constant | ast.Starred):
             continue  # an object that the program has made, or a name from elsewhere
         if name is None and isinstance(value, ast.Dict | ast.Call):
             unpacked = _value(value, known)

@@ -43,20 +43,20 @@ def _of_chart(model: Mapping[str, Any]) -> dict[str, Any]:
     """The container of one model of the chart's values."""
     config, cache = (_group(model.get(key)) for key in ("vllmConfig", "lmcacheConfig"))
     words = ["vllm", "serve", str(model.get("modelURL", ""))] + ["--enable-lora"] * bool(model.get("enableLoRA"))
-    environment = list(model.get("env") or ())
+    environment = _listed(model.get("env"))
     if config is not None:
         words += ["--enable-prefix-caching" if config.get("enablePrefixCaching") else "--no-enable-prefix-caching"]
         for key, value in config.items():
             if key not in (*_HARMLESS, "enablePrefixCaching", "extraArgs"):
                 words += _flag(re.sub(r"(?<!^)([A-Z])", r"-\1", str(key)).lower(), value)
-        words += [str(word) for word in config.get("extraArgs") or ()]
+        words += _words(config.get("extraArgs"))
         if str(config.get("v0")) == "1":
             environment.append({"name": "VLLM_USE_V1", "value": "0"})
     if cache is not None and cache.get("enabled"):
         role = str(cache.get("kvRole", "kv_both"))
         words += ["--kv-transfer-config", json.dumps({"kv_connector": "LMCacheConnectorV1", "kv_role": role})]
         for key, variable in (("cpuOffloadingBufferSize", "CPU"), ("diskOffloadingBufferSize", "DISK")):
-            if float(cache.get(key) or 0) > 0:
+            if str(cache.get(key) or 0) not in ("0", "0.0"):
                 environment.append({"name": f"LMCACHE_MAX_LOCAL_{variable}_SIZE", "value": str(cache[key])})
     scaled = model.get("keda")
     scaled = scaled if isinstance(scaled, Mapping) and scaled.get("enabled") else {}
@@ -67,6 +67,15 @@ def _of_chart(model: Mapping[str, Any]) -> dict[str, Any]:
         "scale": model.get("replicaCount"),
         **{bound: scaled.get(bound) for bound in ("minReplicaCount", "maxReplicaCount")},
     }
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else []
+
+
+def _words(value: Any) -> list[str]:
+    """Arguments as a list, or as one text."""
+    return [str(word) for word in value] if isinstance(value, list) else str("" if value is None else value).split()
 
 
 def _group(value: Any) -> Mapping[str, Any] | None:
@@ -131,9 +140,9 @@ def _of_part(part: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any
             words += [_PARALLELISM[key], str(value)]
         elif key == "expert" and value:
             words += ["--enable-expert-parallel"]
-    environment = [item for item in container.get("env") or () if isinstance(item, Mapping)]
+    environment = [item for item in _listed(container.get("env")) if isinstance(item, Mapping)]
     added = next((str(item.get("value", "")) for item in environment if item.get("name") == "VLLM_ADDITIONAL_ARGS"), "")
-    words += [*map(str, container.get("args") or ()), *added.split()]
+    words += [*_words(container.get("args")), *added.split()]
     return {
         "image": container.get("image", "vllm/vllm-openai"),
         "command": words,

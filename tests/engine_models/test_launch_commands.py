@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shlex
 from typing import Any
@@ -493,6 +494,8 @@ def test_a_call_of_another_package_is_that_ones() -> None:
         parse_engine_args("vllm", "from vllm import LLM\nLLM('m', tensor_paralel_size=2)")
     with pytest.raises(InputError, match="is no flag with a value"):
         parse_engine_args("vllm", "from vllm import LLM\nLLM('m', max_num_seqs=args.rows())")
+    with pytest.raises(InputError, match="is no flag with a value"):
+        parse_engine_args("vllm", "from vllm import LLM\nLLM(*given)")
 
 
 @pytest.mark.parametrize(
@@ -542,6 +545,38 @@ def test_a_router_with_its_servers_is_as_many_replicas() -> None:
     with pytest.raises(InputError, match="did you mean `--router-policy`"):
         parse_engine_args("sglang", command.replace("router-policy", "router-polcy"))
     assert parse_engine_args("sglang", "sglang serve --model-path m --dp-size 4").values == {"data_parallel_size": 4}
+
+
+def places(data: Any) -> list[tuple[Any, ...]]:
+    """Where values stand in a document."""
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [place for key, value in inner for place in [(key,), *((key, *rest) for rest in places(value))]]
+
+
+SERVICE = """\
+kind: LLMInferenceService
+metadata: {name: big}
+spec:
+  replicas: 3
+  parallelism: {tensor: 2, expert: true}
+  model: {uri: "hf://org/m"}
+  template: {containers: [{args: [--max-num-seqs, "8"], env: [{name: VLLM_ADDITIONAL_ARGS, value: --port 1}]}]}
+  prefill: {replicas: 1, template: {containers: [{args: [--port, "1"]}]}}
+"""
+
+
+@pytest.mark.parametrize("text", [STACK, DYNAMO, RAY_FILE, SERVICE])
+def test_whatever_stands_in_a_manifest_is_read_or_refused_in_words(text: str) -> None:
+    whole = yaml.safe_load(text)
+    for place in places(whole):
+        for value in (None, True, -1, 1.5, "60Gi", [], {}, ["a", {"b": 1}], {"a": [1]}, "{{ .V }}", "'unclosed"):
+            changed = copy.deepcopy(whole)
+            inside = changed
+            for key in place[:-1]:
+                inside = inside[key]
+            inside[place[-1]] = value
+            with contextlib.suppress(InputError):
+                parse_engine_args("vllm", changed, "big")
 
 
 def test_services_of_one_text_become_the_pools_of_their_names() -> None:
