@@ -64,6 +64,7 @@ class BlockPool:
         self.chain = ChainKeys(block_tokens)
         self._plain_head = capacity_blocks  # free, unhashed, at the head of the queue
         self._queue: OrderedDict[Block | FreeRun, None] = OrderedDict()
+        self._begun = FreeRun(0)  # the run at the head of the queue, if some of it was taken before
         self._index: dict[int, Block | list[Block]] = {}
         self.events: BlockEvents | None = None  # noted where somebody wants to hear of them
 
@@ -101,6 +102,10 @@ class BlockPool:
             return
         blocks -= self._plain_head
         self._plain_head = 0
+        begun = self._begun
+        if blocks < begun.blocks:
+            begun.blocks -= blocks
+            return
         queue = self._queue
         while blocks:
             entry = next(iter(queue))
@@ -109,9 +114,11 @@ class BlockPool:
                 blocks -= 1
             elif entry.blocks > blocks:  # type: ignore[union-attr]
                 entry.blocks -= blocks  # type: ignore[union-attr]
+                self._begun = entry  # type: ignore[assignment]
                 return
             else:
                 blocks -= entry.blocks  # type: ignore[union-attr]
+                entry.blocks = 0  # type: ignore[union-attr]
             queue.popitem(last=False)
 
 
@@ -247,6 +254,10 @@ class PagedKV(BlockPool):
         full = known_tokens // self.block_tokens
         keys = seq.keys
         assert keys is not None
+        if not keys:
+            if full > seq.hashed_blocks:
+                seq.hashed_blocks = full
+            return
         have = len(seq.blocks)
         if full <= seq.hashed_blocks and have >= min(full, len(keys)):
             return

@@ -100,7 +100,7 @@ class Content:
 def content_of(seq: Sequence) -> Content:
     """Prompt and answer of a request: what others may share as its runs say, the rest a segment that nobody else has."""
     final, runs = seq.final_length, seq.runs
-    covered = sum(run[2] for run in runs)
+    covered = sum([run[2] for run in runs])
     shared = final if seq.output_shared else min(seq.shareable_tokens, covered)
     if covered > shared:
         runs = Content(runs).slice(0, shared)

@@ -515,7 +515,8 @@ class ContinuousScheduler(Scheduler):
                     continue
                 blocked = len(aside) == passed
                 break
-            want = min(want, budget)
+            if want > budget:
+                want = budget
             free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
             if rules.reserve_full_prompt:
                 whole = min(seq.length, rules.max_model_len)
@@ -535,7 +536,8 @@ class ContinuousScheduler(Scheduler):
                 batch.stall_s += self.tiers.load(seq, held, blocks, self._stored, now_s)
             kv.grow(seq, slots)
             seq.computed = hit
-            kv.register(seq, min(hit + want, seq.length))
+            known = hit + want
+            kv.register(seq, known if known < seq.length else seq.length)
             self._start(batch, served, seq, want, now_s, hit, loaded)
             budget -= want
         if passed and not self._queue:

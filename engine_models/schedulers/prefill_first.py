@@ -382,7 +382,7 @@ class PrefillFirstScheduler(Scheduler):
             self._last_decoded = False
             self._formed_nothing = self.next_number - 1
             return batch if batch.preempted else None
-        batch.tokens = batch.decode_tokens + sum(new for new, _ in batch.prefill)
+        batch.tokens = batch.decode_tokens + sum([new for new, _ in batch.prefill])
         if batch.mode != "DECODE":
             self._last_prefilled = batch.tokens
             self._latest_extend = batch
@@ -453,13 +453,19 @@ class PrefillFirstScheduler(Scheduler):
         processed, steps = self.processed_number, self.decodes.steps
         ahead = self._last_decode > processed
         terms: list[float] = []
+        most = CLIP_NEW_TOKENS * ratio
         for seq in self._decoding:
             row: _Row = seq.group_state
+            left = row.max_new + seq.prompt_tokens
             if seq.state == "decoding":
-                left = row.max_new + seq.prompt_tokens - seq.offset - steps + (ahead or row.last > processed)
+                left -= seq.offset + steps
+                if ahead or row.last > processed:
+                    left += 1
             else:
-                left = row.max_new + seq.prompt_tokens - seq.length + (row.last > processed)
-            terms.append((left if left < CLIP_NEW_TOKENS else CLIP_NEW_TOKENS) * ratio)
+                left -= seq.length
+                if row.last > processed:
+                    left += 1
+            terms.append(left * ratio if left < CLIP_NEW_TOKENS else most)
         return sum(terms)
 
     def _form_prefill(self, batch: PrefillFirstBatch, now_s: float) -> bool:
@@ -524,7 +530,7 @@ class PrefillFirstScheduler(Scheduler):
         """Allocate the new tokens of the admitted rows, and let decode rows join if the rules mix."""
         rules, kv, number = self.rules, self.kv, batch.number
         page = kv.page_tokens
-        new_tokens = sum(end - start for _, start, end, _ in admitted)
+        new_tokens = sum([end - start for _, start, end, _ in admitted])
         kv.make_room(new_tokens + (len(admitted) * page if page > 1 else 0))
         batch.mode = "EXTEND"
         mixed = rules.mixed_chunk and bool(self._decoding)
@@ -871,19 +877,20 @@ class PrefillFirstScheduler(Scheduler):
         extends = batch.extends if isinstance(batch, PrefillFirstBatch) else ()
         if not extends and not batch.finishing:
             return batch.finishing
-        if any(seq.state == "preempted" for seq in batch.finishing):  # their last token is lost
-            batch.finishing = [seq for seq in batch.finishing if seq.state != "preempted"]
-        finishing = set(batch.finishing)
+        finishing: frozenset[Sequence] = frozenset()
+        if batch.finishing:
+            batch.finishing = [seq for seq in batch.finishing if seq.state != "preempted"]  # whose last token is lost
+            finishing = frozenset(batch.finishing)
         for seq, computed, complete, generation in extends:
             if complete and seq.preemptions == generation:
                 if seq in finishing:
                     self._finish(seq)
                 else:
                     self._checkpoint(seq, computed)
-        for seq in batch.finishing:
-            if seq.state != "finished":
-                self._finish(seq)
-        if batch.finishing:
+        if finishing:
+            for seq in batch.finishing:
+                if seq.state != "finished":
+                    self._finish(seq)
             self.batch_is_full = False
             self._ending = [seq for seq in self._ending if seq.state != "finished"]
             self._merging = [seq for seq in self._merging if seq.state != "finished"]
@@ -988,8 +995,10 @@ class PrefillFirstScheduler(Scheduler):
         page = kv.page_tokens
         held = kv.capacity_blocks - kv.free_blocks
         need, summed = decodes.taken_over(steps)
-        before_last = (need - decodes.phases[-(decodes.steps + steps - 1) % decodes.block_tokens]) * page
-        kv.make_room(before_last + decodes.count * page)  # as the last step would
+        before_last = need - decodes.phases[-(decodes.steps + steps - 1) % decodes.block_tokens]
+        room = (before_last + decodes.count) * page
+        if kv.free_tokens < room:
+            kv.make_room(room)  # as the last step would
         kv.free_tokens -= need * page
         if self.ratio != self.least_ratio:
             self._decay(steps)
