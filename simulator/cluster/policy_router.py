@@ -184,9 +184,9 @@ class PolicyRouter(Router):
     def took(self, replica: int) -> None:
         """As of the base: nothing else happens sooner for it."""
         if self._hears:
-            reached_s = self._replicas[replica].next_arrival_s()
-            if reached_s < self._due_s[replica]:
-                self._expect(replica, reached_s)
+            heard_s = self._replicas[replica].heard_s()
+            if heard_s < self._due_s[replica]:
+                self._expect(replica, heard_s)
 
     def _expect(self, replica: int, due_s: float) -> None:
         """The policy hears nothing of a replica before a time."""

@@ -200,7 +200,7 @@ class Replica:
         return quiet_s if quiet_s > event_s else event_s
 
     def _quiet_s(self) -> float:
-        """When a proven run is over or the next request reaches a scheduler; -INFINITY where none is proven now."""
+        """When a proven run is over or the step ends in which the next request comes; -INFINITY where none is proven now."""
         for step in self._in_flight:
             if ends_a_request(step):
                 return -INFINITY
@@ -211,8 +211,17 @@ class Replica:
                 return -INFINITY
         if self._wake_s() < INFINITY:
             return -INFINITY
-        over_s, next_s = priced[6][-2 if priced[5] else -1], self.next_arrival_s()
-        return over_s if over_s < next_s else next_s
+        over_s, heard_s = priced[6][-2 if priced[5] else -1], self.heard_s()
+        return over_s if over_s < heard_s else heard_s
+
+    def heard_s(self) -> float:
+        """A time before which none of those on their way is let in: in a proven run, the end of the step in which it comes."""
+        next_s, priced = self.next_arrival_s(), self._priced
+        if priced is None or next_s >= priced[2]:  # no longer proven
+            return next_s
+        ends = priced[6]
+        at = bisect_left(ends, next_s)
+        return ends[at] if at < len(ends) else next_s
 
     def follow(self, limit_s: float) -> float:
         """Advance as far as requests may end up to a time: a run that is not over by then is left whole. Return `visible_s`."""
