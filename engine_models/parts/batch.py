@@ -28,7 +28,8 @@ class ContinuousRules:
     lone_request_ignores_threshold : the cap does not bind when only one request is there (0.33).
     reserve_full_prompt : admission needs blocks for the whole known sequence (from 0.19).
     watermark : fraction of blocks kept free at admission while something runs (from 0.24).
-    self_preemption_continues : under priority a row that preempts itself does not stop the loop (0.33).
+    self_preemption_continues : under priority a row that preempts itself does not stop the loop, and the
+        place of one that is lost before it was served is no longer the next one's (0.33).
     preempted_tokens_return : the budget gets back the tokens of a victim already scheduled (from 0.14).
     unfit_prompt_is_skipped : without chunking, a prompt over the budget lets the next one try (0.11).
     wasted_row_after_limit : async mode schedules one row more even where the end is certain (0.11).

@@ -360,6 +360,8 @@ class ContinuousScheduler(Scheduler):
                         position -= 1
                     self._preempt(victim, batch, blocks)
                 else:
+                    if rules.self_preemption_continues and order.index(victim) < position:  # one that was passed over
+                        position -= 1
                     self._preempt(victim, batch, None)
                 order.remove(victim)
                 if victim is seq:
