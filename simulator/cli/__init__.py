@@ -8,7 +8,8 @@ def command() -> None:
     import atexit
 
     codes: list[int] = []
-    atexit.register(_leave, codes)  # the first to be registered is the last to run
+    if not atexit._ncallbacks():  # else somebody (a measurement of coverage, say) waits for the end who would come after it
+        atexit.register(_leave, codes)  # the first to be registered is the last to run
     try:
         main()
     except SystemExit as end:
@@ -36,7 +37,11 @@ def main() -> None:
     """Run the command on the command line; it ends with SystemExit."""
     import gc
     import os
+    import sys
 
+    if sys.stdout is None or sys.stderr is None:  # closed by who called it (`>&-`): what is written there goes nowhere
+        nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     gc.disable()  # until a run begins: start-up makes many objects and no garbage
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is needed, and all packages are searched for them
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads cost a twentieth of a short run

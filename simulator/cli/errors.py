@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from hardware_profiles.errors import InputError, PlanError
+from simulator.cli.printable import discard
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, 128 + SIGINT."""
@@ -119,7 +119,7 @@ def fail(error: BaseException, as_json: bool) -> NoReturn:
     A reader of stdout that went away (`| head`) is no error worth a word.
     """
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         raise SystemExit(1)
     if type(error).__name__ == "NoArgsIsHelpError" and not as_json:
         print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]

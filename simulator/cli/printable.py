@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -61,7 +62,16 @@ def printing() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = bare
         for front in fronts:
-            front.detach()
+            try:
+                front.detach()
+            except OSError:  # what is left of it cannot be written
+                discard(front)
+                front.detach()
+
+
+def discard(stream: TextIO) -> None:
+    """Send to nowhere what a stream has not written yet, and all that is still to come."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def control(sequence: str) -> None:
