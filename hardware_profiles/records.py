@@ -2,8 +2,9 @@
 
 What `dataclasses` writes and compiles for a class takes a third of a millisecond, and a run defines more than a hundred classes,
 of which a quarter is never used. Here a class is finished when its first object is made or unpickled, or when somebody asks for
-its fields, and nothing is compiled to compare, hash and print objects. Then it is a dataclass like any other. Type checkers see
-`dataclasses.dataclass` itself, which compiled modules and classes with slots use.
+its fields, and nothing is compiled to compare, hash and print objects. Then it is a dataclass like any other. What cannot wait
+(classes that order or hash by flag, have slots, methods of these names or a base that restores its objects itself) is left to
+`dataclasses`. Type checkers see `dataclasses.dataclass` itself, which compiled modules and classes with slots use.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from collections.abc import Callable
 from operator import attrgetter
 from reprlib import recursive_repr
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 _PUT_OFF = ("__init__", "__setstate__", "__dataclass_fields__")
-_SHARED = ("__eq__", "__hash__", "__repr__")
-_unfinished: dict[type, dict[str, bool]] = {}
-"""Classes that nobody used yet, with the options of each."""
+_OWN = (*_PUT_OFF[:2], "__eq__", "__hash__", "__repr__", "__setattr__", "__delattr__", "__slots__")
+"""Attributes of a class with which it is not put off."""
+_CAN_WAIT = ("frozen", "eq", "kw_only")
+_FINISHED = ("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__doc__")
+_unfinished: dict[type, tuple[dict[str, bool], dict[str, Any]]] = {}
+"""Classes that nobody used yet, with the options of each and the fields that say more than a default."""
 _finishing = RLock()
 
 
@@ -26,7 +30,9 @@ def _put_off(cls: type | None = None, /, **options: bool) -> Any:
     """Decorate `cls`, with options of `dataclasses.dataclass`."""
     if cls is None:
         return lambda cls: _put_off(cls, **options)
-    if any(name in vars(cls) for name in (*_PUT_OFF, *_SHARED)):
+    own = vars(cls)
+    at_once = any(name in own for name in _OWN) or any(name not in _CAN_WAIT for name in options)
+    if at_once or not own.get("__annotations__") or Generic in cls.__bases__ or _restored(cls):
         return dataclasses.dataclass(**options)(cls)
 
     def first(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -37,10 +43,26 @@ def _put_off(cls: type | None = None, /, **options: bool) -> Any:
         _finish(cls)
         vars(self).update(state)
 
+    told = {name: value for name, value in own.items() if value.__class__ is dataclasses.Field}
+    for name, value in told.items():
+        _set_default(cls, name, value)
     for name, stand_in in zip(_PUT_OFF, (first, unpickled, _Fields()), strict=True):
         setattr(cls, name, stand_in)
-    _unfinished[cls] = options
+    _unfinished[cls] = options, told
     return cls
+
+
+def _restored(cls: type) -> bool:
+    """Whether a base says how its objects are restored, which a stand-in would hide."""
+    return any("__setstate__" in vars(base) and base not in _unfinished for base in cls.__mro__[1:])
+
+
+def _set_default(cls: type, name: str, told: Any) -> None:
+    """Leave the default of a field in its place, as `dataclasses` does."""
+    if told.default is dataclasses.MISSING:
+        delattr(cls, name)
+    else:
+        setattr(cls, name, told.default)
 
 
 class _Fields:
@@ -53,20 +75,32 @@ class _Fields:
 
 
 def _finish(cls: type) -> None:
-    """Make a dataclass of `cls`, if it is none yet."""
+    """Make a dataclass of `cls`, if it is none yet.
+
+    It is made of a twin, so that other threads find stand-ins, which wait here, until all is there: `__init__` comes last.
+    """
     with _finishing:
-        options = _unfinished.pop(cls, None)
-        if options is None:
+        if cls not in _unfinished:
             return
-        for name in _PUT_OFF:
-            delattr(cls, name)
-        made: Any = dataclasses.dataclass(**{**options, "eq": False, "repr": False})(cls)
+        options, told = _unfinished[cls]
+        own = vars(cls)
+        names = ("__module__", "__qualname__", "__doc__", "__post_init__", "__annotations__", *own["__annotations__"])
+        body = {name: own[name] for name in names if name in own} | told
+        made: Any = dataclasses.dataclass(**{**options, "eq": False, "repr": False})(type(cls)(cls.__name__, cls.__bases__, body))
         fields = dataclasses.fields(made)
-        made.__repr__ = _printed(tuple(each.name for each in fields if each.repr))
+        for name in _FINISHED:
+            setattr(cls, name, vars(made)[name])
+        cls.__dataclass_params__.eq = options.get("eq", True)  # type: ignore[attr-defined]
+        if options.get("frozen"):
+            _freeze(cls, frozenset(each.name for each in fields))
+        cls.__repr__ = _printed(tuple(each.name for each in fields if each.repr))  # type: ignore[method-assign,assignment]
         if options.get("eq", True):
-            values = _values(tuple(each.name for each in fields if each.compare))
-            made.__eq__ = _equal(values)
-            made.__hash__ = (lambda self: hash(values(self))) if options.get("frozen") else None
+            cls.__eq__ = _equal(_values(tuple(each.name for each in fields if each.compare)))  # type: ignore[method-assign,assignment]
+            hashed = tuple(each.name for each in fields if (each.compare if each.hash is None else each.hash))
+            cls.__hash__ = _hashed(_values(hashed)) if options.get("frozen") else None  # type: ignore[method-assign,assignment]
+        cls.__init__ = made.__init__  # type: ignore[misc]
+        del cls.__setstate__  # type: ignore[attr-defined]
+        del _unfinished[cls]
 
 
 def _values(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
@@ -74,6 +108,26 @@ def _values(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
     if len(names) > 1:
         return attrgetter(*names)
     return lambda one: tuple(getattr(one, name) for name in names)
+
+
+def _freeze(cls: Any, names: frozenset[str]) -> None:
+    """Objects of a frozen class refuse that something is set or deleted; those of a class below it may have more."""
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        if type(self) is cls or name in names:
+            raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        super(cls, self).__setattr__(name, value)
+
+    def __delattr__(self: Any, name: str) -> None:
+        if type(self) is cls or name in names:
+            raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+        super(cls, self).__delattr__(name)
+
+    cls.__setattr__, cls.__delattr__ = __setattr__, __delattr__
+
+
+def _hashed(values: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], int]:
+    return lambda self: hash(values(self))
 
 
 def _equal(values: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any, Any], bool]:

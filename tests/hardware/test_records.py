@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -59,9 +59,44 @@ def classes(decorate: Any) -> SimpleNamespace:
         def twice(self) -> float:
             return 2 * self.x
 
+    @decorate(frozen=True, slots=True)
+    class Slim:
+        value: int
+
+    @decorate(order=True)
+    class Ranked:
+        value: int
+
+    @decorate(unsafe_hash=True)
+    class Counted:
+        value: int
+
+    @decorate(repr=False)
+    class Silent:
+        value: int
+
+    @decorate(frozen=True)
+    class Apart:
+        value: int
+        seen: int = field(default=0, compare=False, hash=True)
+        left: int = field(default=0, hash=False)
+
+    T = TypeVar("T")
+
+    @decorate(frozen=True)
+    class Boxed(Generic[T]):
+        value: int
+
     return SimpleNamespace(
-        Point=Point, Named=Named, Heap=Heap, Single=Single, Alone=Alone, OwnText=OwnText, Below=Below
+        Point=Point, Named=Named, Heap=Heap, Single=Single, Alone=Alone, OwnText=OwnText, Below=Below, Slim=Slim,
+        Ranked=Ranked, Counted=Counted, Silent=Silent, Apart=Apart, Boxed=Boxed,
     )
+
+
+def set_on(one: Any, name: str, value: Any) -> Any:
+    """The object, with an attribute more."""
+    setattr(one, name, value)
+    return one
 
 
 BEHAVIOUR: dict[str, Callable[[SimpleNamespace], Any]] = {
@@ -77,6 +112,14 @@ BEHAVIOUR: dict[str, Callable[[SimpleNamespace], Any]] = {
     "told": lambda c: [is_dataclass(c.Heap), is_dataclass(c.Below), is_dataclass(int)],
     "values": lambda c: [dataclasses.asdict(c.Named(1)), dataclasses.astuple(c.Below(1))],
     "matched": lambda c: c.Named.__match_args__ if c.Named(1) else None,
+    "slots": lambda c: [repr(c.Slim(1)), c.Slim(1) == c.Slim(1), hash(c.Slim(1)), hasattr(c.Slim(1), "__dict__")],
+    "ordered": lambda c: [c.Ranked(1) < c.Ranked(2), c.Ranked(2) <= c.Ranked(1)],
+    "hashed by flag": lambda c: hash(c.Counted(1)),
+    "text of its own accord": lambda c: "value" in repr(c.Silent(1)),
+    "hashed by field": lambda c: [hash(c.Apart(1, 2, 3)), c.Apart(1, 2) == c.Apart(1, 3), c.Apart(1, 2) == c.Apart(1, 2, 1)],
+    "of any type": lambda c: repr(c.Boxed(1)),
+    "values of a class": lambda c: [c.Point.y, c.Named.said, c.Named.hidden, hasattr(c.Heap, "items"), hasattr(c.Point, "x")],
+    "more than its fields": lambda c: vars(set_on(c.Below(1), "extra", 2))["extra"],
     "inherited first": lambda c: [c.Below(1).twice(), c.Named(3).y, c.Point(4).x],
 }
 
@@ -93,6 +136,8 @@ def test_a_class_behaves_as_one_of_the_standard_library(what: str) -> None:
         (lambda c: setattr(c.Point(1), "x", 2), FrozenInstanceError),
         (lambda c: setattr(c.Below(1), "x", 2), FrozenInstanceError),
         (lambda c: delattr(c.Named(1), "x"), FrozenInstanceError),
+        (lambda c: setattr(c.Point(1), "other", 2), FrozenInstanceError),
+        (lambda c: delattr(c.Below(1), "other"), AttributeError),
         (lambda c: c.Point(), TypeError),
         (lambda c: c.Single(1), TypeError),
         (lambda c: c.Point(-1), ValueError),
@@ -122,14 +167,37 @@ class Sent:
     value: int
 
 
+@records.dataclass(frozen=True)
+class Empty:
+    """Has nothing to say."""
+
+
+class Restored:
+    """Says itself how its objects are sent and restored."""
+
+    def __getstate__(self) -> tuple[int]:
+        return (vars(self)["value"],)
+
+    def __setstate__(self, state: tuple[int]) -> None:
+        vars(self)["value"] = state[0]
+
+
+@records.dataclass
+class Kept(Restored):
+    """Is restored as the class above it says."""
+
+    value: int
+
+
 def test_an_object_is_whole_in_a_process_that_made_none(tmp_path: Path) -> None:
     sent = tmp_path / "sent"
-    sent.write_bytes(pickle.dumps([Sent(1), Sent(1)]))
+    sent.write_bytes(pickle.dumps([Sent(1), Sent(1), Empty(), Empty(), Kept(2), Kept(2)]))
     code = f"""
 import pickle, sys
 from pathlib import Path
 sys.path += [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
-one, other = pickle.loads(Path({str(sent)!r}).read_bytes())
+one, other, *more = pickle.loads(Path({str(sent)!r}).read_bytes())
+assert more[0] == more[1] and more[2] == more[3] and more[2].value == 2
 assert one == other and hash(one) == hash(other) and repr(one) == "Sent(value=1)"
 try:
     one.value = 2
@@ -140,20 +208,32 @@ raise SystemExit(1)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_threads_may_use_a_class_first_at_once() -> None:
-    for _ in range(50):
-        made, found = classes(records.dataclass), []
-        gate = threading.Barrier(4)
+def test_threads_may_use_classes_first_at_once() -> None:
+    def alike(number: int) -> Any:
+        body = {"__module__": __name__, "__qualname__": f"C{number}", "__annotations__": {f"f{i}": "int" for i in range(8)}}
+        return records.dataclass(frozen=True)(type(f"C{number}", (), body))
 
-        def use(
-            made: SimpleNamespace = made, found: list[Any] = found, gate: threading.Barrier = gate
-        ) -> None:
-            gate.wait()
-            found.append(made.Named(1))
+    made, gate, wrong = [alike(number) for number in range(300)], threading.Barrier(4), list[Exception]()
 
+    def use() -> None:
+        gate.wait()
+        for kind in made:
+            try:
+                one, other = kind(*range(8)), kind(*range(8))
+                assert one == other
+                assert hash(one) == hash(other)
+                assert len(fields(kind)) == 8
+            except Exception as error:
+                wrong.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
         threads = [threading.Thread(target=use) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert found == [made.Named(1)] * 4
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong, wrong[0]
