@@ -79,12 +79,12 @@ def slots_a_row(request: PoolRequest) -> int:
 
 def kv_format(device: Device, arch: Architecture) -> str | None:
     """FP8 for sparse latent attention on Blackwell (datasheet: `server_args.py` of SGLang 0.5.3 to 0.5.9
-    and `arg_groups/overrides.py` of 0.5.23, ``kv_cache_dtype`` for compute capability 10 and above); else what the checkpoint
-    states (`model_runner.py` of 0.5.10 to 0.5.20)."""
+    and `arg_groups/overrides.py` of 0.5.23, ``kv_cache_dtype`` for compute capability 10 and above); 16 bits elsewhere, whatever
+    the checkpoint states."""
     sparse = any(block.kind == "mla" and block.indexer is not None and block.entry_tokens == 1 for block in arch.attention)
     if sparse and device.architecture == "blackwell":
         return "fp8"
-    return arch.kv_quantization if arch.kv_quantization in device.formats else None
+    return arch.dtype if sparse and arch.kv_quantization is not None else None
 
 
 def compressed(arch: Architecture) -> bool:

@@ -113,7 +113,7 @@ ENGINE = Engine(
     adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     masks_beside=("speculative", "role", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
-    keeps_stated_kv=(0, 13),  # pull request 29980
+    keeps_stated_kv=(0, 14),  # pull request 30785; 0.13.0 does without, which took 29980 back
     features={
         "structured": Support(_LORA_KINDS, _DOCS),
         "lora": Support(_LORA_KINDS, _DOCS),

@@ -335,9 +335,9 @@ def _from_gguf(path: Path) -> Architecture:
     return replace(arch, quantization=file.format, quantization_bits=file.bits_per_weight)
 
 
-MODELOPT, MODELOPT_FORMATS = "nvidia/", ("fp8", "nvfp4")
-"""Organisation whose checkpoints in these formats want their KV cache in FP8. kind: assumed of all, 2026-11 (those of
-Llama-3.1-8B, Qwen3 and others say so in `hf_quant_config.json`)."""
+MODELOPT, MODELOPT_FORMATS, MODELOPT_WITHOUT = "nvidia/", ("fp8", "nvfp4"), ("deepseek_v4", "minimax_m3")
+"""Organisation whose checkpoints in these formats want their KV cache in FP8, and types of models whose do not say so. kind:
+datasheet, 2026-11: of 27 whose `hf_quant_config.json` aiconfigurator-core 0.12 has packed, 24 say so; assumed of others."""
 
 
 def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) -> Architecture:
@@ -385,7 +385,8 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
         return arch
     stored = None if found.quantization in ("bf16", "fp16") else found.quantization
     left = tuple(sorted(parts_left_by_format(stored, arch))) if stored else ()
-    kv = "fp8" if stored in MODELOPT_FORMATS and spec.lower().startswith(MODELOPT) else None
+    states_kv = spec.lower().startswith(MODELOPT) and arch.family not in MODELOPT_WITHOUT
+    kv = "fp8" if stored in MODELOPT_FORMATS and states_kv else None
     return replace(
         arch, quantization=stored, quantization_bits=0.0, unquantized=left, part_formats=(), kv_quantization=kv
     )

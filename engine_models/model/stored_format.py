@@ -168,9 +168,16 @@ class Stored:
 
 
 def kv_quantization(config: Config) -> str | None:
-    """Format in which ModelOpt's checkpoint wants its KV cache (``kv_cache_quant_algo`` of `hf_quant_config.json`), or None."""
+    """Format in which ModelOpt's checkpoint wants its KV cache, or None.
+
+    `hf_quant_config.json` says ``kv_cache_quant_algo``, and `config.json` ``kv_cache_scheme``, as a word or as what it is.
+    """
     quantization = config.get("quantization_config")
-    stated = quantization.get("kv_cache_quant_algo") if isinstance(quantization, Mapping) else None
+    if not isinstance(quantization, Mapping) or not str(quantization.get("quant_method", "")).startswith("modelopt"):
+        return None
+    stated = quantization.get("kv_cache_quant_algo") or quantization.get("kv_cache_scheme")
+    if isinstance(stated, Mapping):
+        return "fp8" if (stated.get("num_bits"), stated.get("type")) == (8, "float") else None
     return "fp8" if str(stated).upper() == "FP8" else None
 
 

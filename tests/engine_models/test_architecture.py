@@ -35,6 +35,7 @@ from engine_models.model.architecture import (
 from engine_models.model.catalogue import catalogue, model_names
 from engine_models.model.expert_groups import group_spread
 from engine_models.model.formats import FORMATS, format_named
+from engine_models.model.stored_format import kv_quantization
 from hardware_profiles.errors import InputError
 
 BF16 = format_named("bf16")
@@ -386,6 +387,21 @@ def test_modelopt_states_its_format_beside_the_config(tmp_path: Path) -> None:
     stated["quantization"]["kv_cache_quant_algo"] = "FP8"
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(stated))
     assert load_architecture(str(tmp_path / "config.json")).kv_quantization == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("stated", "method", "wanted"),
+    [
+        ({"num_bits": 8, "type": "float", "dynamic": False}, "modelopt", "fp8"),
+        ({"num_bits": 4, "type": "float", "dynamic": False}, "modelopt", None),
+        ("FP8", "modelopt_fp4", "fp8"),
+        (None, "modelopt", None),
+        ({"num_bits": 8, "type": "float"}, "compressed-tensors", None),
+    ],
+)
+def test_modelopts_config_states_the_cache_by_a_scheme(stated: Any, method: str, wanted: str | None) -> None:
+    quantization = {"quant_method": method, "quant_algo": "NVFP4", "kv_cache_scheme": stated}
+    assert kv_quantization({"quantization_config": quantization}) == wanted
 
 
 @pytest.mark.parametrize(
