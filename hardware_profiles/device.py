@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
@@ -214,6 +215,18 @@ def _words(name: str) -> list[str]:
     return useful or words
 
 
+def _counted(name: str) -> tuple[str, str] | None:
+    """The device and the number in a name such as ``2x h100`` or ``h100 x 2``; None where the letter is of the name (rtx3050)."""
+    before = re.fullmatch(r"0*([1-9]\d*)\s*[x×*]\s*(.+)", name)
+    if before:
+        return resolve_device(before[2]), before[1]
+    behind = re.fullmatch(r"(.+?)\s*[x×*]\s*0*([1-9]\d*)", name)
+    if behind:
+        with suppress(InputError):
+            return resolve_device(behind[1]), behind[2]
+    return None
+
+
 def resolve_device(name: str) -> str:
     """Return the canonical name of the device that `name` means.
 
@@ -256,9 +269,9 @@ def resolve_device(name: str) -> str:
             where="hardware",
             mend=f"write hardware: {one}" + f"; it has {number}: tensor_parallel or replicas say how many" * (number > 1),
         )
-    counted = re.fullmatch(r"(?:(?P<n>\d+)\s*[x×*]\s*(?P<name>.+))|(?:(?P<other>.+?)\s*[x×*]\s*(?P<m>\d+))", plain)
+    counted = _counted(plain)
     if counted:
-        one, count = resolve_device(counted["name"] or counted["other"]), counted["n"] or counted["m"]
+        one, count = counted
         raise InputError(
             f"hardware '{name}' counts devices",
             where="hardware",

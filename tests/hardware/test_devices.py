@@ -337,3 +337,16 @@ heavy = {"pandas", "pydantic", "pyarrow", "scipy", "matplotlib", "numpy"} & set(
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("name", ["rtx3050", "gtx1080", "rx 9060", "max1550", "h100 x 0"])
+def test_a_letter_of_a_name_counts_no_devices(name: str) -> None:
+    with pytest.raises(InputError, match=f"unknown hardware '{name}'"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["2x h100", "h100x2", "02 x h100", "h100 * 2"])
+def test_counted_devices_are_told_with_the_keys_that_count_them(name: str) -> None:
+    with pytest.raises(InputError, match="counts devices") as caught:
+        resolve_device(name)
+    assert "h100-sxm-80gb, with tensor_parallel: 2 " in str(caught.value.mend)
