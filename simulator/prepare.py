@@ -135,7 +135,8 @@ def resolve_formats(
         notes.append(f"weights in {weights.name}, as most files for {engine.title} are; `weights` states another format")
     native = set(device.formats)
     quantised = engine.activation_format(device, arch, weights, flags.values) if engine.activation_format is not None else None
-    act_name = pool.activations or quantised or ("bf16" if weights.weight_only else weights.compute)
+    wide = weights.weight_only or (weights.name == "mxfp4" and device.vendor == "nvidia")  # priced so, unless an engine says so
+    act_name = pool.activations or quantised or ("bf16" if wide else weights.compute)
     if quantised is not None and pool.activations is None:
         where = f"as {engine.title} does on {device.title}"
         notes.append(f"activations are quantised to {quantised} before weights in {weights.name}, {where}")

@@ -288,3 +288,9 @@ def test_the_cache_is_kept_as_nvidias_checkpoints_state(
     deployment = {"engine": engine, "hardware": hardware, "tensor_parallel": 4, **pool}
     found = prepare(load_scenario({"model": model, "deployment": deployment, "workload": WORKLOAD}))
     assert found.formats.kv_cache.name == wanted
+
+
+@pytest.mark.parametrize("hardware", ["b200-sxm-180gb", "rtx-pro-6000-96gb", H200])
+def test_activations_before_experts_in_mxfp4_are_told_as_they_are_priced(hardware: str) -> None:
+    told, asked = (prepared("openai/gpt-oss-120b", "0.33.0", hardware, **more) for more in ({}, {"activations": "bf16"}))
+    assert told.formats == asked.formats
