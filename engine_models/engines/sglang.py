@@ -15,16 +15,7 @@ from typing import Any
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.token_masks import TokenMasks
-from engine_models.declaration import (
-    Engine,
-    EnginePlan,
-    Executor,
-    Lockstep,
-    PoolRequest,
-    Said,
-    Support,
-    checked,
-)
+from engine_models.declaration import Engine, EnginePlan, Executor, Lockstep, PoolRequest, Said, Support, checked
 from engine_models.engines.sglang_adapters import adapters_of_pool
 from engine_models.engines.sglang_attention import share_factor
 from engine_models.engines.sglang_costs import costs_of, first_use_of, front_of

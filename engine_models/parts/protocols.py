@@ -94,6 +94,10 @@ class Scheduler(ABC):
         """Whether memory for the whole answer is set aside at admission: the client's limit or, without one, the context left."""
         return False
 
+    def stuck(self) -> str | None:
+        """Why nothing that it holds can ever run, in words for people, where the engine itself would stop so."""
+        return None
+
     @property
     def hears_in_step(self) -> bool:
         """Whether a request that arrives while a step runs is to be handed over before that step's results, for it looks at once

@@ -168,6 +168,17 @@ class TwoPassScheduler(Scheduler):
         """Whether anything waits or runs."""
         return bool(self.active or self._queue)
 
+    def stuck(self) -> str | None:
+        """As of the base: a prompt that was passed over comes again before one that has begun, and waits for its memory."""
+        first = next((seq for seq in self._contexts if seq not in self._begun), None)
+        if first is None or not self._begun:
+            return None
+        return (
+            f"the engine would stop here for good: request {first.index} may take {self._contexts[first].total} of "
+            f"{self.kv.capacity_blocks} blocks of the KV cache until its answer ends, {self.kv.free_blocks} are free, and the "
+            "others belong to prompts that began while it waited for a prefix, and go on after it"
+        )
+
     def state(self) -> State:
         """Requests, and blocks; cached blocks that nobody holds are free."""
         kv, waiting = self.kv, len(self._contexts) - len(self._begun)

@@ -27,6 +27,7 @@ from engine_models.declaration import FrontEnd
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY, FloatArray, Gate, Scheduler, StepCost
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.errors import InfeasibleError
 from simulator.serving.rank import NO_FRONT_END, Rank
 
 FEW_STEPS = 48
@@ -341,7 +342,10 @@ class Replica:
             self._asleep_until_s = wake_s = self._wake_s()
             due_s = min(due_s, wake_s)
             if due_s == INFINITY:
-                raise RuntimeError("a scheduler holds work that it can never run")
+                stuck = next(filter(None, (rank.scheduler.stuck() for rank in self.ranks)), None)
+                if stuck is None:
+                    raise RuntimeError("a scheduler holds work that it can never run")
+                raise InfeasibleError(stuck, mend="limit the tokens of an answer, or give the KV cache more memory")
         if due_s >= limit_s:
             return False
         self.clock_s = due_s

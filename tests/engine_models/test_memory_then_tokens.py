@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,10 @@ from engine_models.schedulers.memory_then_tokens import (
     TwoPassRules,
     TwoPassScheduler,
 )
+from hardware_profiles.errors import InfeasibleError
+from simulator.serving.replica import Replica
+from tests.engine_models.test_sglang import CLOCK
+from tests.invariants.core_cases import SpannedClock
 
 RULES = TwoPassRules(max_batch_size=8, max_num_tokens=64, max_seq_len=400, overlap=False)
 
@@ -61,6 +66,19 @@ def steps_of(
         scheduler.settle(batch)
     assert kv.free_blocks == kv.capacity_blocks
     return batches
+
+
+def test_a_prompt_passed_over_whose_memory_began_prompts_behind_it_hold_stops_the_server() -> None:
+    rules = replace(RULES, max_num_tokens=80, max_seq_len=896, context_chunking_policy=FIRST_COME)
+    first, behind = request(0, 40, 1, group=7, shared=40), request(2, 94, 1)
+    passed_over = request(1, 16, 1, group=7, shared=16, stop_known=False)  # its prefix is being computed; may take all blocks
+    scheduler = TwoPassScheduler(rules, BlockTree(56, 16))
+    replica = Replica([scheduler], SpannedClock(CLOCK), depth=1)
+    for seq in (first, passed_over, behind):
+        replica.ranks[0].submit(seq)
+    with pytest.raises(InfeasibleError, match=r"(?s)request 1 may take 56 of 56 blocks.*limit the tokens of an answer"):
+        replica.advance(float("inf"))
+    assert [seq.state for seq in (first, passed_over, behind)] == ["finished", "waiting", "running"]
 
 
 def conserved(scheduler: TwoPassScheduler) -> None:
