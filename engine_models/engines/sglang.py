@@ -5,8 +5,7 @@ ranks in `sglang_ranks`, pairs of servers in `sglang_handover`, the time of step
 `engine_models.schedulers.prefill_first`, the cache `engine_models.memory.radix`.
 
 Behaviour and defaults of SGLang 0.5.23 (`managers/scheduler.py`, `managers/schedule_policy.py`, `arg_groups/memory_hook.py`,
-`arg_groups/cuda_graph_hook.py`, `arg_groups/fields`); scheduling checked step by step against recordings of the real
-scheduler (`capacity-plan validate schedules`).
+`arg_groups/cuda_graph_hook.py`, `arg_groups/fields`); scheduling checked against recordings (`capacity-plan validate schedules`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,16 @@ from typing import Any
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.token_masks import TokenMasks
-from engine_models.declaration import Engine, EnginePlan, Executor, Lockstep, PoolRequest, Said, Support, checked
+from engine_models.declaration import (
+    Engine,
+    EnginePlan,
+    Executor,
+    Lockstep,
+    PoolRequest,
+    Said,
+    Support,
+    checked,
+)
 from engine_models.engines.sglang_adapters import adapters_of_pool
 from engine_models.engines.sglang_attention import share_factor
 from engine_models.engines.sglang_costs import costs_of, first_use_of, front_of
