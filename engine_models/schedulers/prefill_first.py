@@ -332,7 +332,7 @@ class PrefillFirstScheduler(Scheduler):
             return True
         decoding, latest = seq.state == "decoding", self.next_number - 1
         ends = seq.state == "ending" or seq in self._wasting
-        served = self._last_decode if decoding and not ends else seq.group_state.last
+        served = max(self._last_decode, seq.group_state.last) if decoding and not ends else seq.group_state.last
         # still when the scheduler hears of it, which it does when it forms a batch
         in_flight = self._overlap and self.processed_number < latest == served and latest != self._formed_nothing
         if ends:

@@ -394,10 +394,10 @@ class Elastic(Cluster):
             waiting.append(seq)
 
     def _throw_out(self, replica: int) -> None:
-        """Everything that a replica has is lost."""
-        for seq, number in list(self._requests()):
-            if self._replica_of[number] == replica:
-                self._lose_request(seq, number)
+        """Everything that a replica has is lost: in the order of the requests, whenever their objects were made."""
+        here = [(seq, number) for seq, number in self._requests() if self._replica_of[number] == replica]
+        for seq, number in sorted(here, key=lambda each: each[0].index):
+            self._lose_request(seq, number)
 
     def _lose_request(self, seq: Sequence, number: int) -> None:
         """A request goes with its replica."""

@@ -604,8 +604,9 @@ class Replica:
                         del ends[-1]
                         n -= 1
                     else:
-                        after, kv_peak = found
-                        kv_steps += kv_peak
+                        after, held = found
+                        kv_steps += held
+                        kv_peak = max(kv_peak, held)
                 running, waiting, _, _ = rank.scheduler.state()
                 rank.log.run(first, ends, idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens)
                 if rank.loop is not None:

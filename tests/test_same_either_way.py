@@ -1,0 +1,64 @@
+"""Runs that go wrong give the same, steps taken at once or one by one, and requests read whole or in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine_models.parts.sequence import Sequence
+from simulator import simulate
+from simulator.cluster.elastic import Elastic
+from tests.clusters import jumps_as_it_steps, streams_alike
+
+LOAD: dict[str, Any] = {
+    "arrivals": {"kind": "poisson", "rate": 12},
+    "prompt_tokens": {"kind": "lognormal", "mean": 1500, "p99": 6000, "max": 7000},
+    "output_tokens": {"kind": "lognormal", "mean": 40, "p99": 200},
+}
+SGLANG = {"engine": "sglang", "hardware": "h100-sxm-80gb", "admission": {"max_inflight": 3, "on_full": "wait"}}
+
+
+def scenario(deployment: dict[str, Any], seed: int, client: dict[str, Any], **load: Any) -> dict[str, Any]:
+    work = {**LOAD, "duration": 5.0, **load}
+    model = "meta-llama/Llama-3.1-8B-Instruct"
+    return {"model": model, "seed": seed, "deployment": deployment, "client": client, "workload": work}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_prompt_under_way_that_its_client_leaves_ends_with_its_step(seed: int) -> None:
+    """Also where the prompt has joined those that decode to look how many steps are alike."""
+    retries = {"attempts": 3, "on": ["timeout"], "backoff_s": 0.2, "jitter": 0.0}
+    jumps_as_it_steps(scenario(SGLANG, seed, {"timeout_s": 0.7, "retries": retries}, duration=8.0))
+
+
+def test_most_memory_is_held_before_a_step_in_vain_too() -> None:
+    """The first step of a run still holds twice what a prompt under way shares with another."""
+    few = {**SGLANG, "engine_args": {"max_running_requests": 4}}
+    prefixes = {"shared_prefix": {"groups": 3, "tokens": 800}}
+    jumps_as_it_steps(scenario(few, 1091, {}, duration=2.0, arrivals={"kind": "poisson", "rate": 6}, **prefixes))
+
+
+def broken(seed: int) -> dict[str, Any]:
+    engine = {"engine": "vllm", "hardware": "h100-sxm-80gb", "replicas": 2}
+    pools = [{**engine, "name": name, "role": role} for name, role in (("p", "prefill"), ("d", "decode"))]
+    loss = {"kind": "gpu", "pool": "d", "for_s": 0.2}
+    events = [{**loss, "at_s": 2.0 + 0.7 * number, "replica": number % 2} for number in range(4)]
+    retries = {"attempts": 4, "on": ["node_lost"], "backoff_s": 0.3, "jitter": 0.3}
+    around = {"pools": pools, "failures": {"events": events, "start_up": 0.1}}
+    return scenario(around, seed, {"retries": retries}, arrivals={"kind": "poisson", "rate": 25})
+
+
+def test_requests_are_lost_in_their_order_however_they_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams_alike(broken(1), monkeypatch)
+    lost: list[tuple[float, int]] = []
+    plain = Elastic._lose_request
+
+    def noted(self: Elastic, seq: Sequence, number: int) -> None:
+        lost.append((self._clock.now_s, seq.index))
+        plain(self, seq, number)
+
+    monkeypatch.setattr(Elastic, "_lose_request", noted)
+    simulate(broken(1))
+    assert len(lost) > 15
+    assert lost == sorted(lost)
