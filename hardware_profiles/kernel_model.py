@@ -145,8 +145,8 @@ MARLIN_FLOOR_FORMAT = "int4_wo"
 #: and more; a smaller rest is the difference of two tables.
 LEAST_BESIDE = 0.2
 
-#: Devices whose tables lack experts in four bits -> one of the same chip whose tables have them, under vLLM (without them
-#: the physics of 16 bits alone remained: a third of B200's time). kind: assumed, 2026-11.
+#: Devices whose tables lack experts in four bits -> one of the same chip whose tables have them: vLLM's Marlin's, SGLang's
+#: TensorRT-LLM's kernels (without them the physics of 16 bits alone remained: a third of B200's time). kind: assumed, 2026-11.
 SISTERS: Mapping[str, str] = dict.fromkeys(("gb200-186gb", "b300-sxm-288gb", "gb300-288gb"), "b200-sxm-180gb")
 
 #: Formats of experts that differ by their scales alone, in the same kernels.
@@ -346,24 +346,32 @@ class KernelModel(Ops):
         if fmt == "nvfp4" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
             tables: tuple[KernelModel, ...] = (self, *self._others)
         elif fmt in (MARLIN_FLOOR_FORMAT, "w4a16_mxfp4"):
-            tables = (*self._others, *self._sister)
+            tables = (*self._others, *filter(None, [self._sisters.get("vllm")]))
         else:
             return None
         return next((m for m in tables if f"moe/{MARLIN_FLOOR_FORMAT}" in m.groups), None)
 
     @cached_property
-    def _sister(self) -> tuple[KernelModel, ...]:
-        """vLLM's tables of the device of :data:`SISTERS` over this one's rates, where it has one."""
+    def _sisters(self) -> Mapping[str, KernelModel]:
+        """Tables by framework of the device of :data:`SISTERS` over this one's rates, where it has one."""
         name = SISTERS.get(self.path.parent.name) if self.path is not None else None
         if self.path is None or name is None:
-            return ()
-        m = _load(name, "vllm", self.path.parent.parent)
-        own = (self.peaks, m.provenance, m.groups, m.path, self.links, m.peaks, self.power_share)
-        return (KernelModel(self.device, m.framework, *own),)
+            return {}
+        found = (_load(name, framework, self.path.parent.parent) for framework in ("vllm", "sglang"))
+        return {
+            m.framework: KernelModel(
+                self.device, m.framework, self.peaks, m.provenance, m.groups, m.path, self.links, m.peaks, self.power_share
+            )
+            for m in found
+        }
 
-    def _fp8_elsewhere(self, fmt: str, word: str) -> tuple[KernelModel, str, str] | None:
-        """Whose table, in which format, by which name holds experts in FP8 on the kernels of a word, where this framework's
-        lacks the format: another framework's of this GPU, or the other scales of the same kernels."""
+    def _same_elsewhere(self, fmt: str, word: str) -> tuple[KernelModel, str, str | None] | None:
+        """Whose table, in which format, by which name (None: its one backend) holds experts on the kernels of a word, where this
+        framework's lacks the format: in FP8 another framework's of this GPU, or the other scales of the same kernels; in int4
+        SGLang's of a sister, which holds TensorRT-LLM's kernels."""
+        if fmt == MARLIN_FLOOR_FORMAT and (self.framework, word) == ("sglang", "trtllm"):
+            sister = self._sisters.get(self.framework)
+            return (sister, fmt, None) if sister is not None and f"moe/{fmt}" in sister.groups else None
         if fmt not in FP8_SCALES or self.peaks.rate("fp8") <= self.peaks.rate("bfloat16"):
             return None
         other = next(name for name in FP8_SCALES if name != fmt)
@@ -373,21 +381,19 @@ class KernelModel(Ops):
                 return owner, stored, name
         return None
 
-    def lent_experts(self, fmt: str) -> tuple[str, float] | None:
+    def lent_experts(self, fmt: str, word: str | None = None) -> tuple[str, float] | None:
         """See the base: Marlin's, timed in four bits with another scale or on another device, and FP8's with other scales."""
-        name = canonical_format(fmt)
+        name, plain = canonical_format(fmt), (word or "").rpartition("/")[2]
         if f"moe/{name}" in self.groups:
             return None
-        found = (self._fp8_elsewhere(name, word) for word in ("triton", "trtllm"))
-        if (elsewhere := next(filter(None, found), None)) is not None:
-            owner, stored, _ = elsewhere
-            return f"those in {stored} of {owner.framework}'s table", owner.held_out_error[f"moe/{stored}"]
-        lent = self._marlin_elsewhere(name)
-        if lent is None:
+        elsewhere = self._same_elsewhere(name, plain) if plain else None
+        lent = elsewhere[0] if elsewhere is not None else self._marlin_elsewhere(name)
+        if lent is None or lent.path is None or self.path is None:
             return None
-        error = lent.held_out_error[f"moe/{MARLIN_FLOOR_FORMAT}"]
-        where = f" on {lent.path.parent.name}" if lent in self._sister and lent.path is not None else ""
-        return f"Marlin's in {MARLIN_FLOOR_FORMAT} of {lent.framework}'s table{where}", error
+        whose, stored = ("those", elsewhere[1]) if elsewhere is not None else ("Marlin's", MARLIN_FLOOR_FORMAT)
+        device = lent.path.parent.name
+        where = f" on {device}" if device != self.path.parent.name else ""
+        return f"{whose} in {stored} of {lent.framework}'s table{where}", lent.held_out_error[f"moe/{stored}"]
 
     def _chosen_floor(self, backend: str, p: Mapping[str, float]) -> Mapping[str, float]:
         """Parameters of a backend chosen for expert layers unlike those that it was measured on, in serving.
@@ -689,10 +695,10 @@ class KernelModel(Ops):
             return owner.moe_s(
                 as_fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, spread=spread
             )
-        if condition == "serving" and not key and kernel and (elsewhere := self._fp8_elsewhere(fmt, kernel)):
-            lender, as_fmt, name = elsewhere
+        if condition == "serving" and not key and kernel and (elsewhere := self._same_elsewhere(fmt, kernel)):
+            lender, as_fmt, backend_there = elsewhere
             shape_there = (hidden, intermediate, topk, experts, tp, ep)
-            return lender.moe_s(as_fmt, *shape_there, tokens, distribution, gated, kernel=name, spread=spread)
+            return lender.moe_s(as_fmt, *shape_there, tokens, distribution, gated, kernel=backend_there, spread=spread)
         if condition == "serving" and not key and (lent := self._marlin_elsewhere(fmt)):
             width = -(-intermediate // tp // MARLIN_WIDTH) * MARLIN_WIDTH * tp
             depth = -(-hidden // MARLIN_DEPTH) * MARLIN_DEPTH

@@ -188,9 +188,9 @@ class Ops(ABC):
         """Name in the tables of the backend of experts that an engine calls `word`; None where there is no choice."""
         return None
 
-    def lent_experts(self, fmt: str) -> tuple[str, float] | None:
+    def lent_experts(self, fmt: str, word: str | None = None) -> tuple[str, float] | None:
         """Whose kernels stand for experts in a format of which this device's tables have none, and their error on shapes kept out
-        [%]; None where it is nobody's of the same code."""
+        [%], where an engine's are those of a word; None where it is nobody's of the same code."""
         return None
 
     def routed_experts_s(self, layer: RoutedLayer, tokens: ArrayLike, *, captured: bool) -> Array | None:

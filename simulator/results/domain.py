@@ -103,7 +103,7 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
     if tabled and weights.bits_per_weight < 16:
         moe = prepared.arch.has_experts
         known = {key.split("/")[1] for key in tabled if key.startswith("moe/" if moe else "gemm/")}
-        lent = kernels.lent_experts(weights.name) if moe else None
+        lent = kernels.lent_experts(weights.name, plan.costs.terms.moe_backend) if moe else None
         if lent is not None:
             error = max(error, lent[1] / 100)
             axes.append(f"weights: expert kernels in {weights.name} are {lent[0]}, {lent[1]:.0f} % off on shapes kept out of it")

@@ -297,7 +297,26 @@ def test_experts_that_a_table_lacks_are_those_of_the_same_kernels_elsewhere() ->
     vllm = operations_of(load_device("b200-sxm-180gb"), "vllm")
     theirs = vllm.moe_s("fp8", *layer, kernel=vllm.expert_backend("fp8", "trtllm"))
     assert stacked.moe_s("fp8", *layer, kernel="trtllm") == pytest.approx(theirs)
-    assert hopper.lent_experts("fp8") == ("those in fp8_block of sglang's table", hopper.held_out_error["moe/fp8_block"])
+    blocks = "those in fp8_block of sglang's table", hopper.held_out_error["moe/fp8_block"]
+    assert hopper.lent_experts("fp8", "triton") == blocks
     where = operations_of(load_device("gb200-186gb"), "vllm").lent_experts("int4")
     assert where is not None
     assert where[0].endswith("on b200-sxm-180gb")
+
+
+def test_what_lends_experts_is_what_prices_them() -> None:
+    """SGLang's FP8 by tensor on GB200: Triton's are its own blocks', TensorRT-LLM's vLLM's; its int4 is B200's of each kind."""
+    layer = (7168, 2048, 8, 384, 8, 1, np.array([1.0, 64.0, 4096.0]))
+    sister, lender = (operations_of(load_device(name), "sglang") for name in ("gb200-186gb", "b200-sxm-180gb"))
+    told = {word: sister.lent_experts("fp8", word) for word in ("triton", "trtllm")}
+    assert told["triton"] == ("those in fp8_block of sglang's table", sister.held_out_error["moe/fp8_block"])
+    assert told["trtllm"] is not None
+    assert told["trtllm"][0] == "those in fp8 of vllm's table"
+    own = sister.moe_s("int4_wo", *layer, kernel="trtllm")
+    assert own == pytest.approx(lender.moe_s("int4_wo", *layer), rel=0.15)
+    assert own[-1] < 0.7 * sister.moe_s("int4_wo", *layer)[-1]  # Marlin's
+    there = "int4_wo of sglang's table on b200-sxm-180gb"
+    assert sister.lent_experts("int4", "trtllm") == (f"those in {there}", lender.held_out_error["moe/int4_wo"])
+    marlin = sister.lent_experts("int4", "vllm/marlin")
+    assert marlin is not None
+    assert marlin[0] == "Marlin's in int4_wo of vllm's table on b200-sxm-180gb"
