@@ -69,6 +69,10 @@ class ScaledOps(Ops):
         """See the base."""
         return self.inner.expert_backend(fmt, word)
 
+    def lent_experts(self, fmt: str, word: str | None = None) -> tuple[str, float] | None:
+        """See the base."""
+        return self.inner.lent_experts(fmt, word)
+
     def _split(self, whole_s: Array, read_s: Array) -> Array:
         """`whole_s`, of which at most `read_s` reads memory."""
         read_s = np.minimum(whole_s, read_s)

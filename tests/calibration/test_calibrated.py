@@ -11,7 +11,10 @@ import pytest
 
 from engine_models.parts.batch import Batch
 from hardware_profiles.calibration import Calibration, read_calibration
+from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
+from hardware_profiles.kernels import operations_of
+from hardware_profiles.ops import Ops
 from hardware_profiles.scaled_ops import ScaledOps, Scales
 from simulator.calibrated import measured_on, with_scales
 from simulator.config.load import load_scenario
@@ -120,3 +123,11 @@ def test_calibrations_of_other_devices_and_files_that_are_none_are_refused(tmp_p
     path.write_text(path.read_text().replace('"value": 1.2', '"value": 1e9'))
     with pytest.raises(InputError, match="scales are prompt, decode, host"):
         read_calibration(path)
+
+
+def test_operations_by_scales_answer_all_that_is_asked_of_operations() -> None:
+    asked = {name for name in vars(Ops) if not name.startswith("_")}
+    assert asked <= vars(ScaledOps).keys()
+    ops = operations_of(load_device("gb200-186gb"), "sglang")
+    lent = ScaledOps.of(ops, Scales(prompt_scale=3.0)).lent_experts("int4", "trtllm")
+    assert lent == ops.lent_experts("int4", "trtllm") is not None
