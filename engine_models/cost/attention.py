@@ -328,7 +328,8 @@ class PrefillAttention:
             layer = indexing.measured_layer(shard, block)
             measured = indexing.measured_chunk_s(shard, block, layer, new, before) if layer is not None else None
             if measured is not None:
-                if shard.terms.dense_prompts and block.indexer is not None and _latent_expansion(block) is not None:
+                dense = shard.terms.dense_prompts and not absorbed
+                if dense and block.indexer is not None and _latent_expansion(block) is not None:
                     measured = np.where(
                         new + before <= block.indexer.topk_tokens,
                         np.minimum(measured, _dense_prompt_s(shard, block, kv_fmt, new, before)),

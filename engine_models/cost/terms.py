@@ -195,7 +195,7 @@ class Terms:
     fills_selection : whether sparse latent attention is computed with as many entries as a query may choose, however few there
         are.
     dense_prompts : whether prompts of sparse latent attention that have no more tokens, with those before them, than a query may
-        choose attend to all of them in the expanded form, and nothing is chosen.
+        choose attend to all of them in the expanded form, and nothing is chosen; not in steps that take the absorbed form.
     chunked_decodes : mechanisms of recurrences whose decoding rows take the kernel of prompts in a step that has a prompt; rows
         with drafts do not.
     token_tiles : whether products with weights in FP8 blocks run in tiles of few tokens

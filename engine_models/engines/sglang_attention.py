@@ -125,7 +125,8 @@ _EXPANDS = ("fa3", "flashinfer", "flashmla", "cutlass_mla")
 """Backends of latent attention that do so. Triton's expands nothing cached, others all of it."""
 NEVER = 1 << 40
 _DENSE_SINCE = (0, 5, 6)
-"""First version whose short prompts of sparse latent attention are dense (pull requests 11892, 12788; `nsa_backend.py`)."""
+"""First version whose short prompts of sparse latent attention are dense (pull requests 11892, 12788; `nsa_backend.py`), but for
+those that a graph holds (`set_dsa_prefill_impl` of 0.5.13 to 0.5.23; before there were none)."""
 
 
 def dense_prompts(request: PoolRequest, version: tuple[int, ...]) -> bool:
@@ -136,7 +137,7 @@ def dense_prompts(request: PoolRequest, version: tuple[int, ...]) -> bool:
 
 def absorbs_below(request: PoolRequest, attention: Attention) -> int:
     """Tokens cached before a step's rows below which prompts of latent attention take the absorbed form, see `Terms`."""
-    if not is_latent(request):
+    if not is_latent(request) or any(block.indexer is not None for block in request.arch.attention):
         return 0
     if attention.prompts in _EXPANDS and not request.flags.get("disable_chunked_prefix_cache"):
         return CHUNKED_PREFIX_TOKENS

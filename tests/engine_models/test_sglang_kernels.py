@@ -432,16 +432,22 @@ def test_norms_in_torch_are_launched_and_timed_one_by_one() -> None:
 def test_short_prompts_of_sparse_latent_attention_are_dense() -> None:
     """Up to 2,048 tokens with those before them, since 0.5.6 (a run with 2,000 tokens: -2 % in throughput, -8 without)."""
 
-    def attention_s(version: str, new: int, prior: int) -> float:
+    def attention_s(version: str, new: int, prior: int, rows: int = 1) -> float:
         found = prepared("deepseek-ai/DeepSeek-V3.2", version, "h200-sxm-141gb")
         steps = found.times()
         assert isinstance(steps, StepTimeModel)
-        return PrefillAttention(steps.shard, 8192, 16384).batch_s(Batch(0, prefill=[(new, prior)], tokens=new))
+        batch = Batch(0, prefill=[(new, prior)] * rows, tokens=new * rows)
+        return PrefillAttention(steps.shard, 8192, 16384).batch_s(batch)
 
     for new, prior in ((1024, 0), (2048, 0), (512, 512)):
         assert attention_s("0.5.6", new, prior) < 0.3 * attention_s("0.5.5", new, prior)
     for new, prior in ((4096, 0), (512, 4096)):
         assert attention_s("0.5.6", new, prior) == attention_s("0.5.5", new, prior)
+    for captured in ("0.5.13", "0.5.17", "0.5.20"):  # graphs of up to 2,048 tokens
+        assert attention_s(captured, 1024, 0) == pytest.approx(attention_s("0.5.5", 1024, 0))
+        assert attention_s(captured, 512, 512) == pytest.approx(attention_s("0.5.5", 512, 512))
+        assert attention_s(captured, 1024, 0, rows=3) == pytest.approx(attention_s("0.5.6", 1024, 0, rows=3))
+    assert attention_s("0.5.15", 1024, 0) == attention_s("0.5.6", 1024, 0)  # not captured
     without_expansion = prepared("deepseek-ai/DeepSeek-V4-Flash", "0.5.23", "h200-sxm-141gb").times()
     assert isinstance(without_expansion, StepTimeModel)
 
