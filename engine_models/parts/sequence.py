@@ -159,12 +159,6 @@ class Sequence:
         if span[0] > last:
             self.emissions.pop()
 
-    def drop_emissions(self, first: int) -> None:
-        """Forget what batch `first` and later ones would yield."""
-        spans = self.emissions
-        while spans and spans[-1][1] >= first:
-            self.end_emissions(first - 1)
-
     def __repr__(self) -> str:
         return (
             f"Sequence({self.index}, {self.state}, {self.computed}/{self.length} of {self.final_length}, "

@@ -7,7 +7,6 @@ send them again; what it had computed, and the contents of its cache, are gone. 
 from __future__ import annotations
 
 from abc import abstractmethod
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Series
 from functools import partial
@@ -403,7 +402,7 @@ class Elastic(Cluster):
         """A request goes with its replica."""
         toll, replica = self.toll, self._replica_of[number]
         waiting = self._silent.get(replica)
-        cut(seq.emissions, self.ranks[number], self._clock.now_s)
+        self.ranks[number].drop_unended(seq, self._clock.now_s)
         toll.lost += 1
         toll.lost_tokens += computed_tokens(seq)
         if waiting is None:
@@ -477,16 +476,6 @@ class ElasticCluster(Elastic):
         self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
 
 
-def cut(emissions: list[list[int]], rank: Rank, now_s: float) -> None:
-    """Take away what batches after the latest that has ended would have yielded: an executor may have settled one ahead."""
-    log = rank.log
-    last = log.retired_steps + bisect_right(log.end_s, now_s) - 1 - rank.first_step
-    while emissions and emissions[-1][0] > last:
-        emissions.pop()
-    if emissions and emissions[-1][1] > last:
-        emissions[-1][1] = last
-
-
 def shift_steps(seq: Sequence, rank: Rank) -> None:
     """Let the steps of a request be counted from the first of the log, not of the replica's life."""
     first = rank.first_step
@@ -502,4 +491,4 @@ def computed_tokens(seq: Sequence) -> int:
     return seq.prompt_tokens + got if got else 0
 
 
-__all__ = ["Elastic", "ElasticCluster", "computed_tokens", "cut", "shift_steps"]
+__all__ = ["Elastic", "ElasticCluster", "computed_tokens", "shift_steps"]

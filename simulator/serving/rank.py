@@ -114,6 +114,19 @@ class Rank:
         if self.loop is not None:
             self.loop.waiting.append((steps, rows, prompts))
 
+    def drop_unended(self, seq: Sequence, now_s: float) -> None:
+        """Forget what batches that have not ended by now would yield of a request: an executor may have settled one ahead.
+
+        A batch of no length may end before the one under way that stands before it in the log.
+        """
+        ends, shift = self.log.end_s, self.first_step - self.log.retired_steps
+        while seq.emissions:
+            last = seq.emissions[-1][1]
+            place = last + shift
+            if place < 0 or (place < len(ends) and ends[place] <= now_s):
+                break
+            seq.end_emissions(last - 1)
+
     def forget(self, seq: Sequence) -> bool:
         """Take back a request that has not reached the scheduler; False if it has."""
         for box in (self.inbox,) if self.loop is None else (self.inbox, self.loop.coming):

@@ -14,7 +14,7 @@ equal bit for bit to stepping.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Series
@@ -363,8 +363,7 @@ class Replica:
         forgotten = rank.scheduler.cancel(seq)
         if forgotten:
             rank.in_service -= 1
-            log = rank.log
-            seq.drop_emissions(log.retired_steps + bisect_right(log.end_s, now_s) - rank.first_step)
+            rank.drop_unended(seq, now_s)
         return forgotten
 
     def renew(self, schedulers: Series[Scheduler], now_s: float) -> None:
