@@ -462,8 +462,8 @@ class Engine:
     kv_formats : narrow formats in which it keeps a KV cache, beside those of packed files; None: nobody checks.
     kv_format : format of the KV cache of a model on a device unless the pool names one; None: the model's.
     keeps_stated_kv : first version, in numbers, that keeps the KV cache in the format that the checkpoint states; None: no one.
-    activation_format : format to which activations are quantised before weights of a format, by the flags, unless the pool names
-        one; None: what the weights' format says.
+    activation_format : format to which activations are quantised before weights of a format, by flags and version, unless the
+        pool names one; None: what the weights' format says.
     decisions : `replay` of an engine that was recorded without a model: its steps again, from the knobs and the requests.
     lockstep : None where data parallelism always means copies.
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
@@ -491,7 +491,7 @@ class Engine:
     kv_formats: tuple[str, ...] | None = None
     kv_format: Callable[[Device, Architecture], str | None] | None = None
     keeps_stated_kv: tuple[int, ...] | None = None
-    activation_format: Callable[[Device, Architecture, Format, Mapping[str, Any]], str | None] | None = None
+    activation_format: Callable[[Device, Architecture, Format, Mapping[str, Any], tuple[int, ...]], str | None] | None = None
     measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Callable[[PoolRequest, str | None], EnginePlan]
     replay: Callable[[str, Mapping[str, Any]], Replay] | None = None

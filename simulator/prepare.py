@@ -134,7 +134,8 @@ def resolve_formats(
     if pool.weights is None and chosen == engine.weights:
         notes.append(f"weights in {weights.name}, as most files for {engine.title} are; `weights` states another format")
     native = set(device.formats)
-    quantised = engine.activation_format(device, arch, weights, flags.values) if engine.activation_format is not None else None
+    version, of_activations = engine.parts(split(pool.engine)[1] or engine.newest), engine.activation_format
+    quantised = of_activations(device, arch, weights, flags.values, version) if of_activations is not None else None
     wide = weights.weight_only or (weights.name == "mxfp4" and device.vendor == "nvidia")  # priced so, unless an engine says so
     act_name = pool.activations or quantised or ("bf16" if wide else weights.compute)
     if quantised is not None and pool.activations is None:
@@ -162,7 +163,7 @@ def resolve_formats(
     own = pool.kv_cache in (None, "auto")
     auto = dtype if pool.weights == "fp32" else arch.kv_format
     by_engine = engine.kv_format(device, arch) if own and engine.kv_format is not None else None
-    since, version = engine.keeps_stated_kv, engine.parts(split(pool.engine)[1] or engine.newest)
+    since = engine.keeps_stated_kv
     if own and by_engine is None and arch.kv_quantization in native and since is not None and version >= since:
         auto = str(arch.kv_quantization)
         notes.append(f"the KV cache is kept in {auto}, as the checkpoint states for {engine.title} (assumed of all of NVIDIA's)")

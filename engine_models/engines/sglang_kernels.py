@@ -85,8 +85,10 @@ _WIDENS_MXFP4 = "hopper"
 """Generation on which that package widens mxfp4 within its product."""
 
 
-_SMALL_BLACKWELL = ((0, 5, 20), "cutlass"), ((0, 5, 14), "marlin")
-"""Since when gpt-oss's experts in mxfp4 run on which kernels on Blackwell without HBM; before on Triton's."""
+_SMALL_CUTLASS_SINCE = (0, 5, 17)
+_SMALL_BLACKWELL = (_SMALL_CUTLASS_SINCE, _TUNED_CUTLASS), ((0, 5, 14), "marlin")
+"""Since when gpt-oss's experts in mxfp4 run on which kernels on Blackwell without HBM (`server_args.py` of 0.5.13 to 0.5.15,
+`arg_groups/overrides.py` of 0.5.16 and 0.5.17); before on Triton's."""
 _MXFP4_BACKENDS = ("auto", "flashinfer_mxfp4")
 _EMULATES_MXFP4 = ("ampere", "ada")
 """Generations on which Triton has no product of such narrow formats (`triton_kernels`, SGLang's choice for gpt-oss there:
@@ -101,6 +103,9 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
     if not arch.has_experts or device.vendor != "nvidia":
         return None
     asked = str(flags.get("moe_runner_backend") or "auto")
+    small_blackwell = device.architecture == "blackwell" and not stacked_blackwell(device)
+    if asked == "flashinfer_mxfp4" and small_blackwell:
+        return _TUNED_CUTLASS  # the others are of data-centre GPUs alone
     if asked != "auto":
         if asked == "triton_kernel" and request.expert_parallel > 1:
             raise InputError(
@@ -125,18 +130,22 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
     if arch.family == "gpt_oss" and _by_package(request):
         return _PACKAGE
     weights = format_of_part(arch, request.formats.weights, "experts")
-    small_blackwell = device.architecture == "blackwell" and not stacked_blackwell(device)
     if arch.family == "gpt_oss" and weights.name == "mxfp4" and small_blackwell:
         return next((kernels for since, kernels in _SMALL_BLACKWELL if version >= since), "triton")
     return _own_choice(arch.family, weights, version, device)
 
 
-def activation_format(device: Device, arch: Architecture, weights: Format, flags: Mapping[str, Any]) -> str | None:
-    """FP8 before gpt-oss's experts in mxfp4 on FlashInfer's kernels, unless ``--flashinfer-mxfp4-moe-precision`` is bf16
-    (`quantization/mxfp4.py`)."""
-    backend = str(flags.get("moe_runner_backend") or "auto")
-    runs = arch.family == "gpt_oss" and weights.name == "mxfp4" and stacked_blackwell(device)
-    return "fp8" if runs and backend in _MXFP4_BACKENDS and flags.get("flashinfer_mxfp4_moe_precision") != "bf16" else None
+def activation_format(
+    device: Device, arch: Architecture, weights: Format, flags: Mapping[str, Any], version: tuple[int, ...]
+) -> str | None:
+    """FP8 before gpt-oss's experts in mxfp4 on FlashInfer's kernels, on data-centre Blackwell unless
+    ``--flashinfer-mxfp4-moe-precision`` is bf16 (`quantization/mxfp4.py`)."""
+    runs = arch.family == "gpt_oss" and weights.name == "mxfp4" and device.architecture == "blackwell"
+    if not runs or str(flags.get("moe_runner_backend") or "auto") not in _MXFP4_BACKENDS:
+        return None
+    if stacked_blackwell(device):
+        return "fp8" if flags.get("flashinfer_mxfp4_moe_precision") != "bf16" else None
+    return "fp8" if version >= _SMALL_CUTLASS_SINCE else None
 
 
 def _by_package(request: PoolRequest) -> bool:

@@ -109,7 +109,9 @@ def reads_by_head(arch: Architecture, tensor_parallel: int, version: str | None)
     return groups != {1} and not (known and built >= XQA_SINCE)
 
 
-def activation_format(device: Device, arch: Architecture, weights: Format, flags: Mapping[str, Any]) -> str | None:
+def activation_format(
+    device: Device, arch: Architecture, weights: Format, flags: Mapping[str, Any], version: tuple[int, ...]
+) -> str | None:
     """FP8 before experts in mxfp4 on Blackwell, whatever their backend (`ModelConfig.get_mxfp4_quant_algo`)."""
     return "fp8" if weights.name == "mxfp4" and arch.has_experts and device.architecture == "blackwell" else None
 

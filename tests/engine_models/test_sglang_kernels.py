@@ -56,7 +56,9 @@ def prepared(model: str, version: str, hardware: str, **pool: Any) -> Prepared:
         (GPT_OSS, "0.5.6", "a100-sxm-80gb", {}, "triton"),
         (GPT_OSS, "0.5.12", "rtx-pro-6000-96gb", {}, "triton"),
         (GPT_OSS, "0.5.14", "rtx-pro-6000-96gb", {}, "marlin"),
-        (GPT_OSS, "0.5.20", "rtx-pro-6000-96gb", {}, "cutlass"),
+        (GPT_OSS, "0.5.16", "rtx-pro-6000-96gb", {}, "marlin"),
+        (GPT_OSS, "0.5.17", "rtx-pro-6000-96gb", {}, "trtllm/cutlass"),
+        (GPT_OSS, "0.5.17", "rtx-pro-6000-96gb", {"engine_args": {"moe_runner_backend": "flashinfer_mxfp4"}}, "trtllm/cutlass"),
         (QWEN35, "0.5.8", "b200-sxm-180gb", {}, "triton"),
         (QWEN35, "0.5.9", "b200-sxm-180gb", {}, "trtllm"),
         (QWEN35, "0.5.9", "h200-sxm-141gb", {}, "triton"),
@@ -85,19 +87,22 @@ def test_the_experts_kernels_follow_the_engines_rules(
 
 
 @pytest.mark.parametrize(
-    ("hardware", "flags", "quantised"),
+    ("version", "hardware", "flags", "quantised"),
     [
-        ("b200-sxm-180gb", {}, True),
-        ("b200-sxm-180gb", {"flashinfer_mxfp4_moe_precision": "bf16"}, False),
-        ("b200-sxm-180gb", {"moe_runner_backend": "triton"}, False),
-        ("rtx-pro-6000-96gb", {}, False),
-        ("h200-sxm-141gb", {}, False),
+        ("0.5.20", "b200-sxm-180gb", {}, True),
+        ("0.5.2", "b200-sxm-180gb", {}, True),
+        ("0.5.20", "b200-sxm-180gb", {"flashinfer_mxfp4_moe_precision": "bf16"}, False),
+        ("0.5.20", "b200-sxm-180gb", {"moe_runner_backend": "triton"}, False),
+        ("0.5.16", "rtx-pro-6000-96gb", {}, False),
+        ("0.5.17", "rtx-pro-6000-96gb", {}, True),
+        ("0.5.17", "rtx-pro-6000-96gb", {"moe_runner_backend": "marlin"}, False),
+        ("0.5.20", "h200-sxm-141gb", {}, False),
     ],
 )
 def test_activations_are_quantised_before_flashinfers_experts_in_mxfp4(
-    hardware: str, flags: dict[str, Any], quantised: bool
+    version: str, hardware: str, flags: dict[str, Any], quantised: bool
 ) -> None:
-    found = prepared(GPT_OSS, "0.5.20", hardware, engine_args=flags)
+    found = prepared(GPT_OSS, version, hardware, engine_args=flags)
     assert (found.formats.activations.compute == "fp8") is quantised
     assert any("activations are quantised to fp8" in note for note in found.assumptions) is quantised
 
