@@ -34,7 +34,7 @@ _PER_PREFILL_GRAPH = 8
 _LATENT_PREFILL_GRAPHS = 1536
 _LEAST_ON_LARGE = 10 * 1024  # on devices of more than 60 GiB
 _DRAFTED_BEFORE, _DRAFTED, _DRAFTED_BY_A_MODEL = 2 * 1024, 4 * 1024, 6 * 1024
-_DEEPEP = 2 * 1024  # beside decode graphs
+_DEEPEP, _DEEPEP_PREFILL = 2 * 1024, 1024  # beside decode graphs, and among those of prompts
 
 BY_TERMS_SINCE = (0, 5, 3)
 """Before, the reserve goes by the device's memory and the number of ranks alone."""
@@ -50,6 +50,8 @@ LATENT_GRAPHS_SINCE, MORE_DRAFTED_SINCE = (0, 5, 10), (0, 5, 10)
 ROLES_SINCE, DECODERS_BLIND_SINCE = (0, 5, 15), (0, 5, 17)
 """Since then a prefill server keeps nothing for decode graphs, and a decode server nothing for prompts and their graphs; and no
 part of the share for a tower. Since the first too what is sent through DeepEP has 2 GiB of its own."""
+DEEPEP_CAPTURED_SINCE = (0, 5, 17)
+"""Since then 1 GiB more where graphs hold prompts whose experts' tokens are sent through DeepEP (`reserve_for_graph_mb`)."""
 ROWS_CAP_GRAPHS_SINCE = (0, 5, 22)
 """Since then no decode graph is larger than `max_running_requests`."""
 NEWEST = (0, 5, 23)
@@ -112,6 +114,7 @@ def reserved_bytes(
     if prefill_graph_tokens and role != "decode":
         whole = latent and version >= LATENT_GRAPHS_SINCE
         mib += _LATENT_PREFILL_GRAPHS if whole else _PER_PREFILL_GRAPH * prefill_graphs(prefill_graph_tokens)
+        mib += _DEEPEP_PREFILL if deepep and version >= DEEPEP_CAPTURED_SINCE else 0
     if memory_bytes > 60 * GIB:
         mib = max(mib, _LEAST_ON_LARGE)
     if version < DRAFTERS_COUNTED_SINCE and drafts not in (None, "ngram"):

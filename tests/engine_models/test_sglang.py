@@ -480,8 +480,10 @@ def test_a_server_that_only_computes_prompts_or_answers_reserves_for_that_alone(
     assert reserve(16384, role="prefill") == plain + prefills
     assert reserve(512, role="decode") == 512 + 1.5 * 2048 + 512 + graphs + ranks
     assert reserve(16384, role="prefill", version=(0, 5, 14)) == plain + graphs + ranks + prefills
-    assert reserve(16384, deepep=True) == reserve(16384) + 2048
-    assert reserve(16384, deepep=True, role="prefill") == reserve(16384, role="prefill")
+    assert reserve(16384, deepep=True) == reserve(16384) + 2048 + 1024
+    assert reserve(16384, deepep=True, version=(0, 5, 16)) == reserve(16384, version=(0, 5, 16)) + 2048
+    assert reserve(16384, deepep=True, role="decode") == reserve(16384, role="decode") + 2048
+    assert reserve(16384, deepep=True, role="prefill") == reserve(16384, role="prefill") + 1024
     assert reserve(16384, deepep=True, version=(0, 5, 14)) == reserve(16384)
 
 
