@@ -80,3 +80,11 @@ def test_a_batch_of_no_length_ends_before_the_one_under_way(now_s: float, left: 
     seq.emissions = [[0, 0], [2, 3]]
     rank.drop_unended(seq, now_s)
     assert seq.emissions == (left if left or not retired else [[0, 0]])
+
+
+def test_who_is_passed_over_for_a_prefix_is_tried_again_at_tensorrt_llms_decode_servers() -> None:
+    engine = {"engine": "trtllm", "hardware": "h100-sxm-80gb", "replicas": 2, "gpus_per_node": 1}
+    pools = [{**engine, "name": name, "role": role} for name, role in (("p", "prefill"), ("d", "decode"))]
+    lost = {"events": [{"at_s": 0.2, "kind": "gpu", "pool": "d", "replica": 1}]}
+    load = {"arrivals": {"kind": "poisson", "rate": 25}, "duration": 1.0, "shared_prefix": {"groups": 3, "tokens": 800}}
+    jumps_as_it_steps(scenario({"pools": pools, "failures": lost}, 8011, {}, **load))

@@ -152,7 +152,11 @@ class GenerationServer(TwoPassScheduler, PullDecode):
         self._now_s = now_s
         if self._arrived:
             self._join_arrived(now_s)
-        return super().schedule(now_s)
+        begun = len(self.notes)
+        batch = super().schedule(now_s)
+        if len(self.notes) > begun:
+            self._blocked = False  # others may have been passed over for the prefix of one that was let in
+        return batch
 
     def _join_arrived(self, now_s: float) -> None:
         """First tokens, which came with their requests, go out, as a batch of no length."""
