@@ -43,7 +43,7 @@ _TRTLLM_ON_BLACKWELL: dict[str, tuple[Since, ...]] = {
     "gemma4": (Since((0, 5, 14), _FP4),),
     "nemotron_h": (Since((0, 5, 14), _FP8 + _FP4 + _WIDE),),
     "mimo_v2_flash": (Since((0, 5, 20), _FP8),),
-    "deepseek_v4": (Since((0, 5, 20), ("mxfp4",)),),
+    "deepseek_v4": (Since((0, 5, 19), ("mxfp4",)),),
     "gpt_oss": (Since((0, 5, 2), ("mxfp4",)),),
 }
 """Type of model -> its rules. Of what stands in none, experts in nvfp4 run TensorRT-LLM's kernels, int4 Marlin's, the rest
@@ -86,9 +86,12 @@ _WIDENS_MXFP4 = "hopper"
 
 
 _SMALL_CUTLASS_SINCE = (0, 5, 17)
-_SMALL_BLACKWELL = (_SMALL_CUTLASS_SINCE, _TUNED_CUTLASS), ((0, 5, 14), "marlin")
-"""Since when gpt-oss's experts in mxfp4 run on which kernels on Blackwell without HBM (`server_args.py` of 0.5.13 to 0.5.15,
-`arg_groups/overrides.py` of 0.5.16 and 0.5.17); before on Triton's."""
+_SMALL_BLACKWELL = {
+    "gpt_oss": ((_SMALL_CUTLASS_SINCE, _TUNED_CUTLASS), ((0, 5, 14), "marlin")),
+    "deepseek_v4": (((0, 5, 16), _TUNED_CUTLASS), ((0, 5, 13), "marlin")),
+}
+"""Type of model -> since when its experts in mxfp4 run on which kernels on Blackwell without HBM (`server_args.py` of 0.5.12 to
+0.5.15, `arg_groups/overrides.py` of 0.5.15 to 0.5.17); before on Triton's."""
 _MXFP4_BACKENDS = ("auto", "flashinfer_mxfp4")
 _EMULATES_MXFP4 = ("ampere", "ada")
 """Generations on which Triton has no product of such narrow formats (`triton_kernels`, SGLang's choice for gpt-oss there:
@@ -130,8 +133,8 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
     if arch.family == "gpt_oss" and _by_package(request):
         return _PACKAGE
     weights = format_of_part(arch, request.formats.weights, "experts")
-    if arch.family == "gpt_oss" and weights.name == "mxfp4" and small_blackwell:
-        return next((kernels for since, kernels in _SMALL_BLACKWELL if version >= since), "triton")
+    if arch.family in _SMALL_BLACKWELL and weights.name == "mxfp4" and small_blackwell:
+        return next((kernels for since, kernels in _SMALL_BLACKWELL[arch.family] if version >= since), "triton")
     return _own_choice(arch.family, weights, version, device)
 
 
