@@ -542,6 +542,12 @@ class Engine:
                 mend=f"write it as in {self.name}@{self.newest}, or leave it out for the newest",
             ) from None
 
+    def release(self, text: str | None) -> tuple[int, ...]:
+        """The numbers of the release asked for: the newest for None and for the series that it is of."""
+        newest = self.parts(self.newest)
+        asked = newest if text is None else self.parts(text)
+        return newest if asked == newest[: len(asked)] else asked
+
     def switches(self, version: str) -> dict[str, Any]:
         """What differs between a declared version and the newest."""
         found: dict[str, Any] = {}

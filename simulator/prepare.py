@@ -134,7 +134,7 @@ def resolve_formats(
     if pool.weights is None and chosen == engine.weights:
         notes.append(f"weights in {weights.name}, as most files for {engine.title} are; `weights` states another format")
     native = set(device.formats)
-    version, of_activations = engine.parts(split(pool.engine)[1] or engine.newest), engine.activation_format
+    version, of_activations = engine.release(split(pool.engine)[1]), engine.activation_format
     quantised = of_activations(device, arch, weights, flags.values, version) if of_activations is not None else None
     wide = weights.weight_only or (weights.name == "mxfp4" and device.vendor == "nvidia")  # priced so, unless an engine says so
     act_name = pool.activations or quantised or ("bf16" if wide else weights.compute)

@@ -48,7 +48,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
     Raises InfeasibleError if the weights do not fit or no KV cache is left, InputError on flags out of range.
     """
-    version, number, said = ENGINE.version(version_text), ENGINE.parts(version_text or ENGINE.newest), Said()
+    version, number, said = ENGINE.version(version_text), ENGINE.release(version_text), Said()
     request = as_loaded(request)
     serving = Serving.of(request, number, said)
     adapters = adapters_of_pool(request)

@@ -32,7 +32,7 @@ from hardware_profiles.device import DeviceKind
 
 def version_of(text: str | None, use_v1: bool | None = None) -> Version:
     """The switches of the declared version that stands for `text` (None: the newest) and the engine that is asked for."""
-    number = ENGINE.parts(text or ENGINE.newest)
+    number = ENGINE.release(text)
     name = with_engine(ENGINE.version(text), number, use_v1)
     return Version(name, number, **ENGINE.switches(name))
 

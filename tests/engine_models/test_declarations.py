@@ -151,3 +151,11 @@ def test_the_example_of_a_family_is_one_of_it() -> None:
     assert {name: format_named(example).family for name, example in EXAMPLES.items()} == {
         family: family for family in get_args(PackedFamily)
     }
+
+
+def test_the_series_of_the_newest_release_is_that_release() -> None:
+    sglang = engine_named("sglang")
+    assert sglang.release("v0.5") == sglang.release("0.5") == sglang.release(None) == sglang.parts(sglang.newest)
+    assert sglang.release("0.5.2") == (0, 5, 2)
+    assert prepared(engine="sglang@0.5").plan.memory == prepared(engine="sglang").plan.memory
+    assert prepared(engine="sglang@0.5.2").plan.memory != prepared(engine="sglang").plan.memory
