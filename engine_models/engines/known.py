@@ -334,10 +334,13 @@ def _scheduler(name: str, found: EnginePlan, mode: Mode) -> Scheduler:
     """A scheduler of a plug-in's plan, checked."""
     try:
         built = found.scheduler(mode)
-    except Exception as error:  # a missing method among them: abstract classes cannot be instantiated
+    except Exception as error:
         raise _broken(name, f"its scheduler cannot be built: {_said(error)}") from error
     if not isinstance(built, Scheduler):
         raise _broken(name, f"its scheduler is {_kind(built)}, no engine_models.parts.protocols.Scheduler")
+    missing = [word for word in dir(type(built)) if getattr(getattr(type(built), word), "__isabstractmethod__", False)]
+    if missing:
+        raise _broken(name, f"its scheduler cannot be built: it has no {', '.join(missing)}")
     return built
 
 

@@ -1,12 +1,13 @@
-"""What the executor asks of a scheduler and of a step's cost: abstract base classes with their conditions.
+"""What the executor asks of a scheduler and of a step's cost: base classes of abstract methods with their conditions.
 
-They are abstract base classes, not `typing.Protocol`, so that a compiler of typed Python can dispatch their methods directly and
-an interpreted plug-in may still subclass them.
+They are base classes, not `typing.Protocol`, so that a compiler of typed Python can dispatch their methods directly and an
+interpreted plug-in may still subclass them. None is an `abc.ABC`: compiled classes share what that remembers of `isinstance`, so
+that what was found of one would be answered for another. Type checkers ask for the abstract methods all the same.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence as Series
 
@@ -54,7 +55,7 @@ State = tuple[int, int, int, int]
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Gate(ABC):
+class Gate:
     """What the ranks of a replica agree on before they form a step together."""
 
     @abstractmethod
@@ -63,7 +64,7 @@ class Gate(ABC):
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Scheduler(ABC):
+class Scheduler:
     """Waiting and running requests of one rank, their memory, and the rule that forms the next batch.
 
     Batches are numbered from 0 without gaps, in the order in which they are formed; the executor settles them in that order.
@@ -230,7 +231,7 @@ class Scheduler(ABC):
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class StepCost(ABC):
+class StepCost:
     """Seconds of a step of ranks that step together, one in most engines; ranks without work are left out of the lists.
 
     The three device times agree to the last bit for equal steps: a run is the same sums in the same order. Of the step priced

@@ -7,7 +7,7 @@ Ranks are numbered so that rank r of replica n of N is number r N + n.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Series
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Router(ABC):
+class Router:
     """Chooses for each request, in order of the times at which they reach the engine."""
 
     reads_text = False
@@ -40,14 +40,14 @@ class Router(ABC):
         """The number of the rank that computes a prompt and its answer, which gets it; None where two servers share it."""
         return None
 
-    def note(self, replica: int) -> None:  # noqa: B027
+    def note(self, replica: int) -> None:
         """Take in that a replica was submitted to, or advanced; one that looks for itself need not."""
 
     def took(self, replica: int) -> None:
         """Take in that a replica was submitted to, and that nothing else has changed there since it was noted last."""
         self.note(replica)
 
-    def ended(self, seq: Sequence, now_s: float) -> None:  # noqa: B027
+    def ended(self, seq: Sequence, now_s: float) -> None:
         """Take in that a request has ended."""
 
     def lost(self, seq: Sequence, now_s: float) -> None:
@@ -62,7 +62,7 @@ class Router(ABC):
         """Take in that a replica begins anew, with nothing that it kept."""
         raise NotImplementedError(f"{type(self).__name__} takes no replica out")
 
-    def warmed(self) -> None:  # noqa: B027
+    def warmed(self) -> None:
         """Take in that caches begin filled."""
 
     def refused(self, seq: Sequence, now_s: float) -> float | None:

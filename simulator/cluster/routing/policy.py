@@ -8,7 +8,7 @@ as the rule draws, `sent` takes in what was done, whoever decided it: a replay o
 from __future__ import annotations
 
 import heapq
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from random import Random
@@ -44,7 +44,7 @@ class Arrival:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Policy(ABC):
+class Policy:
     """Chooses among the workers that are up.
 
     Parameters
@@ -72,7 +72,7 @@ class Policy(ABC):
         self.reads_adapters = False
         """Whether they say which adapters they serve."""
 
-    def tick(self, now_s: float) -> None:  # noqa: B027
+    def tick(self, now_s: float) -> None:
         """Do what is due by the clock; called before each decision."""
 
     @abstractmethod
@@ -88,25 +88,25 @@ class Policy(ABC):
         """The decode worker that is to compute a prompt too and is sent it next; None where another computes it."""
         return None
 
-    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
+    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
         """Take in that a request goes to a worker."""
 
-    def loaded(self, arrival: Arrival, worker: int) -> None:  # noqa: B027
+    def loaded(self, arrival: Arrival, worker: int) -> None:
         """Take in that a worker has a request, whoever sent it: what `sent` does to loads."""
 
-    def first_token(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
+    def first_token(self, arrival: Arrival, worker: int, now_s: float) -> None:
         """Take in that the first token of a request has come back."""
 
-    def ended(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
+    def ended(self, arrival: Arrival, worker: int, now_s: float) -> None:
         """Take in that a request has ended at a worker, however it did."""
 
-    def forget(self, worker: int) -> None:  # noqa: B027
+    def forget(self, worker: int) -> None:
         """Take in that a worker begins anew: nothing is left of what it kept."""
 
-    def saw(self, waiting: Series[int], running: Series[int], used: Series[float]) -> None:  # noqa: B027
+    def saw(self, waiting: Series[int], running: Series[int], used: Series[float]) -> None:
         """Take in what all workers say of themselves: requests that wait and run, and the share of the KV cache that is used."""
 
-    def saw_adapters(self, running: Series[set[int]], waiting: Series[set[int]], places: int) -> None:  # noqa: B027
+    def saw_adapters(self, running: Series[set[int]], waiting: Series[set[int]], places: int) -> None:
         """Take in whose requests run and wait at each worker, by adapter; each has so many places for them."""
 
     def set_up(self, workers: Series[int]) -> None:
