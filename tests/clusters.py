@@ -59,13 +59,18 @@ def is_refused(data: dict[str, Any], words: str, *, on_start: bool = False) -> N
     assert caught.value.mend
 
 
-def answered(data: dict[str, Any], kind: type[C], *, aggregate: bool = True) -> tuple[C, ClusterResult]:
-    """The cluster, one of a `kind`, and what became of its requests: whoever ended has all tokens, and nothing is left behind."""
+def ran(data: dict[str, Any], *, aggregate: bool = True) -> tuple[Any, ClusterResult]:
+    """The cluster, and what became of its requests."""
     checked = load_scenario(data)
     work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
     cluster = _cluster(prepare(checked), work, aggregate=aggregate, should_stop=None)
+    return cluster, cluster.run()
+
+
+def answered(data: dict[str, Any], kind: type[C], *, aggregate: bool = True) -> tuple[C, ClusterResult]:
+    """The cluster, one of a `kind`, and what became of its requests: whoever ended has all tokens, and nothing is left behind."""
+    cluster, result = ran(data, aggregate=aggregate)
     assert isinstance(cluster, kind)
-    result = cluster.run()
     for row in np.flatnonzero(result.status == FINISHED).tolist():
         assert sum(last - first + 1 for _, first, last in result.emissions.of(row)) == result.output_tokens[row]
     if not (result.status[result.status != NOT_ARRIVED] == UNFINISHED).any():

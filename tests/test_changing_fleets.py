@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator import load_scenario, simulate
+from simulator import simulate
 from simulator.cluster.elastic_mixed import ElasticMixed
 from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, UNFINISHED
-from simulator.prepare import prepare
-from simulator.run import _cluster
-from simulator.workload.build import build_workload
+from tests.clusters import ran
 
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 LOAD: dict[str, Any] = {
@@ -36,10 +34,7 @@ def fleet(*pools: dict[str, Any], duration: float = 7, client: dict[str, Any] | 
 
 
 def conserved(data: dict[str, Any], *, aggregate: bool) -> Any:
-    checked = load_scenario(data)
-    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
-    cluster = _cluster(prepare(checked), work, aggregate=aggregate, should_stop=None)
-    result = cluster.run()
+    cluster, result = ran(data, aggregate=aggregate)
     came = result.status != NOT_ARRIVED
     for row in np.flatnonzero(result.status == FINISHED).tolist():
         assert sum(last - first + 1 for _, first, last in result.emissions.of(row)) == result.output_tokens[row]

@@ -14,8 +14,7 @@ from engine_models.schedulers.reserved_cached import CachedReservingScheduler
 from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
 from simulator.prepare import prepare
-from simulator.run import _cluster
-from simulator.workload.build import build_workload
+from tests.clusters import ran
 
 KEEPS = {"disaggregation_decode_enable_radix_cache": True}
 TOKEN_BYTES = 131_072
@@ -55,12 +54,10 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_jumping_is_stepping_and_no_memory_is_lost(name: str) -> None:
-    checked = load_scenario(CASES[name])
-    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
     found = []
     for aggregate in (True, False):
-        cluster = _cluster(prepare(checked), work, aggregate=aggregate, should_stop=None)
-        found.append(cluster.run())
+        cluster, result = ran(CASES[name], aggregate=aggregate)
+        found.append(result)
         assert not cluster._live
         for rank in cluster.ranks:
             kv = rank.scheduler.kv

@@ -13,8 +13,7 @@ from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
 from simulator.cluster.outcome import FINISHED
 from simulator.prepare import prepare
-from simulator.run import _cluster
-from simulator.workload.build import build_workload
+from tests.clusters import ran
 
 HOST = [{"kind": "host", "bytes": 2e11}]
 CHATS: dict[str, Any] = {
@@ -78,16 +77,14 @@ def test_what_the_host_gives_is_sent_with_the_piece(monkeypatch: pytest.MonkeyPa
 
 def test_clients_that_go_leave_nothing_behind() -> None:
     data = scenario(client={"timeout_s": 4.0, "retries": {"attempts": 2, "on": ["timeout"]}})
-    checked = load_scenario(data)
-    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
     found = []
     for aggregate in (True, False):
-        cluster = _cluster(prepare(checked), work, aggregate=aggregate, should_stop=None)
-        found.append(cluster.run())
+        cluster, result = ran(data, aggregate=aggregate)
+        found.append(result)
         assert not cluster._live
         for rank in cluster.ranks:
             assert rank.scheduler.state()[:3] == (0, 0, 0)
-    assert 0 < (found[0].status == FINISHED).sum() < len(work)
+    assert 0 < (found[0].status == FINISHED).sum() < len(found[0].status)
     assert np.array_equal(found[0].status, found[1].status)
     assert np.array_equal(found[0].end_s, found[1].end_s, equal_nan=True)
 

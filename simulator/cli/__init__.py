@@ -56,21 +56,13 @@ def _main() -> None:
     import sys
 
     from simulator.cli.errors import INTERRUPTED, fail
-    from simulator.cli.plain import simulated
 
     words = sys.argv[1:]
     as_json = "--json" in words
     try:
-        plain = simulated(words)
-        if plain is None:
-            from simulator.cli.app import app_for
+        from simulator.cli.app import app_for
 
-            code = app_for(words)(standalone_mode=False)
-        else:
-            from simulator.cli.simulate import simulate_command
-
-            simulate_command(**plain)
-            code = 0
+        code = app_for(words)(standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
