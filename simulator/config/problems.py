@@ -161,6 +161,9 @@ def _missing(path: Path, item: dict[str, Any], root: Located) -> InputError:
     key = path[-1]
     under = f" under `{_name(path[:-1])}`" if path[:-1] else ""
     example = (_examples() | _pasted(root)).get(str(key), _NUMBERS.get(str(key), "..."))
+    mean = _number_at(root, (*path[:-1], "mean"))
+    if key == "p99" and mean is not None:
+        example = f"{mean * _NUMBERS['p99'] / _NUMBERS['mean']:.0f}"
     return InputError(
         f"`{_name(path)}` is missing", where=item["node"].where, mend=f"add `{key}: {example}`{under}"
     )
@@ -204,6 +207,10 @@ def _unknown(
             mend = _percentile(("slo", bound), joined[1], value if isinstance(value, int | float) else 500, where)
             return InputError(f"unknown key `{key}` under `slo`", where=where, mend=mend), (*path[:-1], bound)
     problem, near = unknown_key(key, path[:-1], known, where)
+    p99 = _p99_of(key, root, path[:-1]) if "p99" in known else None
+    if p99 is not None:
+        mend = f"a log-normal law is given by mean and p99: write `p99: {p99:.0f}` in place of `{key}`"
+        return InputError(problem.message, where=where, mend=mend), (*path[:-1], "p99")
     meant = _meant(key, path, known, model, root)
     said = IN_WORDS.get(key.lower())
     if said is not None and not any(other[:-1] == path[:-1] for other in meant):
@@ -221,6 +228,27 @@ def _unknown(
     shown = " or ".join(f"`{meant[0][-1] if short else _name(other)}`" for other in meant)
     top = " at the top of the scenario" if len(meant) == len(meant[0]) == 1 and len(path) > 1 else ""
     return InputError(problem.message, where=where, mend=f"did you mean {shown}{top}?"), meant[0]
+
+
+def _number_at(root: Located, path: Path) -> float | None:
+    """The positive number that stands at `path`, or None."""
+    at, node = locate(root, path)
+    value = node.value
+    return float(value) if at == path and type(value) in (int, float) and 0 < value < math.inf else None
+
+
+def _p99_of(key: str, root: Located, at: Path) -> float | None:
+    """The 99th percentile of the log-normal law at `at` whose width is given as `key`, or None if it is none."""
+    from simulator.workload.lengths import lognormal_p99
+
+    width, mean = _number_at(root, (*at, key)), _number_at(root, (*at, "mean"))
+    if width is None or mean is None or key not in ("sigma", "cv", "std"):
+        return None
+    cv = width / mean if key == "std" else width
+    try:
+        return lognormal_p99(mean, width if key == "sigma" else math.sqrt(math.log1p(cv * cv)))
+    except ValueError:
+        return None
 
 
 def _meant(key: str, path: Path, known: list[str], model: type[BaseModel], root: Located) -> list[Path]:

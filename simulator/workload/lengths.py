@@ -46,6 +46,21 @@ def lognormal_parameters(mean: float, p99: float) -> tuple[float, float]:
     return math.log(mean) - sigma**2 / 2, sigma
 
 
+def lognormal_p99(mean: float, width: float) -> float:
+    """Return the 99th percentile of the log-normal law with this mean, whose logarithm has the standard deviation `width`.
+
+    Raises
+    ------
+    ValueError : if `width` is not below 2.326, where the 99th percentile no longer tells the law.
+
+    >>> round(lognormal_p99(512, lognormal_parameters(512, 4000)[1]), 6)
+    4000.0
+    """
+    if not 0 <= width < Z99:
+        raise ValueError(f"sigma ({width:g}) is not between 0 and {Z99:.3f}; use kind: empirical")
+    return mean * math.exp(Z99 * width - width**2 / 2)
+
+
 def constant(value: float, n: int) -> FloatArray:
     """n times `value`."""
     return np.full(n, float(value))
