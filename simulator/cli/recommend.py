@@ -114,6 +114,16 @@ def as_object(found: Recommendation) -> dict[str, Any]:
     }
 
 
+def _lost(choice: Choice) -> str:
+    """How many requests it rejects at the offered load, and why; empty if none."""
+    from simulator.report.words import reasons_of
+
+    totals = choice.totals
+    if not totals.get("rejected"):
+        return ""
+    return f"; of {totals['offered']:,} requests offered it rejects {totals['rejected']:,}: {reasons_of(totals, 'rejected')}"
+
+
 def _left_out(reason: str, alike: Sequence[Excluded]) -> str:
     """Engines that one reason excludes; what each "does not" do several do not."""
     if len(alike) > 1 and alike[0].reason != reason:
@@ -139,7 +149,7 @@ def text(name: str, found: Recommendation) -> str:
         tuned = [f"{c.engine}: {', '.join(f'{k}={v}' for k, v in c.flags.items())}" for c in found.ranked if c.flags]
         if tuned:
             lines.append(labelled("tuned", "; ".join(tuned)))
-    said = [("never", f"{c.name}: no load was found at which it keeps the SLO") for c in found.never]
+    said = [("never", f"{c.name}: no load was found at which it keeps the SLO{_lost(c)}") for c in found.never]
     reasons: dict[str, list[Excluded]] = {}
     for each in found.excluded:
         title = engine_named(each.engine).title

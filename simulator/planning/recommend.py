@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,8 @@ class Choice:
     proven_steps: int
     measured: bool
     reserves: bool
+    totals: Mapping[str, Any] = field(default_factory=dict)
+    """Of the requests at the offered load, how many were offered and rejected, and the reasons."""
     sure_share: float = 1.0
     """Probability that the best is cheaper, by the model's error."""
 
@@ -373,6 +375,7 @@ def _choice(
         proven_steps=project.steps if project and plan.recorded else 0,
         measured=prepared.device.name in engine_named(name).measured,
         reserves=plan.scheduler("jump").reserves_answers,
+        totals={name: result["totals"][name] for name in ("offered", "rejected", "reasons")},
     )
 
 

@@ -69,6 +69,7 @@ def stub(costs: dict[str, float | None]) -> Any:
             proven_steps=0,
             measured=False,
             reserves=False,
+            totals={"offered": 9, "rejected": 2, "reasons": {"prompt_too_long": 2}} if cost is None else {},
         )
 
     return judged
@@ -259,7 +260,9 @@ def test_the_answer_comes_first(typed: Shell) -> None:
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[:2] == ["chat: vllm 1 at $1.00 a million tokens", "too close to call (how sure the order is): sglang 1 72 %"]
-    assert "never     trtllm 1: no load was found at which it keeps the SLO" in lines
+    assert (
+        "never trtllm 1: no load was found at which it keeps the SLO; of 9 requests offered it rejects 2: prompt too long"
+    ) in " ".join(out.split())
     assert max(map(len, lines)) <= 80
 
 
