@@ -510,7 +510,10 @@ def _other(path: Path, item: dict[str, Any]) -> InputError:
         place = node.value["kind"].where if isinstance(node.value, dict) and "kind" in node.value else where
         return _not_a_choice(f"{name}.kind", str(context.get("tag")), tags, place)
     if kind == "literal_error" and "wanted" not in item and isinstance(value, str):
-        return _not_a_choice(name, value, re.findall(r"'([^']*)'", str(context["expected"])), where)
+        problem = _not_a_choice(name, value, re.findall(r"'([^']*)'", str(context["expected"])), where)
+        if path[-1:] == ("router",) and (products := _products(value)):
+            return InputError(problem.message, where=where, mend=f"write router: {' or '.join(products)}")
+        return problem
     if kind == "too_short" and context["actual_length"] == 0:
         least = context["min_length"]
         return InputError(f"`{name}` is empty", where=where, mend=f"give {least} or more entries")
@@ -592,6 +595,13 @@ def _not_a_choice(name: str, value: str, choices: list[str], where: str) -> Inpu
         where=where,
         mend=f"did you mean '{near}'? ({listed})" if near else listed,
     )
+
+
+def _products(router: str) -> list[str]:
+    """The router products that are meant by a word, as a scenario names them; at most `MOST_PLACES`."""
+    from simulator.cluster.routing.systems import spelled_out
+
+    return spelled_out(router)[:MOST_PLACES]
 
 
 def _said(name: str, words: str, node: Located) -> InputError:

@@ -411,6 +411,8 @@ cost:
         ("replicas: 2", "expert_parallel: some", 6, "true or false or a whole number", "true or false"),
         ("replicas: 2", "kv_cache: 8", 6, "`deployment.kv_cache` must be text, not 8", "text"),
         ("replicas: 2", "role: mixd", 6, "is 'mixd', which is not a choice", "'mixed'"),
+        ("replicas: 2", "router: cache-aware", 6, "not a choice", "write router: {system: sglang-router, policy: cache_aware}"),
+        ("replicas: 2", "router: dynamo", 6, "which is not a choice", "write router: {system: dynamo}"),
         ("replicas: 2", "router: randm", 6, "is 'randm', which is not a choice", "random"),
         ("replicas: 2", "engine_args: [1]", 6, "no launch command of vllm", "only its flags"),
         ("replicas: 2", "pools: []", 4, "`engine` belongs to a pool", "into the entries"),

@@ -38,3 +38,17 @@ def system_named(name: str) -> RouterSystem | None:
     system = import_module(f"simulator.cluster.routing.{module}").SYSTEM
     assert isinstance(system, RouterSystem)
     return system
+
+
+def spelled_out(word: str) -> list[str]:
+    """How a scenario names the products that are called `word`, or have a policy of that name: ``{system: dynamo}``."""
+    plain = word.lower().replace("_", "-")
+    named = [system for system in (*MODULES, *RECORDED_AS) if system in (plain, f"{plain}-router")]
+    if named:
+        return [f"{{system: {RECORDED_AS.get(named[0], named[0])}}}"]
+    found = []
+    for name in MODULES:
+        system = system_named(name)
+        choices = next((flag.choices for flag in system.flags if flag.name == system.policy_flag), ()) if system else ()
+        found += [f"{{system: {name}, policy: {each}}}" for each in choices if each.replace("_", "-") == plain]
+    return found
