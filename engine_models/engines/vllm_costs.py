@@ -12,7 +12,7 @@ from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.declaration import FrontEnd, PoolRequest, Said
 from engine_models.engines.vllm_attention import TRITON, forces_triton
-from engine_models.engines.vllm_kernels import PADDED, cutlass_products, machete, recurrent_launches
+from engine_models.engines.vllm_kernels import PADDED, cutlass_products, latent_launches, machete, recurrent_launches
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
 from hardware_profiles.device import load_device
@@ -67,6 +67,7 @@ def costs_of(
             fixed_grid_attention=not triton and _fixed_grid_attention(request),
             lone_tokens_decode=request.speculation is None,
             fp32_router=version.fp32_router,
+            latent_launches=latent_launches(request.formats.kv_cache),
             recurrent_launches=recurrent_launches(request.device_name, version.number),
             splits_graphs=True,
             fills_selection=version.fills_selection,

@@ -294,3 +294,14 @@ def test_the_cache_is_kept_as_nvidias_checkpoints_state(
 def test_activations_before_experts_in_mxfp4_are_told_as_they_are_priced(hardware: str) -> None:
     told, asked = (prepared("openai/gpt-oss-120b", "0.33.0", hardware, **more) for more in ({}, {"activations": "bf16"}))
     assert told.formats == asked.formats
+
+
+@pytest.mark.parametrize(("kv_cache", "more"), [("bf16", 0.0), ("fp8", 3.0)])
+def test_a_prompt_of_latent_attention_launches_what_prompts_and_decoding_rows_need(kv_cache: str, more: float) -> None:
+    wanted = prepared(R1, "0.19.0", "h200-sxm-141gb", kv_cache=kv_cache)
+    terms = wanted.plan.costs.terms
+    assert terms.latent_launches == 10.0 + more
+    costs = wanted.plan.costs
+    shard = Shard(costs.arch, operations_of(wanted.device, "vllm"), costs.formats, costs.parallel, terms)
+    without = Shard(costs.arch, shard.ops, costs.formats, costs.parallel, costs.with_terms(latent_launches=0.0).terms)
+    assert shard.launches() - without.launches() == pytest.approx(61 * (10.0 + more))
