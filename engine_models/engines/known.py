@@ -86,17 +86,23 @@ EXAMPLE = next(iter(BUILT_IN))
 
 
 def split(text: str) -> tuple[str, str | None]:
-    """Split "vllm@0.15.1" into the engine's name, common spellings forgiven, and the version."""
-    name, _, version = text.partition("@")
+    """Split "vllm@0.15.1" into the engine's name, common spellings forgiven ("vLLM 0.15.1", "vllm==0.15.1"), and the version."""
+    name, version = _parted(text)
     name = name.strip().lower()
     for known in (name, _key(name)):
         name = SPELLINGS.get(known, known if known in BUILT_IN else name)
     return name, version.strip() or None
 
 
+def _parted(text: str) -> tuple[str, str]:
+    """What stands before and after the mark of a version; the latter is empty where there is none."""
+    name, *version = re.split(r"@|==|:|[ -]v?(?=\d)", text, maxsplit=1)
+    return name, "".join(version)
+
+
 def _key(text: str) -> str:
     """The name in `text` in lower case with underscores."""
-    return re.sub(r"[-. ]", "_", text.partition("@")[0].strip().lower())
+    return re.sub(r"[-. ]", "_", _parted(text)[0].strip().lower())
 
 
 def names() -> list[str]:
@@ -201,12 +207,9 @@ def parse_engine_args(engine: str, args: Arguments, server: str | None = None) -
         )
     if isinstance(args, Mapping):
         return EngineFlags({snake(key): value for key, value in args.items()})
-    if not args or (isinstance(args, str) and not args.strip()):
-        return EngineFlags()
-    raise InputError(
-        f"a pasted launch command of '{split(engine)[0]}' cannot be read yet",
-        mend="write the flags as keys: engine_args: {flag_name: value}",
-    )
+    if args and not (isinstance(args, str) and not args.strip()):
+        engine_named(engine)
+    return EngineFlags()
 
 
 def _offer() -> str:

@@ -305,6 +305,8 @@ SHORT_NAMES = {
     **dict.fromkeys(("framework", "backend", "server"), "engine"),
     **dict.fromkeys(("instances", "count", "nodes", "num_replicas", "servers", "copies"), "replicas"),
     **dict.fromkeys(("command", "image"), "engine_args"),
+    **dict.fromkeys(("num_prompts", "num_requests", "n_requests", "request_count"), "requests"),
+    **dict.fromkeys(("dataset", "dataset_path", "file", "trace_file"), "trace"),
     "precision": "weights",
     "time": "duration",
     "timeout": "timeout_s",
@@ -325,6 +327,19 @@ IN_WORDS = {
     **dict.fromkeys(
         ("throughput", "goodput"),
         "it is told, not asked for: attainment states the share of requests that must keep the latencies",
+    ),
+    **dict.fromkeys(
+        ("disaggregation", "disaggregated", "disagg", "pd_disaggregation"),
+        "write pools: one of role: prefill, one of role: decode",
+    ),
+    "prefix_caching": "shared_prefix or sessions say what prompts have in common, a flag of the engine whether it is cached",
+    **dict.fromkeys(
+        ("batch_size", "max_batch_size"),
+        "its limit is a flag of the engine, in engine_args; arrivals: {kind: closed_loop, concurrency: N} keeps N going",
+    ),
+    **dict.fromkeys(
+        ("max_context", "context", "context_length", "context_len", "ctx"),
+        "the longest context is a flag of the engine, in engine_args",
     ),
     "currency": "prices are in US dollars; remove it",
     "budget": "`capacity-plan cost SCENARIO` says what it costs a month; remove it",
@@ -564,6 +579,7 @@ _GROUPS = {
     **dict.fromkeys(("prompt_tokens", "output_tokens", "max_output_tokens"), _LENGTHS),
     "sessions": "{turns: 4, think_time_s: 20}",
     "shared_prefix": "{groups: 1, tokens: 500}",
+    "lora": "{max_loras: 4, max_lora_rank: 16}",
     "autoscaler": "{kind: hpa, metric: num_requests_waiting, target: 5, min_replicas: 1, max_replicas: 4}",
     "slo": "{ttft_ms: {p99: 1000}, tpot_ms: {p99: 50}}",
     "deployment": "{engine: NAME, hardware: h100-sxm-80gb}",

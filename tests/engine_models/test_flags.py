@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_models.engines.known import BUILT_IN, engine_named, flag_defaults, parse_engine_args
+from engine_models.engines.known import BUILT_IN, engine_named, flag_defaults, parse_engine_args, split
 from engine_models.engines.vllm_flags import FLAGS as VLLM
 from engine_models.flags import reconcile
 from hardware_profiles.errors import InputError
@@ -256,8 +256,25 @@ def test_wrong_keys_are_refused_at_the_key(args: dict[str, Any]) -> None:
 
 def test_an_engine_without_a_table_keeps_its_keys_and_refuses_commands() -> None:
     assert parse_engine_args("other", {"max-inflight": 3}).values == {"max_inflight": 3}
-    with pytest.raises(InputError, match="cannot be read yet"):
+    with pytest.raises(InputError, match="engine 'other' is not modelled"):
         parse_engine_args("other", "other serve m")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("vllm@0.8.5", ("vllm", "0.8.5")),
+        ("vLLM 0.8.5", ("vllm", "0.8.5")),
+        ("vllm==0.8.5", ("vllm", "0.8.5")),
+        ("vllm-0.8.5", ("vllm", "0.8.5")),
+        ("vllm:v0.8.5", ("vllm", "v0.8.5")),
+        ("MLX LM", ("mlx_lm", None)),
+        ("exllamav2", ("exllamav2", None)),
+        ("lmdeploy-pytorch@0.18", ("lmdeploy", "0.18")),
+    ],
+)
+def test_engines_and_versions_are_read_as_people_spell_them(text: str, parts: tuple[str, str | None]) -> None:
+    assert split(text) == parts
 
 
 @given(st.sampled_from(sorted(VLLM.modelled)), st.integers(1, 10**6))
