@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
+from zlib import crc32
 
 from engine_models.declaration import Line, Replay
 from engine_models.memory.whole_prompts import WholePrompts
@@ -21,6 +22,8 @@ STATE_BYTES = 4096 + 12
 ENTRY_BYTES = 236
 """Of a saved state besides (measured, 2026-11: slots of 5 to 100 tokens in files, whose heads and tokens are not in memory)."""
 OUTPUT_SEGMENTS = 20000
+FIRST_TOKEN, PROMPT_TOKENS, FIRST_OUTPUT = 300, 7500, 7800
+"""Tokens of prompts, and the first one of an answer, as recordings define them."""
 MIB = 1 << 20
 
 Leaving = dict[int, list[tuple[int, str]]]
@@ -60,7 +63,6 @@ def transcribe(config: Line, requests: list[Line], steps: list[Line]) -> tuple[L
         "leaving": {step["i"]: _leaving(step) for step in steps if "cancelled_before" in step},
         "ids": {entry["id"]: index for index, entry in enumerate(ordered)},
     }
-    alike = "--cache-reuse" in config["args"]  # equal tokens matter wherever they stand
     given = [
         {
             "idx": index,
@@ -68,9 +70,9 @@ def transcribe(config: Line, requests: list[Line], steps: list[Line]) -> tuple[L
             "arrival": float(entry["arrive_iter"]),
             "prompt_len": entry["prompt_len"],
             "output_len": entry["n_predict"],
-            "segments": _by_token(entry["segments"]) if alike else entry["segments"],
+            "segments": _by_token(entry["segments"]),
             "out_seg": OUTPUT_SEGMENTS + entry["idx"],
-            "output": [[OUTPUT_SEGMENTS + entry["idx"], 0, 1]] * entry["n_predict"] if alike else None,
+            "output": [[FIRST_OUTPUT + entry["idx"], 0, 1]] * entry["n_predict"],
         }
         for index, entry in enumerate(ordered)
     ]
@@ -79,12 +81,17 @@ def transcribe(config: Line, requests: list[Line], steps: list[Line]) -> tuple[L
 
 
 def _by_token(segments: list[list[int]]) -> list[list[int]]:
-    """Segments of a prompt, those of answers token by token: a recorded answer is one token again and again."""
-    out: list[list[int]] = []
-    for segment, offset, tokens in segments:
-        answer = segment >= OUTPUT_SEGMENTS
-        out += [[segment, 0, 1]] * tokens if answer else [[segment, offset, tokens]]
-    return out
+    """A prompt token by token, each a segment of its own: tokens of different segments may be equal by chance."""
+    return [
+        [_token(segment, first + place), 0, 1] for segment, first, many in segments for place in range(many)
+    ]
+
+
+def _token(segment: int, place: int) -> int:
+    """A token as the recorder made it; a recorded answer is one token again and again."""
+    if segment >= OUTPUT_SEGMENTS:
+        return FIRST_OUTPUT + segment - OUTPUT_SEGMENTS
+    return FIRST_TOKEN + crc32(f"{segment}:{place}".encode()) % PROMPT_TOKENS
 
 
 def _wish(entry: Line) -> Wish:
@@ -176,7 +183,8 @@ def replay(knobs: Mapping[str, Any], flags: Mapping[str, Any]) -> Replay:
         context_shift=bool(flags.get("context_shift", False)),
         n_keep=int(flags.get("keep", 0)),
     )
-    limits = (ram_mib * MIB, float("inf")) if ram_mib > 0 else (float("inf"), padded(cells))
+    whole = padded(cells) if knobs["kv_unified"] else knobs["n_slots"] * knobs["n_ctx_slot"]
+    limits = (ram_mib * MIB, float("inf")) if ram_mib > 0 else (float("inf"), whole)
     prompts = WholePrompts(limits[0], STATE_BYTES, limits[1], ENTRY_BYTES) if ram_mib else None
     scheduler = _Scripted(rules, prompts, wishes=knobs["wishes"], record_rows=True)
     scheduler.leaving, scheduler.ids = dict(knobs["leaving"]), knobs["ids"]

@@ -37,7 +37,7 @@ def memory_of(request: PoolRequest, split: Split, slots: int, *, unified: bool) 
     margin = int(flags.get("fit_target", [1024])[0]) * MIB if fits else 0
     fixed = weights + compute + other + states + windowed
     apart = 1 if unified else slots
-    cells = apart * padded((asked or arch.max_context_tokens) // apart)
+    cells = apart * padded(padded(asked or arch.max_context_tokens) // apart)
     room = (device - fixed - margin) // max(per_token, 1)
     if not asked and fits and cells > room:
         least = padded(min(int(flags.get("fit_ctx", 4096)), arch.max_context_tokens) // apart)

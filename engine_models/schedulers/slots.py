@@ -354,10 +354,10 @@ class SlotScheduler(Scheduler):
             slot = self.slots[pinned]
             if slot.row is not None:
                 return None, None
-            if self.prompts is not None and slot.tokens:
+            least = self.rules.slot_prompt_similarity
+            if self.prompts is not None and slot.tokens and least:
                 same = alike(slot.content, slot.tokens, row.content, row.prompt)
-                alone = same / row.prompt <= self.rules.slot_prompt_similarity
-                if alone or same / slot.tokens < LOSES_MOST:
+                if same / row.prompt <= least or same / slot.tokens < LOSES_MOST:
                     self._exchange(self.prompts, slot, row, events)
             return slot, "id_slot"
         idle = [slot for slot in self.slots if slot.row is None]
@@ -495,7 +495,8 @@ class SlotScheduler(Scheduler):
                 continue
             keep = self.rules.n_keep if row.wish.n_keep is None else row.wish.n_keep
             keep = min(context - SHIFT_ROOM, row.prompt if keep < 0 else keep)
-            dropped = row.wish.n_discard or (slot.tokens - keep) // 2
+            left = slot.tokens - keep
+            dropped = max(0, min(row.wish.n_discard or left // 2, left - 1))
             content = slot.content
             slot.content = Content((*content.slice(0, keep), *content.slice(keep + dropped, content.length)))
             slot.tokens -= dropped
@@ -628,6 +629,8 @@ class SlotScheduler(Scheduler):
             for entry in left:
                 if not chosen or entry.slot.index == chosen[-1].slot.index + 1:
                     chosen.append(entry)
+                    if len(chosen) > most:  # one more than fit, as `llama_batch_allocr::split_equal` counts them
+                        break
             tokens = min(max(1, most // len(chosen)), min(entry.tokens for entry in chosen))
             parts.append([_first(entry, tokens) for entry in chosen])
             taken = {entry.slot.index for entry in chosen}

@@ -83,6 +83,8 @@ def test_a_slot_has_its_part_of_the_context_in_whole_pads() -> None:
     """`llama_context`: the context over the slots, padded up to 256; the cache is that many times the slots."""
     found = plan(request_of(parallel=3, ctx_size=4096))
     assert (scheduler_of(found).rules.slot_tokens, found.limits.kv_tokens) == (1536, 4608)
+    uneven = plan(request_of(parallel=2, ctx_size=513))  # padded before and after it is shared out, as build 11669 prints it
+    assert (scheduler_of(uneven).rules.slot_tokens, uneven.limits.kv_tokens) == (512, 1024)
 
 
 def test_a_context_that_is_not_asked_for_is_lowered_until_it_fits() -> None:
@@ -192,6 +194,7 @@ def test_the_backend_of_an_amd_device(device: str, version: str, flags: dict[str
         ({"embedding": True}, "what the server computes"),
         ({"device": "none"}, "computes on the CPU"),
         ({"max_num_seqs": 4}, "did you mean `parallel`"),
+        ({"parallel": 8, "batch_size": 7}, "give at least 8, or fewer slots"),
         ({"cache_type_k": "q3_k"}, "cannot be 'q3_k'"),
     ],
 )
