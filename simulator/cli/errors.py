@@ -29,12 +29,25 @@ class InterruptedRun(PlanError):
 
 ASKED_AS = {
     **dict.fromkeys(("plan", "optimize", "optimise", "size"), "sweep SCENARIO --vary deployment.replicas=1:8"),
-    **dict.fromkeys(("run", "predict", "estimate", "plot", "report"), "simulate SCENARIO --plots"),
+    **dict.fromkeys(("run", "sim", "predict", "estimate", "plot", "report"), "simulate SCENARIO --plots"),
     **dict.fromkeys(("fit", "explain"), "check SCENARIO"),
     "headroom": "simulate SCENARIO --headroom",
     "diff": "compare RUN RUN",
+    "version": "--version",
 }
 """Words that people try for a command -> what answers their question."""
+KEYS = {
+    **dict.fromkeys(("gpus", "num-gpus"), "deployment.replicas=2 for servers, deployment.tensor_parallel=4 for GPUs of one"),
+    "replicas": "deployment.replicas=2",
+    **dict.fromkeys(("tp", "tensor-parallel", "tensor-parallel-size"), "deployment.tensor_parallel=4"),
+    **dict.fromkeys(("gpu", "hardware", "device"), "deployment.hardware=h100-sxm-80gb"),
+    **dict.fromkeys(("rate", "request-rate", "qps", "rps"), "workload.arrivals.rate=5"),
+    "engine": "deployment.engine=sglang",
+    "model": "model=Qwen/Qwen3-8B",
+    "trace": "workload.trace=FILE",
+    "duration": "workload.duration=600",
+}
+"""Options that people try -> how to say the key of the scenario."""
 BELOW = {
     ("trace", word): answer
     for words, answer in (
@@ -107,6 +120,9 @@ def _usage(error: Any) -> PlanError:
     below = BELOW.get((command.rpartition(" ")[2], asked[1].lower())) if asked else None
     if below is not None:
         return InputError(said, mend=f"that is asked as `capacity-plan {below}`")
+    option = re.match(r"No such option: --([\w-]+)", said)
+    if option and option[1] in KEYS and context is not None and any("--set" in each.opts for each in context.command.params):
+        return InputError(f"No such option: --{option[1]}", mend=f"keys of the scenario are given so: --set {KEYS[option[1]]}")
     missing = re.match(r"Missing argument '([^']+)'", said)
     if missing and missing[1] in MISSING and (missing[1] != "name" or command.endswith(" show")):
         return InputError(said, mend=f"{MISSING[missing[1]]}; `{command} --help` lists the rest")
