@@ -12,7 +12,13 @@ from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.declaration import FrontEnd, PoolRequest, Said
 from engine_models.engines.vllm_attention import TRITON, forces_triton
-from engine_models.engines.vllm_kernels import PADDED, cutlass_products, latent_launches, machete, recurrent_launches
+from engine_models.engines.vllm_kernels import (
+    PADDED,
+    cutlass_products,
+    latent_launches,
+    machete,
+    recurrent_launches,
+)
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
 from hardware_profiles.device import load_device

@@ -79,10 +79,10 @@ of later versions and other recurrences. SGLang's, fitted to a time to first tok
 FLASHINFER_RECURRENT_SINCE = (0, 17)
 """On Hopper (0.16 was not read)."""
 LATENT_LAUNCHES, NARROW_LATENT_LAUNCHES = 10.0, 3.0
-"""Launches of latent attention beside its products in a step with a prompt, counted in plain operations, and how many more over a
-cache in FP8. Prompts and decoding rows go different ways through a layer, and both are launched: norms of both latents (2), a copy
-of rotated queries, the prompts' keys joined and their output copied (3), the decoding rows' queries absorbed and joined, their
-attention, its output expanded and copied (5); in FP8 two parts of the queries made narrow and a copy (3). kind: by count,
+"""Launches of latent attention beside its products in a step with a prompt, counted in plain operations, and how many more over
+a cache in FP8. Prompts and decoding rows go different ways through a layer, and both are launched: norms of both latents (2), a
+copy of rotated queries, the prompts' keys joined and their output copied (3), the decoding rows' queries absorbed and joined,
+their attention, its output expanded and copied (5); in FP8 two parts of the queries made narrow and a copy (3). kind: by count,
 2026-11, source: vLLM `v1/attention/backends/mla/common.py` (0.11), later `layers/attention/mla_attention.py`. Half of the ten
 where nothing decodes, which is not told apart."""
 
