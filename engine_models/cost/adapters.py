@@ -277,6 +277,7 @@ class WithAdapters(StepCost):
         """As of the base; the part of prefill rows goes by their tokens."""
         device_s, prefills_s = self._inner.step_s(batches)
         self.launch_s, self.launch_wait_s = self._inner.launch_s, self._inner.launch_wait_s
+        self.last_s = self._inner.last_s
         batch = batches[0]
         more_s = self._more_s(batch)
         if not more_s:

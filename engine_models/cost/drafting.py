@@ -468,8 +468,9 @@ class Drafting(StepCost):
         """Device time of the step of the one rank there is, drafting included, and the part attributed to its prefill rows."""
         device_s, (prefill_s,) = self.model.step_s(batches)
         self.launch_s, self.launch_wait_s = self.model.launch_s, self.model.launch_wait_s
-        device_s, prefill_s = self._drafted_s(batches[0], device_s, prefill_s)
-        return device_s, [prefill_s]
+        whole_s, prefill_s = self._drafted_s(batches[0], device_s, prefill_s)
+        self.last_s = whole_s - device_s
+        return whole_s, [prefill_s]
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """Device seconds of `steps` steps of a run that begins with the shape of the one rank there is."""
@@ -518,7 +519,10 @@ class DraftingByRows(StepCost):
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """As of the base."""
-        return self._of(batches[0]).step_s(batches)
+        cost = self._of(batches[0])
+        found = cost.step_s(batches)
+        self.last_s = cost.last_s
+        return found
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """As of the base."""

@@ -84,6 +84,7 @@ class WithMasks(StepCost):
         """As of the base."""
         device_s, prefills_s = self._inner.step_s(batches)
         self.launch_s, self.launch_wait_s = self._inner.launch_s, self._inner.launch_wait_s
+        self.last_s = self._inner.last_s
         rows = max([batch.masked_rows for batch in batches])
         if rows:
             fill_s, apply_s = self._times_s(rows)

@@ -119,7 +119,8 @@ ENGINE: Engine = Engine(
         "structured": Support(_KINDS, "SGLang 0.5.23's srt/constrained"),
         "pipeline_parallel": Support(_KINDS, "SGLang 0.5.23's srt/managers/scheduler_pp_mixin.py"),
     },
-    masks_beside=("speculative", "role"),
+    adapters_beside=("speculative", "kv_tiers", "pipeline_parallel"),
+    masks_beside=("speculative", "kv_tiers", "role", "pipeline_parallel"),
     drafts=draft_defaults,
     flags=lambda: FLAGS,
     same_as={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine_models.cost.adapters import Adapters, adapters_of, expert_values
 from engine_models.declaration import PoolRequest
+from engine_models.model.architecture import stages
 
 LORA_PLACES = 8
 """`max_loras_per_batch` (datasheet: SGLang 0.5.23 `arg_groups/fields/lora.py`)."""
@@ -17,10 +18,11 @@ def adapters_of_pool(request: PoolRequest) -> Adapters | None:
     targets = set(request.lora.get("target_modules") or ())
     everything = "all" in targets
     gate_up, down = everything or bool(targets & {"gate_proj", "up_proj"}), everything or "down_proj" in targets
-    own = request.arch, request.tensor_parallel, request.expert_parallel, request.data_parallel
+    arch = max(stages(request.arch, request.pipeline_parallel), key=lambda stage: stage.layers)
+    own = arch, request.tensor_parallel, request.expert_parallel, request.data_parallel
     return adapters_of(
         request.lora,
-        request.arch,
+        arch,
         tensor_parallel=request.tensor_parallel,
         link_bytes_per_s=request.host_link_bytes_per_s,
         on_device=LORA_PLACES,

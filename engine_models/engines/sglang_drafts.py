@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.cost.drafting import Speculation
+from engine_models.declaration import Role
 from engine_models.model.blocks import Architecture
 from hardware_profiles.errors import InputError
 
@@ -79,6 +80,21 @@ def draft_defaults(settings: Mapping[str, Any], arch: Architecture, flags: Mappi
         "eagle_topk": branches,
         "num_draft_tokens": verified if branches > 1 else steps + 1,
     }
+
+
+def check_stages(drafts: Speculation, role: Role) -> None:
+    """InputError for drafts beside pipeline stages where SGLang refuses them.
+
+    Source: `check_pipeline_parallel_compat` in `arg_groups/validation_hook.py` of 0.5.23; SGLANG_ENABLE_PP_SPEC, which lifts it
+    for servers of both kinds of steps and is off unless set, is not read.
+    """
+    if role == "prefill" and drafts.method in ("eagle", "mtp"):
+        return
+    raise InputError(
+        "SGLang drafts over pipeline stages in a prefill pool alone, and by EAGLE or the model's own layer",
+        where="deployment.pipeline_parallel",
+        mend="use tensor_parallel for the devices instead",
+    )
 
 
 def step_slots(drafts: Speculation, page_tokens: int) -> int:

@@ -8,19 +8,21 @@ from typing import Any
 from engine_models.cost.adapters import Adapters
 from engine_models.cost.drafting import Speculation
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
-from engine_models.engines.sglang_drafts import step_slots
+from engine_models.engines.sglang_drafts import check_stages, step_slots
 from engine_models.engines.sglang_handover import keeps_prefixes, post_s_of, reserving
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
 from engine_models.engines.sglang_tiers import TierPlan
 from engine_models.memory.radix import RadixPool
-from engine_models.parts.adapters import AdapterLimits, limits_in
+from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits, limits_in
 from engine_models.parts.batch import Batch
+from engine_models.parts.composed import composed
 from engine_models.parts.handover import Peer
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
 from engine_models.schedulers.prefill_first_adapted import AdaptedPrefillFirstScheduler
 from engine_models.schedulers.prefill_first_drafted import DraftedPrefillFirstScheduler
+from engine_models.schedulers.prefill_first_drafted_adapted import DraftedAdaptedPrefillFirstScheduler
 from engine_models.schedulers.prefill_first_staged import StagedPrefillFirstScheduler
 from engine_models.schedulers.prefill_first_tiered import TieredPrefillFirstScheduler
 from engine_models.schedulers.reserved import (
@@ -29,7 +31,6 @@ from engine_models.schedulers.reserved import (
     SendingPrefillScheduler,
 )
 from engine_models.schedulers.reserved_drafted import DraftedReservingScheduler
-from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
 SPARE_TOKENS = 5
@@ -63,94 +64,60 @@ class Rank:
             prefix_caching=self.prefix_caching,
             eviction_policy=self.eviction_policy,
         )
-        record = mode == "record"
-        if self.decode is not None and self.drafts is not None:
-            return DraftedReservingScheduler(
-                self.decode,
-                kv,
-                row_tokens=self.drafts.row_tokens,
-                step_slots=step_slots(self.drafts, self.page_tokens),
-                record_rows=record,
-                windows=self.windows,
-            )
         if self.decode is not None:
-            kind = ReservingDecodeScheduler
-            if self.prefix_caching:
-                from engine_models.schedulers.reserved_cached import CachedReservingScheduler
+            return self._answering(self.decode, kv, mode)
+        return self._computing(kv, mode)
 
-                kind = CachedReservingScheduler
-            masked = self.adapters is not None  # there are none beside roles, but grammars
-            return kind(
-                self.decode, kv, aggregate=mode != "step", record_rows=record, windows=self.windows, masked=masked
-            )
-        if self.tiers is not None:
-            tiered = self.tiers.pool(self.kv_tokens, self.page_tokens, self.eviction_policy)
-            if self.role == "prefill":
-                from engine_models.schedulers.reserved_tiered import TieredSendingPrefillScheduler
-
-                return TieredSendingPrefillScheduler(
-                    self.rules,
-                    tiered,
-                    prefetch=self.tiers.prefetch,
-                    ranks=self.tiers.ranks,
-                    metadata_buffers=self.rules.max_running_requests,
-                    post_s=self.post_s,
-                    record_rows=record,
-                    windows=self.windows,
-                )
-            return TieredPrefillFirstScheduler(
-                self.rules,
-                tiered,
-                prefetch=self.tiers.prefetch,
-                ranks=self.tiers.ranks,
-                aggregate=mode != "step",
-                record_rows=record,
-                windows=self.windows,
-            )
-        if self.adapters is not None and self.drafts is None and self.role == "mixed":
-            return AdaptedPrefillFirstScheduler(
-                self.rules, kv, self.adapters, aggregate=mode != "step", record_rows=record, windows=self.windows
-            )
-        if self.drafts is not None and self.role != "prefill":
-            return DraftedPrefillFirstScheduler(
-                self.rules,
+    def _answering(self, rules: ReservingRules, kv: RadixPool, mode: Mode) -> ReservingDecodeScheduler:
+        """The scheduler of a decode server."""
+        record = mode == "record"
+        if self.drafts is not None:
+            return DraftedReservingScheduler(
+                rules,
                 kv,
                 row_tokens=self.drafts.row_tokens,
                 step_slots=step_slots(self.drafts, self.page_tokens),
                 record_rows=record,
                 windows=self.windows,
             )
-        if self.role == "prefill" and self.lanes > 1:
+        kind = ReservingDecodeScheduler
+        if self.prefix_caching:
+            from engine_models.schedulers.reserved_cached import CachedReservingScheduler
+
+            kind = CachedReservingScheduler
+        masked = self.adapters is not None  # there are none beside roles, but grammars
+        return kind(rules, kv, aggregate=mode != "step", record_rows=record, windows=self.windows, masked=masked)
+
+    def _computing(self, kv: RadixPool, mode: Mode) -> PrefillFirstScheduler:
+        """The scheduler of a server that computes prompts, by the rules that its pool asks for, and what each needs."""
+        rules: list[type[PrefillFirstScheduler]] = []
+        given: dict[str, Any] = {"aggregate": mode != "step", "record_rows": mode == "record", "windows": self.windows}
+        sends, drafts = self.role == "prefill", self.drafts if self.role != "prefill" else None
+        if self.adapters is not None:
+            rules.append(AdaptedPrefillFirstScheduler if drafts is None else DraftedAdaptedPrefillFirstScheduler)
+            given["limits"] = self.adapters
+        if drafts is not None:
+            given |= {"row_tokens": drafts.row_tokens, "step_slots": step_slots(drafts, self.page_tokens)}
+            if self.adapters is None:
+                rules.append(DraftedPrefillFirstScheduler)
+        if sends:
+            given |= {"metadata_buffers": self.rules.max_running_requests, "post_s": self.post_s}
+            if self.lanes == 1 and self.tiers is None:
+                rules.append(SendingPrefillScheduler)
+        if self.lanes > 1:
             from engine_models.schedulers.reserved_staged import StagedSendingPrefillScheduler
 
-            return StagedSendingPrefillScheduler(
-                self.rules,
-                kv,
-                lanes=self.lanes,
-                lane_rows=self.lane_rows,
-                metadata_buffers=self.rules.max_running_requests,
-                post_s=self.post_s,
-                record_rows=record,
-                windows=self.windows,
-            )
-        if self.role == "prefill":
-            buffers = self.rules.max_running_requests
-            return SendingPrefillScheduler(
-                self.rules, kv, metadata_buffers=buffers, post_s=self.post_s, record_rows=record, windows=self.windows
-            )
-        if self.lanes > 1:
-            return StagedPrefillFirstScheduler(
-                self.rules,
-                kv,
-                lanes=self.lanes,
-                lane_rows=self.lane_rows,
-                aggregate=mode != "step",
-                record_rows=record,
-                windows=self.windows,
-            )
-        return PrefillFirstScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
-        )
+            rules.append(StagedSendingPrefillScheduler if sends else StagedPrefillFirstScheduler)
+            given |= {"lanes": self.lanes, "lane_rows": self.lane_rows}
+            # adapters of rows in different lanes may drive one another off the device, step by step
+            given["aggregate"] &= self.adapters in (None, NO_ADAPTERS)
+        if self.tiers is not None:
+            from engine_models.schedulers.reserved_tiered import TieredSendingPrefillScheduler
+
+            rules.append(TieredSendingPrefillScheduler if sends else TieredPrefillFirstScheduler)
+            given |= {"prefetch": self.tiers.prefetch, "ranks": self.tiers.ranks}
+            kv = self.tiers.pool(self.kv_tokens, self.page_tokens, self.eviction_policy)
+        return composed(rules or [PrefillFirstScheduler])(self.rules, kv, **given)
 
 
 def rank_of(
@@ -160,11 +127,7 @@ def rank_of(
     flags, drafts, stages, decodes = request.flags, request.speculation, request.pipeline_parallel, request.role == "decode"
     lanes = stages + int(flags.get("pp_async_batch_depth") or 0) if stages > 1 else 1
     if stages > 1 and drafts:
-        raise InputError(
-            "speculative decoding beside pipeline parallelism is not modelled for SGLang yet",
-            where="deployment.pipeline_parallel",
-            mend="use tensor_parallel for the devices instead",
-        )
+        check_stages(drafts, request.role)
     if stages > 1:
         said.notes.append(f"{lanes} micro-batches take turns on {stages} stages; no step is formed ahead of its lane's results")
     return Rank(

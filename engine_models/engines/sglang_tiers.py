@@ -150,12 +150,8 @@ def _check(request: PoolRequest, asked: dict[TierKind, KvTier], *, wanted: bool)
         "engine_args.enable_hierarchical_cache" if wanted else "kv_tiers"
     )
     lacking = {
-        "speculative decoding": request.speculation is not None,
-        "LoRA adapters": request.lora is not None,
-        "structured output": request.structured,
         "decode pools": request.role == "decode",
         "prefill pools and a store or disks behind it": request.role == "prefill" and bool(asked.keys() - {"host"}),
-        "pipeline parallelism": request.pipeline_parallel > 1,
         "recurrent layers": request.arch.has("linear"),
         "sliding windows": bool(request.arch.windows_below(1 << 30)),
         "radix_eviction_policy mru": flags.get("radix_eviction_policy") == "mru",

@@ -111,7 +111,7 @@ ENGINE = Engine(
         **{name: Support(_ACCELERATORS, _DOCS) for name in ("nf4", "fp8", "fp8_block", "nvfp4", "mxfp4")},
     },
     adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
-    masks_beside=("speculative", "role", "pipeline_parallel"),
+    masks_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
     keeps_stated_kv=(0, 14),  # pull request 30785; 0.13.0 does without, which took 29980 back
     features={

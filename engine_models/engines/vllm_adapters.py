@@ -44,7 +44,7 @@ def adapters_of_pool(request: PoolRequest, said: Said, *, first: bool) -> Adapte
     settings, tp = request.lora, request.tensor_parallel
     lacking = {
         "vLLM before 0.8": first,
-        "recurrent layers": request.arch.has("linear"),
+        "recurrent layers": settings is not None and request.arch.has("linear"),
         "CPUs": request.device_kind == "cpu",
     }
     what, where = ("LoRA adapters", "deployment.lora") if settings is not None else FEATURES["structured"]

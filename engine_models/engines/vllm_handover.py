@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine_models.declaration import Handover, PoolRequest, Said
+from engine_models.engines.vllm_cache import STATE_WINDOW
 from engine_models.engines.vllm_connectors import asks_tiers_first, between
 from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.parts.handover import Peer
@@ -39,6 +40,10 @@ MOONCAKE_GROUPS_SINCE = (0, 33)
 """Version since which Mooncake's connector moves the blocks of each KV group, clipped to windows as NIXL's, and a prefill server
 behind it may have pipeline stages (datasheet: pull requests 46807 and 44528, 2026-06; earlier releases with them are not told
 apart)."""
+STATES_SINCE = (0, 33)
+"""Version whose connectors were read to move the states of recurrent layers, as the prompt but for its last token leaves them;
+the decode server computes it (datasheet: `_prefill_backoff` in `kv_connector/v1/nixl/base_scheduler.py` and
+`mooncake/mooncake_connector.py` of 0.33.0); earlier releases with them are not told apart."""
 _ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
 
@@ -51,9 +56,13 @@ def handover_of(request: PoolRequest, version: Version, cache: Cache, read_at: s
     said.notes.append(_note(handover, read_at))
     if handover.token_bytes is not None:
         said.notes.append(
-            f"sliding windows over {handover.connector} (rules read at vLLM {read_at}, not recorded): a prefill server keeps "
-            "what its windows hold at a prompt's end; a decode server reads, of layers with a window, the last blocks that a "
-            f"token behind the prompt sees; {len(cache.windows)} groups of layers have blocks of their own"
+            f"recurrent layers over {handover.connector} (rules read at vLLM {read_at}, not recorded): a decode server reads the "
+            "prompt's blocks and the states before its last token, which it computes; that the prefill server leaves that token "
+            "out is not modelled"
+            if STATE_WINDOW in cache.windows
+            else f"sliding windows over {handover.connector} (rules read at vLLM {read_at}, not recorded): a prefill server "
+            "keeps what its windows hold at a prompt's end; a decode server reads, of layers with a window, the last blocks that "
+            f"a token behind the prompt sees; {len(cache.windows)} groups of layers have blocks of their own"
         )
     return handover
 
@@ -88,16 +97,12 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
             mend=f"write kv_role: kv_both, or role: {said}",
         )
     _check_stages(request, connector, version)
-    lacking = {
-        "a store of KV blocks": any(tier.kind != "host" for tier in request.tiers),
-        "state-space layers": request.arch.has("linear"),
-    }
-    no_pools_with(lacking)
-    parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
+    no_pools_with({"a store of KV blocks": any(tier.kind != "host" for tier in request.tiers)})
+    parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention if block.kind != "linear")
     drafts = request.speculation
     agreed = {
         "speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts",
-        "windows of the KV groups": ", ".join("none" if window is None else str(window) for window in cache.windows),
+        "windows of the KV groups": ", ".join(map(_seen, cache.windows)),
     }
     token_bytes = None
     if cache.windows != (None,):
@@ -131,6 +136,11 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
     )
 
 
+def _seen(window: int | None) -> str:
+    """What layers of a group see, in a word."""
+    return "none" if window is None else "states" if window == STATE_WINDOW else str(window)
+
+
 def _check_windows(request: PoolRequest, version: Version, cache: Cache, connector: str) -> None:
     """Refuse sliding windows where vLLM does not move them group by group, and what is not modelled of it."""
     latents = request.arch.has("mla")
@@ -138,9 +148,9 @@ def _check_windows(request: PoolRequest, version: Version, cache: Cache, connect
     no_pools_with(
         {
             "sliding windows over Mooncake before vLLM 0.33": connector == MOONCAKE and version.number < MOONCAKE_GROUPS_SINCE,
-            "sliding windows and speculative decoding": request.speculation is not None,
-            "sliding windows and pipeline stages": request.pipeline_parallel > 1,
-            "sliding windows over layers of latents": latents,
+            "recurrent layers before vLLM 0.33": STATE_WINDOW in cache.windows and version.number < STATES_SINCE,
+            "sliding windows or recurrent layers and pipeline stages": request.pipeline_parallel > 1,
+            "sliding windows or recurrent layers over layers of latents": latents,
             "sliding windows over layers of unequal size": uneven,
         }
     )

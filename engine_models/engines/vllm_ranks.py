@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role
 from engine_models.engines import vllm_v0
-from engine_models.engines.vllm_cache import Cache
+from engine_models.engines.vllm_cache import STATE_WINDOW, Cache
 from engine_models.engines.vllm_serving import Serving, rules_of
 from engine_models.engines.vllm_tiers import TierPlan, recorded_tiers
 from engine_models.engines.vllm_versions import Version, scheduling_switches, window_switches
@@ -65,6 +65,7 @@ class Rank:
             unhashed_to_head=self.unhashed_to_head,
             most_in_flight_tokens=self.rules.in_flight * self.rules.max_num_batched_tokens,
             max_model_len=self.rules.max_model_len,
+            replayed_tokens=int(STATE_WINDOW in self.windows),
             **self.switches,
         )
 

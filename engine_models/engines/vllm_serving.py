@@ -7,6 +7,7 @@ from engine_models.cost.sampling import Sampler
 from engine_models.declaration import PoolRequest, Said
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_options import cuda_graphs, latent_block_tokens, truncates_samples
+from engine_models.engines.vllm_runner import second_runner
 from engine_models.engines.vllm_versions import Version, graph_sizes, scheduling_switches
 from engine_models.model.overrides import served_context
 from engine_models.parts.batch import ContinuousRules
@@ -29,6 +30,10 @@ LARGE_BUDGET_SINCE = (0, 28)
 KERNEL_BLOCK_TOKENS = 16
 """Tokens of a KV block come in multiples of this: every attention backend of vLLM on CUDA and ROCm asks for it, and the engine
 does not start with another (datasheet: vLLM pull requests 36241 and 41363, 2026)."""
+DRAFTS_OVER_STAGES_SINCE = (0, 33)
+"""Version whose second model runner was read to send drafts to all stages of a pipeline, the drafter on the last (datasheet:
+`v1/worker/gpu/pp_utils.py` of 0.33.0; pull requests 50514 and 46994, 2026-08 and 09). Documentation up to 0.15 excludes it; those
+between are not told apart."""
 SAMPLING_WORK: dict[Sampler, str] = {
     "sort": "sorts the logits of every row",
     "pivot": "searches the logits of every row for a threshold",
@@ -175,9 +180,11 @@ def _default_limits(version: Version, request: PoolRequest) -> tuple[int, int]:
 def _in_flight(request: PoolRequest, version: Version) -> int:
     """Batches that are formed before the results of the first are known; InputError for what vLLM refuses beside drafts."""
     asked, pp, drafts = request.flags.get("async_scheduling"), request.pipeline_parallel, request.speculation
-    if drafts is not None and pp > 1:
+    reads = version.number >= DRAFTS_OVER_STAGES_SINCE and second_runner(request, version.number)
+    if drafts is not None and pp > 1 and not reads:
+        since = f", not {version.name}" if version.number < DRAFTS_OVER_STAGES_SINCE else f", which has no {drafts.method}"
         raise InputError(
-            "vLLM does not draft across pipeline stages",
+            f"vLLM drafts across pipeline stages from 0.33 on, by its second model runner{since}",
             where="deployment.pipeline_parallel",
             mend="use tensor_parallel instead, or leave speculative decoding out",
         )

@@ -75,6 +75,7 @@ class HybridKV(BlockPool):
     frees_processed : a window moves on when tokens have been processed (0.33), not when they are scheduled.
     sparse_windows : of a window group only the blocks needed to resume at the end of the prompt, or where a shared
         prefix was seen to end, can be found again (0.33, retention interval 0); else all.
+    replayed_tokens : tokens at a prompt's end that are computed again where all of it comes from elsewhere.
     The others are the pool's.
     """
 
@@ -93,11 +94,13 @@ class HybridKV(BlockPool):
         capped_admission: bool = True,
         frees_processed: bool = True,
         sparse_windows: bool = True,
+        replayed_tokens: int = 0,
     ) -> None:
         super().__init__(
             capacity_blocks, block_tokens, prefix_caching=prefix_caching, unhashed_to_head=unhashed_to_head
         )
         self.windows = windows
+        self.replayed_tokens = replayed_tokens
         self.frees_processed = frees_processed
         self.sparse_windows = sparse_windows
         self._caps: list[int | None] = [

@@ -211,7 +211,7 @@ class PrefillFirstScheduler(Scheduler):
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
         self.running: dict[Sequence, None] = {}  # every row that holds memory
-        self.decodes = DecodeSet(kv.page_tokens, windows)
+        self.decodes = self._new_decodes(windows)
         self.next_number = 0
         self.processed_number = -1
         self._run = Run(0, Batch(-1))
@@ -251,6 +251,10 @@ class PrefillFirstScheduler(Scheduler):
         self._since_receipt = 0  # decode steps since the last look at the arrivals
         self._last_decoded = False  # the last step decoded and nothing else
         self._left: set[Sequence] = set()  # their clients have gone, and they are served once more
+
+    def _new_decodes(self, windows: tuple[int, ...]) -> DecodeSet:
+        """Build an empty set of decoding rows."""
+        return DecodeSet(self.kv.page_tokens, windows)
 
     # -- queues ---------------------------------------------------------------------------------------------
 

@@ -2,17 +2,19 @@
 tells how many rows a grammar constrains.
 
 A waiting request whose adapter would be one too many is passed over, those behind it are tried. Requests that name none take a
-place too.
+place too. Over a pipeline the limit is that of the micro-batch whose turn it is, and all share the places on the device.
 
 Source: SGLang 0.5.23 (`managers/scheduler.py`, `lora/lora_manager.py`, `lora/mem_pool.py`), compared with no recording.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine_models.memory.radix import RadixPool
-from engine_models.parts.adapters import AdaptedDecodes, AdapterLimits, AdapterSlots
-from engine_models.parts.batch import AdapterUse, Batch
-from engine_models.parts.protocols import Run
+from engine_models.parts.adapters import AdapterLimits, AdapterSlots, NamingDecodes
+from engine_models.parts.batch import AdapterUse
+from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
 
@@ -25,16 +27,30 @@ class AdaptedPrefillFirstScheduler(PrefillFirstScheduler):
         rules: PrefillFirstRules,
         kv: RadixPool,
         limits: AdapterLimits,
-        *,
-        aggregate: bool = True,
-        record_rows: bool = False,
-        windows: tuple[int, ...] = (),
+        **others: Any,
     ) -> None:
-        super().__init__(rules, kv, aggregate=aggregate, record_rows=record_rows, windows=windows)
-        self.decodes = self._adapted = AdaptedDecodes(kv.page_tokens, windows)
+        super().__init__(rules, kv, **others)
         self.slots = AdapterSlots(limits)
         self._named: set[int] = set()  # by the rows that run and those admitted so far
         self._admitted = 0
+
+    def _new_decodes(self, windows: tuple[int, ...]) -> DecodeSet:
+        return NamingDecodes(self.kv.page_tokens, windows)
+
+    def _rows_use(self, chunks: list[tuple[Sequence, int]]) -> AdapterUse | None:
+        """What a step of all running rows and these prompts does with adapters, which the device then holds."""
+        assert isinstance(self.decodes, NamingDecodes)
+        return self.decodes.use(chunks, self.slots)
+
+    def _running_names(self) -> set[int]:
+        """Adapters of the running rows, 0 among them where a row names none."""
+        assert isinstance(self.decodes, NamingDecodes)
+        return self.decodes.named()
+
+    def _rows_masked(self) -> int:
+        """Tokens of a step of all running rows that a grammar constrains."""
+        assert isinstance(self.decodes, NamingDecodes)
+        return self.decodes.masked_rows
 
     def _form_prefill(self, batch: PrefillFirstBatch, now_s: float) -> bool:
         self._named, self._admitted = {row.adapter for row in self._decoding}, 0
@@ -45,7 +61,7 @@ class AdaptedPrefillFirstScheduler(PrefillFirstScheduler):
         if len(admitted) > self._admitted:
             self._named.update(row.adapter for row, _, _, _ in admitted[self._admitted :])
             self._admitted = len(admitted)
-        return not self.slots.fits(seq.adapter, self._named)
+        return not self.slots.fits(seq.adapter, self._named) or super()._passes_over(seq, admitted)
 
     def schedule(self, now_s: float) -> PrefillFirstBatch | None:
         """As of the base."""
@@ -54,7 +70,7 @@ class AdaptedPrefillFirstScheduler(PrefillFirstScheduler):
             chunks = self._chunks(batch)
             named = {seq.adapter for seq, _ in chunks} - {0}
             # what the running rows name stays on the device beside what the prompts name
-            copied, read = self.slots.use(named | set(self._adapted.adapters))
+            copied, read = self.slots.use(named | self._running_names())
             if named:
                 batch.adapters = AdapterUse(len(named), sum(new for seq, new in chunks if seq.adapter), copied, read)
         if batch is not None:
@@ -65,21 +81,13 @@ class AdaptedPrefillFirstScheduler(PrefillFirstScheduler):
         return [(seq, new) for (seq, *_), (new, _) in zip(batch.extends, batch.prefill, strict=True)]
 
     def _decode_all(self, batch: PrefillFirstBatch) -> None:
-        batch.adapters = self._adapted.use(self._chunks(batch), self.slots)
-        batch.masked_rows = self._adapted.masked_rows
+        batch.adapters = self._rows_use(self._chunks(batch))
+        batch.masked_rows = self._rows_masked()
         super()._decode_all(batch)
 
-    def run(self) -> Run | None:
-        """As of the base."""
-        run = super().run()
-        if run is not None:
-            run.shape.adapters, run.shape.masked_rows = self._adapted.use(), self._adapted.masked_rows
-        return run
-
-    def take(self, steps: int) -> tuple[Batch, int, int]:
-        """As of the base."""
-        self.slots.use(self._adapted.adapters)
-        return super().take(steps)
+    def _take_steps(self, steps: int) -> tuple[int, int]:
+        self._rows_use([])
+        return super()._take_steps(steps)
 
 
 __all__ = ["AdaptedPrefillFirstScheduler"]

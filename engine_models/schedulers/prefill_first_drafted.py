@@ -13,6 +13,8 @@ drafters' keys are pairs of tokens, is left out.
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine_models.memory.radix import RadixPool
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
@@ -38,10 +40,9 @@ class DraftedPrefillFirstScheduler(PrefillFirstScheduler):
         *,
         row_tokens: int,
         step_slots: int,
-        record_rows: bool = False,
-        windows: tuple[int, ...] = (),
+        **others: Any,
     ) -> None:
-        super().__init__(rules, kv, aggregate=False, record_rows=record_rows, windows=windows)
+        super().__init__(rules, kv, **{**others, "aggregate": False})
         self._row_tokens = row_tokens
         self._reserve = 2 * step_slots
         self._held: dict[Sequence, int] = {}  # tokens of the pages of rows that decode
@@ -74,13 +75,6 @@ class DraftedPrefillFirstScheduler(PrefillFirstScheduler):
         """As of the base."""
         return sum(self._wanted_tokens(seq) - self._held[seq] for seq in self._decoding)
 
-    def schedule(self, now_s: float) -> PrefillFirstBatch | None:
-        """As of the base; it tells how many tokens a grammar constrains."""
-        batch = super().schedule(now_s)
-        if batch is not None:
-            batch.masked_rows += sum(seq.masked for seq, _, complete, _ in batch.extends if complete)
-        return batch
-
     # -- decoding -------------------------------------------------------------------------------------------
 
     def _join_decodes(self, seq: Sequence) -> None:
@@ -106,7 +100,6 @@ class DraftedPrefillFirstScheduler(PrefillFirstScheduler):
             self._held[seq] = wanted
             prior = seq.length - 1
             batch.serve(tokens, prior, decodes=True)
-            batch.masked_rows += tokens * seq.masked
             if batch.rows is not None:
                 batch.rows.append((seq, tokens, prior))
             gain = 1 if seq.acceptance is None else 1 + seq.acceptance(seq.verifications)

@@ -11,6 +11,7 @@ Source: `managers/scheduler_pp_mixin.py`, `managers/scheduler.py` of SGLang 0.5.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from mypy_extensions import mypyc_attr
 
@@ -56,12 +57,11 @@ class StagedPrefillFirstScheduler(PrefillFirstScheduler):
         *,
         lanes: int,
         lane_rows: int,
-        aggregate: bool = True,
-        record_rows: bool = False,
         windows: tuple[int, ...] = (),
+        **others: Any,
     ) -> None:
-        super().__init__(rules, kv, aggregate=aggregate, record_rows=record_rows, windows=windows)
-        self._lanes = [_Lane(DecodeSet(kv.page_tokens, windows)) for _ in range(lanes)]
+        super().__init__(rules, kv, windows=windows, **others)
+        self._lanes = [_Lane(self._new_decodes(windows)) for _ in range(lanes)]
         self._lane_rows = lane_rows
         self._turn = 0
         self._flying: deque[_Lane] = deque()  # lanes whose batches are in flight, in order

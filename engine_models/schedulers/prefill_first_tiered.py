@@ -8,7 +8,7 @@ passed over until they are there, or for as long as the policy has patience, and
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from engine_models.memory.radix import Node
 from engine_models.memory.tiered_radix import LEAST_LOAD_TOKENS, TieredPool
@@ -70,11 +70,9 @@ class TieredPrefillFirstScheduler(PrefillFirstScheduler):
         *,
         prefetch: Prefetch,
         ranks: int = 1,
-        aggregate: bool = True,
-        record_rows: bool = False,
-        windows: tuple[int, ...] = (),
+        **others: Any,
     ) -> None:
-        super().__init__(rules, kv, aggregate=aggregate, record_rows=record_rows, windows=windows)
+        super().__init__(rules, kv, **others)
         self.kv = kv
         self._prefetch, self._ranks = prefetch, ranks
         self._reading: dict[Sequence, _Reading] = {}

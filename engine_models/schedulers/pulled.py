@@ -11,7 +11,8 @@ same way, and they are sent when both are done (`PrefillOfPush`, `DecodeOfPush`;
 
 Where layers see windows, the prefill server keeps what its groups hold at the prompt's end; the decode server takes blocks for
 what a token behind the prompt can see, and these are what is read: all of a prompt without a window, a window's end of it with
-one. A note then counts tokens of single groups. Read, not recorded.
+one. A note then counts tokens of single groups. The state of recurrent layers is that before the last token. Read, not
+recorded; that the prefill server does not compute that token is left out.
 
 Source: `distributed/kv_transfer/kv_connector/v1/nixl` and `v1/core/sched/scheduler.py` of vLLM 0.33.0, checked step by step
 against recordings of both servers (`capacity-plan validate schedules`).
@@ -168,11 +169,12 @@ class DecodeOfPull(_Turning, PullDecode):
         free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
         owed = sum(kv.missing(other, other.length) for other in self.partial)
         grouped = isinstance(kv, HybridKV)
-        if kv.admission_blocks(found, seq.length, whole=not grouped, computed_tokens=seq.length) + owed > free:
+        coming = seq.length - kv.replayed_tokens if isinstance(kv, HybridKV) else seq.length
+        if kv.admission_blocks(found, seq.length, whole=not grouped, computed_tokens=coming) + owed > free:
             return "full"
         self._queue.take()
         if hit or grouped:
-            kv.hold(seq, found, seq.length)
+            kv.hold(seq, found, coming)
         tokens = kv.missing(seq, seq.length) * kv.block_tokens if grouped else seq.length - hit
         kv.grow(seq, seq.length)
         seq.computed = hit

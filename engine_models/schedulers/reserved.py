@@ -120,8 +120,6 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         if cut is not None:
             self._send(cut, cut.computed, now_s, "sent_chunk")
         batch = super().schedule(now_s)
-        if batch is not None:
-            batch.masked_rows = sum(seq.masked for seq, _, complete, _ in batch.extends if complete)
         if batch is not None and self._posted_s > now_s:
             batch.posts_s = self._posted_s - now_s
         for seq, before in batch.hits if batch is not None else ():

@@ -61,6 +61,7 @@ class Slowed(StepCost):
         """As of the base."""
         device_s, prefills_s = self._cost.step_s(batches)
         self.launch_s, self.launch_wait_s = self._cost.launch_s, self._cost.launch_wait_s * self._factor
+        self.last_s = self._cost.last_s * self._factor
         return device_s * self._factor, [each * self._factor for each in prefills_s]
 
     def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
@@ -418,7 +419,7 @@ class Replica:
             if self._posts:
                 device_s = self._posted(batches, device_s)
             if self._staged:
-                begin, end = self._through_stages(self.clock_s, device_s)
+                begin, end = self._through_stages(self.clock_s, device_s, cost.last_s)
                 idle_s = end - begin - device_s
             else:
                 free_s = self._stage_free_s
@@ -741,14 +742,16 @@ class Replica:
                 self._on_batch(batch)
         return kv_used
 
-    def _through_stages(self, ready_s: float, device_s: float) -> tuple[float, float]:
-        """Send a batch through the stages, each `device_s` long; return when it starts and when it has passed the last."""
-        free = self._stage_free_s
-        start = ready_s if ready_s > free[0] else free[0]
-        end = free[0] = start + device_s
-        for stage in range(1, len(free)):
-            entry = end if end > free[stage] else free[stage]
-            end = free[stage] = entry + device_s
+    def _through_stages(self, ready_s: float, device_s: float, last_s: float) -> tuple[float, float]:
+        """Send a batch through the stages; return when it starts and when it has passed the last.
+
+        Each takes `device_s`, all but the last so much less as the last alone does (`last_s`).
+        """
+        free, last = self._stage_free_s, len(self._stage_free_s) - 1
+        end = start = ready_s if ready_s > free[0] else free[0]
+        for stage, free_s in enumerate(free):
+            entry = end if end > free_s else free_s
+            end = free[stage] = entry + (device_s if stage == last else device_s - last_s)
         return start, end
 
     def _log_turns(

@@ -230,8 +230,8 @@ def test_requests_without_an_adapter_keep_their_place() -> None:
         ({"lora": {"max_lora_rank": 24}}, "max_lora_rank 24 is none that vLLM takes"),
         ({"lora": {"max_loras": 8, "max_cpu_loras": 4}}, "max_cpu_loras 4 is less than the 8"),
         (
-            {"lora": {}, "engine": "sglang", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
-            "beside `speculative` are not simulated for SGLang .vLLM has both",
+            {"lora": {}, "engine": "trtllm", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
+            "beside `speculative` are not simulated for TensorRT-LLM .vLLM, SGLang have both",
         ),
         (
             {"lora": {}, "kv_tiers": [{"kind": "host", "bytes": 10**9, "connector": "MooncakeStoreConnector"}]},
