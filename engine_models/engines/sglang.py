@@ -1,11 +1,9 @@
 """SGLang: what it is in terms of the shared parts.
 
 What flags say of its steps is in `sglang_serving`, memory in `sglang_memory`, what lies beyond the device in `sglang_tiers`,
-ranks in `sglang_ranks`, pairs of servers in `sglang_handover`, the time of steps in `sglang_costs`. The scheduling rule is
-`engine_models.schedulers.prefill_first`, the cache `engine_models.memory.radix`.
-
-Behaviour and defaults of SGLang 0.5.23 (`managers/scheduler.py`, `managers/schedule_policy.py`, `arg_groups/memory_hook.py`,
-`arg_groups/cuda_graph_hook.py`, `arg_groups/fields`); scheduling checked against recordings (`capacity-plan validate schedules`).
+ranks in `sglang_ranks`, pairs of servers in `sglang_handover`, the time of steps in `sglang_costs`; the rule is `prefill_first`
+of the schedulers, the cache `radix`. Behaviour and defaults of 0.5.23 (`managers/scheduler.py`, `arg_groups/memory_hook.py`,
+`managers/schedule_policy.py`...); scheduling checked against recordings (`capacity-plan validate schedules`).
 """
 
 from __future__ import annotations
