@@ -46,6 +46,7 @@ class Case:
     warm : how many prompts are sent, all of which the cache holds from a stage before.
     start : whence a server takes what it starts with. kv : format of the KV cache, "" for the engine's.
     power_limit_w : of a device, 0 for its own. route : what clients send to a server (`client.route`), "" for its default.
+    peers : whether cards over PCIe read each other's memory, where their profile says that they do not.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Case:
     start: dict[str, object] = field(default_factory=dict)
     kv: str = ""
     power_limit_w: float = 0.0
+    peers: bool = False
     route: str = ""
     note: str = ""
 
@@ -87,6 +89,8 @@ class Case:
             deployment["kv_cache"] = self.kv
         if self.power_limit_w:
             deployment["power_limit_w"] = self.power_limit_w
+        if self.peers:
+            deployment["peer_access"] = True
         if self.speculative:
             deployment["speculative"] = self.speculative
         if args := self._server() | self.args:
@@ -558,6 +562,10 @@ def cpu(row: Row, number: str) -> Case:
     return bench(number, row, "llama_cpp", *where, row["test"], row["tok_s"], args=args)
 
 
+MOST_WARM_USERS = 8
+"""Users up to which prompts that are computed here, and were cached where they were measured, hardly slow decoding."""
+
+
 def nv_consumer(row: Row, number: str) -> Case:
     """measured_nv_consumer.csv: GGUF files on single cards, and a rig of RTX 3090."""
     engine = row["engine"]
@@ -576,11 +584,21 @@ def nv_consumer(row: Row, number: str) -> Case:
         raise Unsaid("pipelines, drafts, or no load is stated")
     if not row["isl"] or not row["osl"]:
         raise Unsaid("lengths are not stated")
+    if re.search(r"tp\dx[2-9]|-dp[2-9]", row["run_id"]):
+        raise Unsaid("several servers behind a router that is not stated")
     users = int(float(row["concurrency"]))
     weights = "bf16" if "BF16" in row["quant"] else "fp8" if "FP8" in row["quant"] else "awq"
+    reported, tensor = {"output_tok_s": float(row["out_tok_s"])}, int(float(row["tp"] or 1))
+    if itl := row["tpot_p50_ms"] or row["itl_p50_ms"]:
+        reported["tpot_mean_ms"] = float(itl)
+    if row["run_id"].startswith("orch/") and row["ttft_p50_ms"]:
+        # a first token in a third of the time that the arithmetic of its prompt takes: the cache holds the prompts
+        if users > MOST_WARM_USERS:
+            raise Unsaid("prompts that a cache holds, of so many users that they would slow decoding here")
+        del reported["output_tok_s"]
     return Case(number, row["source"], "vllm", model_of(row["model"]), weights, "rtx-3090-24gb", int(float(row["isl"])),
-                int(float(row["osl"])), {"output_tok_s": float(row["out_tok_s"])}, users=users, requests=4 * users,
-                tensor=int(float(row["tp"] or 1)), power_limit_w=float(limit[1]))  # fmt: skip
+                int(float(row["osl"])), reported, users=users, requests=4 * users, tensor=tensor,
+                peers=tensor > 1 and "P2P" in row["hardware"], power_limit_w=float(limit[1]))  # fmt: skip
 
 
 def apple_engines(row: Row, number: str) -> Case:

@@ -276,6 +276,22 @@ def through_host(links: Mapping[str, Any]) -> Mapping[str, Any]:
     return out
 
 
+def on_stated_links(model: KernelModel, device: Device) -> tuple[KernelModel, str | None]:
+    """The model over links that a deployment states otherwise than the device's profile has them, and a sentence if it does.
+
+    Devices whose own collectives were measured read each other's memory there, so that theirs go through the host now.
+    """
+    if device.link is None or device.link == device_of(model.device).link:
+        return model, None
+    reads, own = device.link.peer_access, load_links(model.device)
+    if any(key.startswith("collective/") for key in own):
+        links = through_host(on_its_links(model, device)[0].links)
+    else:
+        links = {**own, **_lent_links(device)}
+    said = f"{device.title}: devices {'read' if reads else 'do not read'} each other's memory over PCIe, as the deployment says"
+    return replace(model, links=links), said
+
+
 def _one_way(link: Link) -> float:
     return link.bytes_per_s_per_direction.value
 

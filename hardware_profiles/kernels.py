@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hardware_profiles.device import STACKED_MEMORY, Device
-from hardware_profiles.kernel_borrow import borrowed_model, borrowing, on_its_links
+from hardware_profiles.kernel_borrow import borrowed_model, borrowing, on_its_links, on_stated_links
 from hardware_profiles.kernel_model import KERNELS_DIR, KernelModel, load_kernel_model
 from hardware_profiles.ops import Ops
 
@@ -68,7 +68,9 @@ def operations_in_node(
     ops = operations_of(device, framework)
     if release and gpus > 1 and isinstance(ops, KernelModel):
         ops = replace(ops, release=release)
-    said = None
+    said = stated = None
+    if gpus > 1 and isinstance(ops, KernelModel):
+        ops, stated = on_stated_links(ops, device)
     node = node_devices or int(device.node_size.value)
     if device.kind != "cpu" and gpus * stages > node:
         from hardware_profiles.network import Network
@@ -79,15 +81,15 @@ def operations_in_node(
         network = Network(node, rate, stages > 1 and gpus >= node, rank_devices=rank_devices)
         if isinstance(ops, KernelModel | Roofline):
             ops = replace(ops, network=network)
-            return ops, tuple(text for text in (borrowing(ops), network.words) if text)
-    if gpus > 2 and isinstance(ops, KernelModel):
+            return ops, tuple(text for text in (borrowing(ops), stated, network.words) if text)
+    if gpus > 2 and isinstance(ops, KernelModel) and stated is None:
         ops, said = on_its_links(ops, device)
     if "law" in ops.provenance:
         said = (
             f"kernels of {ops.device} by the law of {ops.provenance['law']}, fitted to published rates; where it was not "
             f"fitted, half of the values are within about {ops.provenance['law_error_pct']:.0f} %"
         )
-    return ops, tuple(s for s in (borrowing(ops), said) if s)
+    return ops, tuple(s for s in (borrowing(ops), stated, said) if s)
 
 
 NIC_BYTES_PER_S = 2.5e10

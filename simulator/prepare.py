@@ -300,7 +300,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
             where="model",
             mend="use a model with attention layers",
         )
-    device = load_device(pool.hardware)
+    device = _linked(load_device(pool.hardware), pool)
     if device.kind not in engine.devices:
         raise InputError(
             f"{engine.name} does not run on {device.title}",
@@ -575,6 +575,20 @@ def _version_as(name: str, asked: str | None, taken: str) -> list[str]:
     return [f"{name} {asked} is simulated by the rules of {taken}, the modelled version that stands for it"]
 
 
+def _linked(device: Device, pool: Pool) -> Device:
+    """The device, with the access to its peers' memory that the pool states."""
+    if pool.peer_access is None:
+        return device
+    if device.link is None or device.link.topology != "pcie":
+        has = "no link to others" if device.link is None else f"its peers' memory over {device.link.kind}"
+        raise InputError(
+            f"{device.title} has {has}",
+            where="deployment.peer_access",
+            mend="remove it: it is of cards that only PCIe joins",
+        )
+    return replace(device, link=replace(device.link, peer_access=pool.peer_access))
+
+
 def _read_as(written: str, device: str) -> list[str]:
     """Say which device a short name was taken for, unless the name holds all of it."""
     words = set(re.split(r"[^a-z0-9.]+", Path(written).stem.lower() if written.endswith((".yaml", ".yml")) else written.lower()))
@@ -596,6 +610,7 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "engine_version": prepared.plan.version,
         "hardware": prepared.device.name,
         **({"power_limit_w": pool.power_limit_w} if pool.power_limit_w is not None else {}),
+        **({"peer_access": pool.peer_access} if pool.peer_access is not None else {}),
         "replicas": prepared.replicas,
         "tensor_parallel": pool.tensor_parallel,
         "pipeline_parallel": pool.pipeline_parallel,

@@ -349,7 +349,7 @@ def _hashable(data: dict[str, Any]) -> dict[str, Any]:
 
 LATER = (
     *("calibration", "warm_cache", "model", "models", "swap", "swap_s", "prompt_tokens", "commitment", "usd_per_gpu_hour"),
-    *("kv_tiers", "power_limit_w"),
+    *("kv_tiers", "power_limit_w", "peer_access"),
 )
 """Keys of a deployment and its pools that leave the hash as it was where they are not given."""
 

@@ -65,7 +65,7 @@ class Pool(Group):
     turns on its devices, as `swap` says; `swap_s` is the time of a change, which is predicted otherwise. `calibration`
     names a file of `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have.
     `host_speed` is that of one core of the host, in units of the core on which front ends were measured; `power_limit_w` is
-    that of each device, where it is below its own.
+    that of each device, where it is below its own. `peer_access` says whether cards over PCIe read each other's memory.
     """
 
     name: Name
@@ -100,6 +100,7 @@ class Pool(Group):
     usd_per_gpu_hour: NotNegative | None = None
     host_speed: AboveZero | None = None
     power_limit_w: AboveZero | None = None
+    peer_access: Bool | None = None
 
     @model_validator(mode="after")
     def _lengths(self) -> Pool:

@@ -211,6 +211,7 @@ def test_parameters_equal_the_published_tensor_total(name: str, published: int) 
         ("baidu/ERNIE-4.5-300B-A47B-PT", 300e9, 47e9, 0.01),
         ("meituan-longcat/LongCat-Flash-Chat", 560e9, 27e9, 0.01),
         ("XiaomiMiMo/MiMo-V2-Flash", 309e9, 15e9, 0.02),
+        ("google/gemma-4-12B-it", 11.96e9, 11.96e9, 0.005),
         ("google/gemma-4-26B-A4B-it", 25.2e9, 3.8e9, 0.02),
         ("Qwen/Qwen3.5-122B-A10B", 122e9, 10e9, 0.1),
     ],

@@ -15,10 +15,12 @@ from hardware_profiles import kernel_borrow as kb
 from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_validate as kv
 from hardware_profiles.device import all_devices, load_device
+from hardware_profiles.errors import InputError
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
 from hardware_profiles.kernel_physics import peaks_of
 from hardware_profiles.kernels import operations_in_node, operations_of
 from hardware_profiles.roofline import Roofline
+from simulator import load_scenario, simulate
 from simulator.prepare import prepare
 from simulator.results.domain import domain
 
@@ -274,6 +276,43 @@ def test_cards_without_peer_access_pay_for_the_way_through_the_host() -> None:
         assert float(slow[0]) == pytest.approx(least, rel=0.05)
         assert (slow - quick)[: 4 - n // 2] == pytest.approx(float(slow[0] - quick[0]), rel=0.3)
         assert slow[-1] > quick[-1]
+
+
+def test_a_deployment_says_otherwise_than_the_profile_who_reads_whose_memory() -> None:
+    """A patched driver takes RTX 3090 off the way through the host, a virtual machine puts L40S on it."""
+    for name, access in (("rtx-3090-24gb", True), ("l40s-48gb", False)):
+        device = load_device(name)
+        assert device.link is not None
+        stated = replace(device, link=replace(device.link, peer_access=access))
+        for gpus, host_s in ((2, 50e-6), (4, 90e-6)):
+            (plain, _), (other, said) = (operations_in_node(each, "vllm", gpus) for each in (device, stated))
+            slow, quick = (plain, other) if access else (other, plain)
+            assert float(slow.all_reduce_s(gpus, 8192.0)) > max(0.95 * host_s, 1.5 * float(quick.all_reduce_s(gpus, 8192.0)))
+            assert any("as the deployment says" in text for text in said)
+            assert float(plain.gemm_s("bf16", 8, 4096, 4096)) == float(other.gemm_s("bf16", 8, 4096, 4096))
+
+
+def test_two_cards_under_a_patched_driver_beside_measured() -> None:
+    """Gemma-4-12B in FP8 over two RTX 3090 at 220 W, one user and four (vLLM 0.23): 14.4 and 16.4 ms a token."""
+    for users, measured_ms in ((1, 14.4), (4, 16.4)):
+        deployment = {"engine": "vllm", "hardware": "rtx-3090-24gb", "weights": "fp8", "tensor_parallel": 2, "power_limit_w": 220}
+        load = {"arrivals": {"kind": "closed_loop", "concurrency": users}, "prompt_tokens": 512, "output_tokens": 256,
+                "max_output_tokens": "equal", "requests": 4 * users}  # fmt: skip
+        through, read = (
+            simulate(load_scenario({"model": "google/gemma-4-12B-it", "deployment": {**deployment, **more}, "workload": load}))
+            for more in ({}, {"peer_access": True})
+        )
+        assert read.result["metrics"]["tpot_ms"]["mean"] == pytest.approx(measured_ms, rel=0.05)
+        assert through.result["metrics"]["tpot_ms"]["mean"] > 1.2 * measured_ms
+        assert read.result["deployment"]["peer_access"] is True
+
+
+def test_only_cards_over_pcie_have_peers_to_tell_of() -> None:
+    for name in ("h100-sxm-80gb", "xeon-8480-2s"):
+        deployment = {"engine": "vllm", "hardware": name, "peer_access": False}
+        load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 9, "output_tokens": 9}
+        with pytest.raises(InputError, match=r"has (no link|its peers)"):
+            prepare(load_scenario({"model": "Qwen/Qwen3-8B", "deployment": deployment, "workload": load}))
 
 
 @pytest.mark.parametrize(("name", "halves"), [("rtx-4090-24gb", True), ("rtx-3090-24gb", True), ("rtx-6000-ada-48gb", False)])
