@@ -232,6 +232,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         check_services(fleet)
         return fleet
     models_of(found[0], asked)
+    check_store(found)
     handover = found[0].plan.handover
     reserves, computes = (handover.reserves, handover.computes) if handover is not None else (False, False)
     check_paired(found[0].routing, at_once=reserves, computes=computes)

@@ -47,6 +47,7 @@ from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
     from engine_models.parts.kept import Kept
+    from simulator.cluster.servers import Servers
     from simulator.config.schema import Scenario
     from simulator.workload.naming import SegmentNumbers
     from simulator.workload.streaming import WorkloadStream
@@ -402,13 +403,11 @@ def _cluster(
         return _fleet(prepared, source, aggregate=aggregate, should_stop=should_stop)
     if prepared.paths is not None:
         from simulator.cluster.handover import HandoverCluster, ReservingCluster
-        from simulator.cluster.servers import Servers
 
         elastic = prepared.elastic
         stages: dict[str, list[Servers]] = {"prefill": [], "decode": []}
         for each in prepared.pools:
-            servers = Servers(each.plan, each.times(), each.most, _acceptance(each.plan, scenario.seed))
-            stages[each.pool.role].append(servers)
+            stages[each.pool.role].append(_servers(each, joins=joins_store(prepared.pools)))
         assert plan.handover is not None
         kind: Callable[..., Cluster] = ReservingCluster if plan.handover.reserves else HandoverCluster
         if routing.system is not None and routing.computes:
@@ -442,7 +441,6 @@ def _cluster(
         )
     if prepared.side_by_side:
         from simulator.cluster.mixed import MixedCluster
-        from simulator.cluster.servers import Servers
 
         destinations = destinations_of(prepared, source.classes)
         side_by_side: Callable[..., Cluster] = MixedCluster
@@ -457,17 +455,7 @@ def _cluster(
             side_by_side = partial(ElasticMixed, **_changes(prepared.elastic))
         return side_by_side(
             source,
-            [
-                Servers(
-                    each.plan,
-                    each.times(),
-                    each.most,
-                    _acceptance(each.plan, scenario.seed),
-                    machines(each),
-                    joins_store(prepared.pools),
-                )
-                for each in prepared.pools
-            ],
+            [_servers(each, joins=joins_store(prepared.pools)) for each in prepared.pools],
             destinations,
             routings_of(destinations, prepared.pools),
             before_s=[each.plan.front.before_s + half_rtt_s + routing.hop_s for each in prepared.pools],
@@ -507,14 +495,12 @@ def _fleet(
     prepared: Prepared, source: Workload | WorkloadStream, *, aggregate: bool, should_stop: Callable[[], bool] | None
 ) -> Cluster:
     """The cluster of pools of which some pass requests on."""
-    from simulator.cluster.servers import Servers
     from simulator.cluster.services import DecidingFleet, Fleet, KeepingFleet, ReservingFleet, Stages
 
     scenario, services, half_rtt_s = prepared.scenario, prepared.services, prepared.scenario.client.network_rtt_ms / 2e3
     by_role: dict[str, list[Servers]] = {"prefill": [], "decode": [], "mixed": []}
     for each in prepared.pools:
-        drafts = _acceptance(each.plan, scenario.seed)
-        by_role[each.pool.role].append(Servers(each.plan, each.times(), each.most, drafts, machines(each)))
+        by_role[each.pool.role].append(_servers(each, joins=False))
     service_of = {each.pool.name: number for number, service in enumerate(services) for each in service.pools}
     owners = [service_of[each.pool.name] for each in prepared.pools]
     stages = Stages(by_role["prefill"], by_role["decode"], by_role["mixed"], owners)
@@ -554,6 +540,15 @@ def _fleet(
         aggregate=aggregate,
         should_stop=should_stop,
     )
+
+
+def _servers(prepared: Prepared, *, joins: bool) -> Servers:
+    """The replicas of a pool; whether its store, if it has one, is that of others too."""
+    from simulator.cluster.servers import Servers
+
+    plan = prepared.plan
+    acceptance = _acceptance(plan, prepared.scenario.seed)
+    return Servers(plan, prepared.times(), prepared.most, acceptance, machines(prepared), joins and "shared" in plan.tiers)
 
 
 def _changes(elastic: Elasticity) -> dict[str, Any]:

@@ -59,9 +59,10 @@ def joins_store(pools: Sequence[Prepared]) -> bool:
 
 def check_store(pools: Sequence[Prepared]) -> None:
     """Refuse one store for pools that cannot read each other's blocks."""
-    if not joins_store(pools):
+    users = [each for each in pools if "shared" in each.plan.tiers]
+    if not joins_store(pools) or not users:
         return
-    first, *others = pools
+    first, *others = users
     for each in others:
         differing = {
             "model": (first.arch.name, each.arch.name),
@@ -70,7 +71,6 @@ def check_store(pools: Sequence[Prepared]) -> None:
             "tensor parallelism": (first.pool.tensor_parallel, each.pool.tensor_parallel),
             "pipeline parallelism": (first.pool.pipeline_parallel, each.pool.pipeline_parallel),
             "tokens of a block": (first.plan.limits.block_tokens, each.plan.limits.block_tokens),
-            "tiers": (first.plan.tiers, each.plan.tiers),
         }
         for what, (here, there) in differing.items():
             if here != there:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -443,13 +444,9 @@ def test_a_prefill_server_finds_in_host_memory_what_its_device_lost() -> None:
     tiered, plain = (simulate(data).requests_frame() for data in (CASES["prefill-offload"], alone))
     assert tiered.cached_tokens.sum() > 1.3 * plain.cached_tokens.sum()
     assert tiered.ttft_ms.mean() < plain.ttft_ms.mean()
-    host, disks = ({"kind": kind, "bytes": 1e9} for kind in ("host", "nvme"))
-    for role, tiers in (("decode", [host, disks]), ("prefill", [host, disks])):
-        pools = [{**pool(each), "kv_tiers": tiers} if each == role else pool(each) for each in ("prefill", "decode")]
-        with pytest.raises(PlanError, match="prefill and decode pools with"):
-            prepare(load_scenario(scenario(*pools)))
 
 
+LMCACHE = {"kind": "host", "bytes": 40e9, "connector": "LMCacheConnectorV1"}
 CONDITIONAL = scenario(
     pool("prefill"),
     pool("decode", 2, offload=OFFLOAD, num_gpu_blocks_override=600, max_model_len=8192),
@@ -464,17 +461,21 @@ def test_a_decode_server_finds_in_host_memory_what_its_device_lost() -> None:
     kept, plain = (simulate(scenario(pool("prefill"), pool("decode", **args), **roomy)) for args in ({"offload": OFFLOAD}, {}))
     assert kept.requests_frame().equals(plain.requests_frame())
     assert kept.result["server"]["kv_tiers"][0]["read_bytes"] == 0 < kept.result["server"]["kv_tiers"][0]["written_bytes"]
-    for data in (CASES["decode-offload"], CONDITIONAL):
+    by_lmcache = copy.deepcopy(CONDITIONAL)
+    del by_lmcache["deployment"]["pools"][1]["offload"]
+    by_lmcache["deployment"]["pools"][1]["kv_tiers"] = [LMCACHE]
+    for data in (CASES["decode-offload"], by_lmcache, CONDITIONAL):
         without = {**data, "deployment": {**data["deployment"], "pools": [dict(each) for each in data["deployment"]["pools"]]}}
-        del without["deployment"]["pools"][1]["offload"]
+        for key in ("offload", "kv_tiers"):
+            without["deployment"]["pools"][1].pop(key, None)
         run, other = simulate(data), simulate(without)
         computed, more = (sum(int(log.column("prefill_tokens").sum()) for log in each.raw.logs[1:]) for each in (run, other))
         assert run.result["server"]["kv_tiers"][0]["read_bytes"] > 1e8
         assert computed < 0.8 * more
         assert run.result["totals"]["completed"] == run.result["totals"]["offered"]
-    stepped = simulate(CONDITIONAL, aggregate=False)
-    assert stepped.requests_frame().equals(run.requests_frame())
-    assert stepped.result == run.result
+        stepped = simulate(data, aggregate=False)
+        assert stepped.requests_frame().equals(run.requests_frame())
+        assert stepped.result == run.result
 
 
 NIXL = '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'
@@ -730,7 +731,6 @@ def test_mooncake_reaches_a_part_of_the_network_and_hands_over_layer_by_layer() 
 # What cannot be -------------------------------------------------------------------------------------------
 
 STAGED = pool("prefill", pipeline_parallel=2)
-LMCACHE = {"kind": "host", "bytes": 4e9, "connector": "LMCacheConnectorV1"}
 STAGES = (("prefill", 2), ("decode", 1))
 AWQ = pool("decode") | {"kv_cache": "fp8"}
 
@@ -747,10 +747,6 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(sglang("prefill"), sglang("decode", pipeline_parallel=2)), "pipeline parallelism on the side that answers"),
         (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "'decode' holds 3,988 tokens"),
         (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),
-        (
-            scenario(pool("prefill"), pool("decode", kv_tiers=[LMCACHE])),
-            "KV offload by LMCacheConnectorV1 beside the connector of a decode pool",
-        ),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "P2pNcclConnector"}}), "P2pNcclConnector"),
         (scenario(STAGED, pool("decode"), around={**PUSHED, "admission": {"max_inflight": 4}}), "over Mooncake"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"from": "nobody"}}), "no pool 'nobody'"),

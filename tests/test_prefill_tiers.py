@@ -1,19 +1,22 @@
-"""Prefill servers whose caches go on in host memory: what comes from there is sent with its piece, and nothing is lost."""
+"""Servers of roles whose caches go on beyond the device: what comes from there is sent with its piece, and nothing is lost."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine_models.memory.radix import content_of
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import Link
 from engine_models.schedulers.reserved_tiered import TieredSendingPrefillScheduler
-from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
+from simulator.cluster.elastic_handover import ElasticHandover
 from simulator.cluster.outcome import FINISHED
 from simulator.prepare import prepare
-from tests.clusters import ran
+from tests.clusters import answered, is_refused, jumps_as_it_steps, ran, streams_alike
 
 HOST = [{"kind": "host", "bytes": 2e11}]
 CHATS: dict[str, Any] = {
@@ -89,10 +92,166 @@ def test_clients_that_go_leave_nothing_behind() -> None:
     assert np.array_equal(found[0].end_s, found[1].end_s, equal_nan=True)
 
 
+LM, MOONCAKE = {"connector": "LMCacheConnectorV1"}, {"connector": "MooncakeStoreConnector"}
+SMALL_HOST, DISK = {"kind": "host", "bytes": 2e9}, {"kind": "nvme", "bytes": 60e9}
+STORE = {"kind": "shared", "bytes": 100e9, "bytes_per_s": 20e9}
+BUSY: dict[str, Any] = {
+    "arrivals": {"kind": "poisson", "rate": 2.5},
+    "sessions": {"turns": {"kind": "constant", "value": 5}, "think_time_s": {"kind": "constant", "value": 4}},
+    "prompt_tokens": {"kind": "lognormal", "mean": 600, "p99": 2500},
+    "output_tokens": {"kind": "lognormal", "mean": 100, "p99": 400},
+    "requests": 60,
+}
+
+
+def stored(
+    prefill: Any,
+    decode: Any = None,
+    around: Any = None,
+    *,
+    engine: str = "vllm",
+    work: dict[str, Any] = BUSY,
+    **keys: Any,
+) -> dict[str, Any]:
+    """Prefill and decode servers with little memory, which conversations reach in turn."""
+    small = {
+        "vllm": [{"num_gpu_blocks_override": 900, "max_model_len": 8192}] * 2,
+        "sglang": [{"max_total_tokens": tokens, "context_length": 8192, "page_size": 16} for tokens in (14400, 40000)],
+    }[engine]
+    pools = [
+        {"name": role[0], "role": role, "engine": engine, "hardware": "h100-sxm-80gb", "replicas": 2, "engine_args": args}
+        | ({"kv_tiers": tiers} if tiers else {})
+        for role, args, tiers in zip(("prefill", "decode"), small, (prefill, decode), strict=True)
+    ]
+    around = {"kv_tiers": around} if around else {}
+    return {
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": {"pools": pools, **around, **keys},
+        "workload": work,
+    }
+
+
+STORED = {
+    "lmcache": stored([SMALL_HOST | LM], [SMALL_HOST | LM], [STORE | LM]),
+    "mooncake": stored(None, None, [STORE | MOONCAKE], transfer={"connector": "MooncakeConnector"}),
+    "native": stored([SMALL_HOST, DISK]),
+    "kvbm": stored([SMALL_HOST | {"connector": "DynamoConnector"}, DISK | {"connector": "DynamoConnector", "write": "through"}]),
+    "hicache": stored([SMALL_HOST], None, [STORE], engine="sglang"),
+    "hicache on disks": stored([SMALL_HOST, DISK], engine="sglang"),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stores_and_disks_serve_pools_of_roles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps by runs are steps one by one, blocks of requests all of them; the last tier is read and saves time."""
+    data = STORED[name]
+    jumps_as_it_steps(data)
+    whole, _ = streams_alike(data, monkeypatch)
+    *_, last = whole.result["server"]["kv_tiers"]
+    assert last["hit_rate"] > 0.01
+    engine = data["deployment"]["pools"][0]["engine"]
+    plain = simulate(stored(None, engine=engine, transfer=data["deployment"].get("transfer"))).result["metrics"]["ttft_ms"]
+    if name in ("mooncake", "hicache"):
+        assert whole.result["metrics"]["ttft_ms"]["mean"] < plain["mean"]
+
+
+@pytest.mark.parametrize("name", [*STORED, "of decode servers"])
+def test_what_is_shared_is_used_in_order_of_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody comes to a store or a disk at a time that another has passed."""
+    used: dict[Link, list[float]] = {}
+    send = Link.send
+
+    def noted(self: Link, takes_s: float, now_s: float) -> float:
+        used.setdefault(self, []).append(now_s)
+        return send(self, takes_s, now_s)
+
+    monkeypatch.setattr(Link, "send", noted)
+    alone = {key: value for key, value in BUSY.items() if key != "sessions"} | {"arrivals": {"kind": "poisson", "rate": 8}}
+    data = STORED.get(name) or stored(None, [STORE | MOONCAKE], work=alone)
+    cluster, _ = ran(data)
+    last = [last_of(rank.scheduler) for rank in cluster.ranks if rank.scheduler.tier_counts()]
+    ways = {way for tier in last for way in (*tier.reads, *tier.writes)}
+    assert sum(len(used.get(way, ())) for way in ways) > 50
+    for way in ways:
+        times_s = used.get(way, [])
+        assert times_s == sorted(times_s)
+
+
+def last_of(scheduler: Any) -> Any:
+    """The last tier of a scheduler."""
+    return scheduler.kv.tree.further if hasattr(scheduler.kv, "tree") else scheduler.tiers.levels[-1]
+
+
+def test_servers_find_in_a_store_what_another_has_written() -> None:
+    """A store of all prefill servers holds more for each than one of its own in which it finds its prompts alone."""
+    pools = [stored([STORE | MOONCAKE])["deployment"]["pools"][0] | {"name": name, "replicas": 1} for name in "ab"]
+    together, apart = stored(None, None, [STORE | MOONCAKE]), stored(None)
+    apart["deployment"]["pools"] = [*pools, apart["deployment"]["pools"][1]]
+    one, other = (simulate(data).result["server"]["kv_tiers"][0]["hit_rate"] for data in (together, apart))
+    assert one > 1.5 * other > 0
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stores_outlive_the_servers(name: str) -> None:
+    """A server that comes back finds what its store or its disk held; clients that go leave nothing behind."""
+    data = copy.deepcopy(STORED[name])
+    event = {"at_s": 8, "kind": "node", "for_s": 1, "pool": "p", "replica": 0}
+    data["deployment"]["failures"] = {"events": [event], "start_up": 1}
+    data["client"] = {"timeout_s": 4.0, "retries": {"attempts": 2, "on": ["timeout", "node_lost"]}}
+    runs = [answered(data, ElasticHandover, aggregate=aggregate) for aggregate in (True, False)]
+    found = [result for _, result in runs]
+    kept = [last_of(rank.scheduler).store for rank in runs[0][0].ranks[:2]]
+    assert (kept[0] is kept[1]) == ("kv_tiers" in data["deployment"])
+    assert np.array_equal(found[0].end_s, found[1].end_s, equal_nan=True)
+    assert found[0].tiers == found[1].tiers
+    assert found[0].tiers[-1].hit_tokens > 0
+
+
+def test_a_store_is_read_ahead_while_the_decode_server_has_no_memory() -> None:
+    """The read begins when a request comes, so that it has ended when the reservation is there."""
+    checked = load_scenario(stored([SMALL_HOST, STORE], engine="sglang"))
+    scheduler = prepare(checked).pools[0].plan.scheduler("step")
+    assert isinstance(scheduler, TieredSendingPrefillScheduler)
+    seq = Sequence(0, 4000, 5, 1.0)
+    seq.runs, seq.shareable_tokens = ((7, 0, 4000),), 4000
+    further = scheduler.kv.tree.further
+    assert further is not None
+    further.store.put(content_of(seq), 4000, 0.0)
+    scheduler.add(seq)
+    assert scheduler.schedule(1.0) is None
+    there_s = scheduler._reading[seq].there_s
+    assert 1.0 < there_s < 1.1
+    scheduler.reserved(seq)
+    batch = scheduler.schedule(there_s)
+    assert batch is not None
+    assert batch.tokens < 100
+    assert further.hit_tokens == 4000 - batch.tokens
+
+
+def test_what_both_connectors_are_is_read() -> None:
+    """Dynamo's `PdConnector` is its block manager and NIXL; a decode server may list LMCache behind NIXL."""
+    listed = [{"kv_connector": "DynamoConnector"}, {"kv_connector": "NixlConnector"}]
+    data = stored(None)
+    for pool, connector, inner in zip(
+        data["deployment"]["pools"],
+        ("PdConnector", "MultiConnector"),
+        (listed, [{"kv_connector": "NixlConnector"}, {"kv_connector": "LMCacheConnectorV1"}]),
+        strict=True,
+    ):
+        config = {"kv_connector": connector, "kv_role": "kv_both", "kv_connector_extra_config": {"connectors": inner}}
+        pool["engine_args"] = pool["engine_args"] | {"kv_transfer_config": config}
+    data["deployment"]["pools"][0]["engine_args"] |= {"dyn_kvbm_cpu_cache_gb": 20}
+    found = prepare(load_scenario(data))
+    assert [each.plan.tiers for each in found.pools] == [("host",), ("host",)]
+    notes = " ".join(found.assumptions)
+    assert "KV tiers by DynamoConnector" in notes
+    assert "KV tiers by LMCacheConnectorV1" in notes
+
+
 def test_what_is_not_modelled_is_said() -> None:
-    shared = [*HOST, {"kind": "shared", "bytes": 1e12, "bytes_per_s": 1e10}]
     decode = scenario(None)
     decode["deployment"]["pools"][1]["kv_tiers"] = HOST
-    for data, words in ((scenario(shared), "beside prefill pools and a store or disks"), (decode, "beside decode pools")):
-        with pytest.raises(PlanError, match=words):
-            prepare(load_scenario(data))
+    unlike = stored(None, None, [STORE | MOONCAKE])
+    unlike["deployment"]["pools"][1]["tensor_parallel"] = 2
+    for data, words in ((decode, "beside decode pools"), (unlike, "cannot share a store of KV blocks: tensor parallelism")):
+        is_refused(data, words)

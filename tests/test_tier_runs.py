@@ -98,8 +98,7 @@ def test_hicache_flags_say_tiers() -> None:
         said(stored)
     assert "shared at 20 GB/s, read ahead (wait_complete)" in said(stored, kv_tiers=[STORE])
     drafts = {"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.5}
-    with pytest.raises(InputError, match="beside speculative decoding is not modelled"):
-        said("--enable-hierarchical-cache", speculative=drafts)
+    assert "in host memory, written through" in said("--enable-hierarchical-cache", speculative=drafts)
     with pytest.raises(InputError, match="which is off"):
         said("--enable-hierarchical-cache --disable-radix-cache")
     with pytest.raises(InputError, match="by way of host memory alone"):

@@ -87,6 +87,8 @@ class TierPlan:
 def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int, said: Said) -> TierPlan | None:
     """The tiers that a pool asks for, by `kv_tiers` or by SGLang's flags; None for none, InputError for what cannot be."""
     tiers = _tier_plan(request, tokens, token_bytes, page_tokens)
+    if tiers is None and request.tiers:
+        said.notes.append("decode servers read no store: it is the prefill pools' alone, and what these would write is left out")
     if tiers is not None:
         said.notes += tiers.notes
         if request.data_parallel > 1:
@@ -97,6 +99,8 @@ def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens:
 def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int) -> TierPlan | None:
     flags = request.flags
     asked = {tier.kind: tier for tier in request.tiers}
+    if request.role == "decode" and asked.keys() == {"shared"}:
+        return None
     wanted, backend = bool(flags.get("enable_hierarchical_cache")), flags.get("hicache_storage_backend")
     if not wanted and not asked:
         if backend:
@@ -151,7 +155,6 @@ def _check(request: PoolRequest, asked: dict[TierKind, KvTier], *, wanted: bool)
     )
     lacking = {
         "decode pools": request.role == "decode",
-        "prefill pools and a store or disks behind it": request.role == "prefill" and bool(asked.keys() - {"host"}),
         "recurrent layers": request.arch.has("linear"),
         "sliding windows": bool(request.arch.windows_below(1 << 30)),
         "radix_eviction_policy mru": flags.get("radix_eviction_policy") == "mru",

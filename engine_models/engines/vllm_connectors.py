@@ -13,6 +13,8 @@ from hardware_profiles.errors import InputError
 
 WHERE = "deployment.engine_args.kv_transfer_config"
 MULTI = "MultiConnector"
+OF_SEVERAL = (MULTI, "PdConnector")
+"""Connectors that list others; Dynamo's has its block manager and NIXL, for prefill servers."""
 TRANSFERS = ("NixlConnector", "NixlPushConnector", "MooncakeConnector", "P2pNcclConnector", "MoRIIOConnector")
 """Connectors that carry KV blocks from one server to another."""
 
@@ -20,13 +22,13 @@ TRANSFERS = ("NixlConnector", "NixlPushConnector", "MooncakeConnector", "P2pNccl
 def connectors(flags: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The connectors that are named, in order; InputError for a list that is none."""
     config = flags.get("kv_transfer_config") or {}
-    if config.get("kv_connector") != MULTI:
+    if config.get("kv_connector") not in OF_SEVERAL:
         return [config] if config else []
     extra = config.get("kv_connector_extra_config")
     listed = extra.get("connectors") if isinstance(extra, Mapping) else None
     if not isinstance(listed, list) or not listed or not all(isinstance(each, Mapping) for each in listed):
         raise InputError(
-            f"{MULTI} lists no connectors",
+            f"{config['kv_connector']} lists no connectors",
             where=WHERE,
             mend='write kv_connector_extra_config: {"connectors": [{"kv_connector": "NixlConnector", ...}, ...]}',
         )

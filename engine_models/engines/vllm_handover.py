@@ -97,7 +97,6 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
             mend=f"write kv_role: kv_both, or role: {said}",
         )
     _check_stages(request, connector, version)
-    no_pools_with({"a store of KV blocks": any(tier.kind != "host" for tier in request.tiers)})
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention if block.kind != "linear")
     drafts = request.speculation
     agreed = {

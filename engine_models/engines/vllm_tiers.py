@@ -324,7 +324,6 @@ def _check(request: PoolRequest, windows: tuple[int | None, ...], tiers: tuple[K
         )
     # vLLM's own names of blocks tell adapters apart; whether the others' do was not read
     beside = {"LoRA adapters": request.lora is not None and connector != NATIVE}
-    beside["the connector of a decode pool"] = request.role == "decode" and connector != NATIVE
     cause = f"KV offload by {connector} beside {{}} is not modelled yet"
     none_of(beside, cause, where=f"deployment.{key}", mend="leave one of the two out")
     if connector == LMCACHE and request.pipeline_parallel > 1:

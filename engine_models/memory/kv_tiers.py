@@ -421,9 +421,9 @@ class KvTiers:
                 where="deployment.kv_tiers",
                 mend="give all pools chunks of the same size",
             )
-        for mine, theirs in zip(self.levels, other.levels, strict=True):
-            if mine.kind != kind:
-                continue
+        kept = {level.kind: level for level in other.levels}
+        for mine in (level for level in self.levels if level.kind == kind):
+            theirs = kept[kind]
             if kind == "shared":
                 mine.store = theirs.store
                 mine.reads[0], mine.writes[-1] = theirs.reads[0], theirs.writes[-1]

@@ -490,11 +490,7 @@ class ContinuousScheduler(Scheduler):
             found: Any = kv.find(seq)  # opaque here: only the cache that found it looks inside
             hit = kv.hit_tokens(found)
             loaded = 0
-            if self.tiers is not None and self.tiers.in_step:
-                loaded = (self.tiers.find(seq, hit // kv.block_tokens, self._stored, now_s) or 0) * kv.block_tokens
-                loaded = min(loaded, seq.length - 1 - hit)  # the last token is computed again, for its output
-                hit += loaded
-            elif self._loads:
+            if self._loads:
                 began = self._begin_load(seq, found, hit, now_s)
                 if began == "full":
                     blocked = len(aside) == passed
@@ -503,6 +499,10 @@ class ContinuousScheduler(Scheduler):
                     if began == "later":
                         aside.append(self._queue.take())
                     continue
+            if self.tiers is not None and self.tiers.in_step:
+                loaded = (self.tiers.find(seq, hit // kv.block_tokens, self._stored, now_s) or 0) * kv.block_tokens
+                loaded = min(loaded, seq.length - 1 - hit)  # the last token is computed again, for its output
+                hit += loaded
             want = seq.length - hit
             if want == 1 and pads and (served_before or hit) and hit + 2 + drafts <= rules.max_model_len:
                 want += drafts

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from engine_models.memory.radix import Node
+from engine_models.memory.radix import Content, Node
 from engine_models.memory.tiered_radix import LEAST_LOAD_TOKENS, TieredPool
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY, Scheduler
@@ -88,17 +88,24 @@ class TieredPrefillFirstScheduler(PrefillFirstScheduler):
 
     def _receive(self, seq: Sequence) -> None:
         super()._receive(seq)
-        tree, row = self.kv.tree, seq.group_state
+        self._look_ahead(seq)
+
+    def _look_ahead(self, seq: Sequence) -> None:
+        """A request is taken into the waiting queue: see what the store has of it."""
+        self._read_ahead(seq, seq.group_state.content, max(seq.arrival_s, self._now_s))
+
+    def _read_ahead(self, seq: Sequence, content: Content, now_s: float) -> None:
+        """Begin to read what the store has of a prompt behind what is here, if that is enough."""
+        tree = self.kv.tree
         further, rule = tree.further, self._prefetch
         if further is None:
             return
-        now_s = max(seq.arrival_s, self._now_s)
         limit = seq.length - seq.length % self.kv.page_tokens
-        position, node = tree.match(row.content, limit)
-        known = position + sum(each.length for each in tree.below(row.content, limit, node, position))
+        position, node = tree.match(content, limit)
+        known = position + sum(each.length for each in tree.below(content, limit, node, position))
         if limit - known < rule.threshold_tokens:
             return
-        found = further.store.find(row.content, limit, now_s)
+        found = further.store.find(content, limit, now_s)
         if found - known < rule.threshold_tokens:
             return
         there_s = further.read(found - known, now_s)

@@ -164,7 +164,7 @@ class DecodeOfPull(_Turning, PullDecode):
     def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
         """Let the queue's head read its prompt, or ask the tiers if it has done so before or computes it; as of the base."""
         if seq.preemptions or seq in self._own:
-            return "" if self.tiers is None else super()._begin_load(seq, found, hit, now_s)
+            return "" if self.tiers is None or self.tiers.in_step else super()._begin_load(seq, found, hit, now_s)
         kv = self.kv
         free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
         owed = sum(kv.missing(other, other.length) for other in self.partial)

@@ -434,7 +434,7 @@ def tier_lines(server: dict[str, Any]) -> list[str]:
     if [tier["kind"] for tier in tiers] == ["host"]:
         return [labelled("host KV", f"{tiers[0]['hit_rate']:.1%} of the prompt tokens loaded from host memory")]
     each = ", ".join(f"{tier['hit_rate']:.1%} {PLACES[tier['kind']]}" for tier in tiers)
-    whole = server["external_prefix_cache_hit_rate"]
+    whole = sum(tier["hit_rate"] for tier in tiers)  # what came from prefill servers is in no tier
     return [labelled("KV tiers", f"{whole:.1%} of the prompt tokens loaded: {each}")]
 
 

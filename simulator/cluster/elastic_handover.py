@@ -54,7 +54,7 @@ class ElasticHandover(Elastic, HandoverCluster):
         return (self._router, replica) if replica < self._first else (self._second, replica - self._first)
 
     def _fresh(self, replica: int) -> Scheduler:
-        return self._servers[replica].plan.scheduler(self._mode)
+        return self._makers[replica]()
 
     def _plan_of(self, replica: int) -> EnginePlan:
         return self._servers[replica].plan

@@ -15,18 +15,20 @@ import numpy as np
 
 from engine_models.declaration import EnginePlan, Executor, Limits, Mode
 from engine_models.parts.handover import Note, PullDecode, PullPrefill, ReservingDecode, SendingPrefill
-from engine_models.parts.protocols import INFINITY, StepCost
+from engine_models.parts.protocols import INFINITY, Scheduler, StepCost
 from engine_models.parts.sequence import Sequence as Request
 from hardware_profiles.records import dataclass
 from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
 from simulator.cluster.faults import Disturbance
+from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import Handovers, Rows
 from simulator.cluster.router import Router, Routing
 from simulator.cluster.routers import router_of
 from simulator.cluster.servers import Servers
 from simulator.cluster.transfer import Flow, Network, Paths, Way
+from simulator.serving.convoy import ConvoyTurningReplica
 from simulator.serving.replica import Replica
 from simulator.serving.turning import TurningReplica
 
@@ -117,19 +119,35 @@ class HandoverCluster(Cluster):
         self._reads: dict[int, Flow] = {}  # by request: how it is read
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
-        self._turning = [
-            TurningReplica(
-                [servers.plan.scheduler(mode) for _ in range(servers.plan.executor.ranks)],
-                servers.cost,
-                depth=servers.plan.executor.depth,
-                stages=servers.plan.executor.stages,
-                front=servers.plan.front.unqueued(),
-                on_finish=on_finish,
-            )
-            for stage, on_finish in zip(self._stages, (self._prefilled, self._finished), strict=True)
-            for servers in stage
-            for _ in range(servers.replicas)
-        ]
+        self._turning: list[TurningReplica] = []
+        self._makers: list[Callable[[], Scheduler]] = []  # by replica: what makes it a fresh scheduler
+        self._together: list[list[int]] = []  # by replica: those that are advanced with it, itself among them
+        store: dict[object, Scheduler] = {}
+        around_store: list[int] = []
+        for stage, on_finish in zip(self._stages, (self._prefilled, self._finished), strict=True):
+            for servers in stage:
+                joins = Joins(servers.plan, mode, servers.replicas, servers.nodes, store if servers.joins_store else None)
+                executor, front = servers.plan.executor, servers.plan.front.unqueued()
+                convoy = around_store if servers.joins_store else list[int]()
+                for number in range(servers.replicas):
+                    together = convoy if joins.shares else list[int]()
+                    together.append(len(self._turning))
+                    maker = partial(joins.scheduler, number)
+                    made = (ConvoyTurningReplica if joins.shares else TurningReplica)(
+                        [maker() for _ in range(executor.ranks)],
+                        servers.cost,
+                        depth=executor.depth,
+                        stages=executor.stages,
+                        front=front,
+                        on_finish=on_finish,
+                    )
+                    self._turning.append(made)
+                    self._makers.append(maker)
+                    self._together.append(together)
+        for replica, together in zip(self._turning, self._together, strict=True):
+            if isinstance(replica, ConvoyTurningReplica):
+                beside = [self._turning[at] for at in together]
+                replica.members = [each for each in beside if isinstance(each, ConvoyTurningReplica)]
         return list(self._turning)
 
     def _all(self) -> list[Servers]:
@@ -292,14 +310,14 @@ class HandoverCluster(Cluster):
         self._run_to(self._replica_of[number], to_s)
 
     def _run_to(self, at: int, to_s: float) -> None:
-        """Advance a replica; carry on what it says to its peers."""
-        replica = self._turning[at]
-        replica.advance(to_s)
-        for place, peer in enumerate(replica.peers):
-            if peer.notes:
-                notes, peer.notes = peer.notes, []
-                for note in notes:
-                    self._begin(self._number_of[at, place], note)
+        """Advance a replica, and those that share something with it; carry on what they say to their peers."""
+        self._turning[at].advance(to_s)
+        for number in self._together[at]:
+            for place, peer in enumerate(self._turning[number].peers):
+                if peer.notes:
+                    notes, peer.notes = peer.notes, []
+                    for note in notes:
+                        self._begin(self._number_of[number, place], note)
 
     def _watch(self, number: int) -> None:
         """Wake up when something may happen in a replica that others hear of."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine_models.parts.protocols import INFINITY
 from simulator.serving.replica import Replica, ends_a_request
+from simulator.serving.turning import TurningReplica
 
 LOOKAHEAD = 3
 """Ends of steps from the last of a run back to one before which it is surely not over: it is formed up to two steps ahead."""
@@ -58,3 +59,7 @@ class ConvoyReplica(Replica):
                 return True
             heapreplace(due, (members[number].acts_s(), number))
         return self.alone(limit_s, stop_after_finish=stop_after_finish)
+
+
+class ConvoyTurningReplica(ConvoyReplica, TurningReplica):
+    """One that shares requests with others too."""
