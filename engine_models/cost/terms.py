@@ -95,6 +95,8 @@ EXCHANGE_LAUNCHES = 2
 #: More where tensor ranks take part: the residual is added, the whole cleared, filled and copied; for each part taken out of it
 #: two. kind: by construction, source: SGLang 0.5.3 to 0.5.9, `layers/communicator.py`, `dp_attention.py`, read 2026-11.
 WHOLE_LAUNCHES, PART_LAUNCHES = 4, 2
+#: The product whose weights decoding rows multiply by in two parts, in 16 bits.
+ABSORBED = "mla_kv_b"
 #: Share of the float32 rate of the CUDA cores that a tall, narrow product reaches. kind: assumed, 2026-11; what 128 to 1,024 rows
 #: add to the time of 32 in the table named below is that of 0.6 to 0.8.
 FP32_EFFICIENCY = 0.7
@@ -174,6 +176,7 @@ class Terms:
     expert_launches, latent_launches, recurrent_launches : launches that the experts of a layer, latent attention and a recurrence
         cost the host beside its products, counted in plain operations; None: those of the overheads.
     quantises : whether the input of a product in narrow arithmetic is quantised by an operation of its own.
+    quantises_blocks : whether that operation is beside what the tables of products with weights in FP8 blocks hold.
     selection_kernels, selection_passes : kernels that select the experts of a layer beyond the one that engines have written for
         it, and how many passes over the scores they take as long as.
     norm_kernels : kernels of each of a layer's norms beyond one, each a pass as it is.
@@ -237,6 +240,7 @@ class Terms:
     latent_launches: float = 0.0
     recurrent_launches: float = 0.0
     quantises: bool = False
+    quantises_blocks: bool = False
     selection_kernels: int = 0
     selection_passes: int = 0
     norm_kernels: int = 0
@@ -369,6 +373,8 @@ def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
         return np.maximum(narrow_s, marlin.floor_s(shard.ops, shard.terms.marlin_share, m, gemm.n, gemm.k))
     if shard.terms.serial_quantisation and fmt == "fp8_block":
         return narrow_s + serial_quantisation.pass_s(shard.ops, m, gemm.n, gemm.k)
+    if shard.terms.quantises_blocks and fmt == "fp8_block" and gemm.name != ABSORBED:
+        return narrow_s + shard.ops.elementwise_s(3.0 * np.asarray(m, dtype=np.float64) * gemm.k)
     if format_of_part(shard.stage, shard.formats.weights, gemm.part).name != "fp32":
         return narrow_s
     computed_s = m.astype(np.float64) * (2.0 * gemm.n * gemm.k / (FP32_EFFICIENCY * _fp32_rate(shard.ops)))

@@ -11,8 +11,9 @@ import pytest
 from engine_models.cost import ring_sums, token_tiles
 from engine_models.cost.attention import PrefillAttention
 from engine_models.cost.step_time import StepTimeModel
-from engine_models.cost.terms import Shard, collectives, experts, norms_and_rotary, small_kernels
+from engine_models.cost.terms import Shard, collectives, experts, norms_and_rotary, product_s, small_kernels
 from engine_models.engines.sglang_attention import NEVER
+from engine_models.model.architecture import gemm_shapes
 from engine_models.parts.batch import Batch
 from hardware_profiles.errors import InputError
 from simulator import load_scenario
@@ -154,6 +155,36 @@ def test_products_without_deepgemm_have_tiles_of_few_tokens(
     plan = prepared(R1, version, hardware, engine_args=flags).plan
     assert (plan.costs.terms.token_tiles, any("of products" in text for text in plan.warnings)) == (tiled, warned)
     assert plan.compiles_products != tiled
+
+
+@pytest.mark.parametrize(
+    ("hardware", "weights", "flags", "apart"),
+    [
+        ("h200-sxm-141gb", "fp8_block", {}, True),
+        ("b200-sxm-180gb", "fp8_block", {}, True),
+        ("b200-sxm-180gb", "fp8_block", {"enable_jit_deepgemm": False}, False),
+        ("b200-sxm-180gb", "nvfp4", {}, False),
+        ("h200-sxm-141gb", "int4", {}, False),
+        ("mi300x-192gb", "fp8_block", {}, False),
+    ],
+)
+def test_products_on_deepgemm_quantise_their_input_apart(
+    hardware: str, weights: str, flags: dict[str, Any], apart: bool
+) -> None:
+    """But the product that decoding rows absorb; the tables of the other kernels hold it."""
+    pool = prepared(R1, "0.5.9", hardware, weights=weights, engine_args=flags)
+    costs, tokens = pool.plan.costs, np.array([1, 8192])
+    assert costs.terms.quantises_blocks == apart
+    shard = Shard(costs.arch, pool.kernels, costs.formats, costs.parallel, costs.terms)
+    gemms = {gemm.name: gemm for gemm in gemm_shapes(shard.stage, 8)}
+    for name in ("o", "mla_kv_b"):
+        gemm = gemms[name]
+        alone_s = pool.kernels.gemm_s(shard.weights_format(gemm.part), tokens, gemm.n, gemm.k)
+        more_s = product_s(shard, gemm, tokens) - alone_s
+        if apart and name == "o":
+            assert more_s.tolist() == pytest.approx(pool.kernels.elementwise_s(3.0 * tokens * gemm.k).tolist())
+        elif not costs.terms.token_tiles and not costs.terms.marlin_share:
+            assert more_s.tolist() == [0.0, 0.0]
 
 
 def test_tiles_of_few_tokens_take_waves() -> None:
