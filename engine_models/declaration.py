@@ -455,6 +455,7 @@ class Engine:
     flags : its flags; same_as : for words of all engines (rows, context, step_tokens, memory_share...) its own flag.
     kernels : framework whose kernel tables are its own, as the tables name it.
     weights : number format that it loads where a pool and a checkpoint state none, None for the checkpoint's own.
+    files : format of the files that are published for it of checkpoints in a format, which it loads unless a pool names one.
     overheads_from : engine whose overheads stand in for those that nobody measured, None for none.
     measured : devices with end-to-end runs behind its overheads (docs/fidelity.md), and their tensor-parallel ranks.
     plan : resolves a pool, given the version as it was asked for (None: the newest).
@@ -487,6 +488,7 @@ class Engine:
     same_as: Mapping[str, str]
     kernels: str
     weights: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     overheads_from: str | None = None
     kv_formats: tuple[str, ...] | None = None
     kv_format: Callable[[Device, Architecture], str | None] | None = None

@@ -208,11 +208,20 @@ def _words(name: str) -> list[str]:
     """Split a name into lower-case words without noise: ``NVIDIA A100-SXM4-80GB`` -> ``a100 sxm 80gb``."""
     text = re.sub(r"(?<![a-z\d])(\d+)\s*g(?:i?b)?\b", r"\1gb", name.lower().replace("+", " ").replace("(r)", " "))
     text = re.sub(r"\b(?:i?mac|macbook)(?:\s+(?:pro|air|mini|studio))?\b", " ", text)  # a Mac goes by its chip
+    if re.search(r"\bm\d\b", text):
+        text = re.sub(r"\b\d+[\s-]?cores?[\s-]cpu\b", " ", text)
+        text = re.sub(r"\b(\d+)[\s-]?cores?\b", r"\1c", text)
     words: list[str] = []
     for word in re.split(r"[^a-z0-9.]+", text):
         words.extend(w for w in _SPELLING.get(word, word).split("-") if w)
     useful = [w for w in words if w not in _NOISE]
     return useful or words
+
+
+def _gpu_cores(name: str) -> int:
+    """GPU cores in the name of an Apple chip; 0 without."""
+    found = re.search(r"-(\d+)c-", name)
+    return int(found[1]) if found else 0
 
 
 def _counted(name: str) -> tuple[str, str] | None:
@@ -249,6 +258,11 @@ def resolve_device(name: str) -> str:
     fits = [k for k in known if wanted <= set(k.split("-"))] if wanted else []
     if len(fits) > 1:  # a server processor named without its sockets comes in pairs
         fits = [k for k in fits if k.endswith("-2s")] or fits
+    if len(fits) > 1:  # "M4" is not the Max
+        fits = [k for k in fits if not {"pro", "max", "ultra"} & (set(k.split("-")) - wanted)] or fits
+    if len(fits) > 1 and re.search(r"\bmac[\s-]?mini\b", plain):  # fewer cores of a plain chip are an iMac's
+        most = max(_gpu_cores(k) for k in fits)
+        fits = [k for k in fits if _gpu_cores(k) == most or {"pro", "max"} & wanted]
     if len(fits) > 1:  # "rtx 4080" is not the Super
         fits = [k for k in fits if len(set(k.split("-")) - wanted) == 1 and k.endswith("gb")] or fits
     if len(fits) == 1:

@@ -127,12 +127,15 @@ def resolve_formats(
     notes: list[str] = []
     _check_checkpoint_format(pool, arch, engine, flags)
     dtype = "fp32" if pool.weights == "fp32" else arch.dtype
-    chosen = pool.weights or arch.quantization or engine.weights or dtype
+    filed = engine.files.get(arch.quantization or "")
+    chosen = pool.weights or filed or arch.quantization or engine.weights or dtype
     if arch.quantization == "fp8_block" and pool.weights == "fp8" and "quantization" in flags.values:
         chosen = arch.quantization  # the flag reads the checkpoint as it is
     weights = format_named(str(chosen), where="deployment.weights")
     if pool.weights is None and chosen == engine.weights:
         notes.append(f"weights in {weights.name}, as most files for {engine.title} are; `weights` states another format")
+    if pool.weights is None and filed is not None:
+        notes.append(f"weights in {weights.name}, as files for {engine.title} are of checkpoints in {arch.quantization}")
     native = set(device.formats)
     version, of_activations = engine.release(split(pool.engine)[1]), engine.activation_format
     quantised = of_activations(device, arch, weights, flags.values, version) if of_activations is not None else None

@@ -105,6 +105,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: ggml/src/ggml-common.h, tools/quantize")
         for name in ("gguf", "bf16", "fp16", "fp32", "mxfp4")
     },
+    files={"mxfp4": "mxfp4_moe"},  # ggml-org's gpt-oss: 11.27 and 59.02 GiB, what is no expert in Q8_0 (llama-bench, 2026)
     kv_formats=(),
     features={
         "pipeline_parallel": Support(frozenset({"gpu", "apu"}), f"{_SOURCE}: --split-mode layer, the default"),

@@ -27,7 +27,7 @@ KV_TYPES = {
 HUB_DEFAULT = "q4_k_m"
 """The file taken of a repository that names none (datasheet: ``--hf-repo``)."""
 _ONE_FILE = re.compile(r"ggml-org/gpt-oss-\w+-GGUF", re.IGNORECASE)
-"""Repositories that hold no such file, but one in the checkpoint's own mxfp4, which is taken then (datasheet: their cards)."""
+"""Repositories without such a file, but with one of experts in the checkpoint's mxfp4, which is taken (datasheet: cards)."""
 
 _MODELLED: dict[str, Flag] = {
     "model_file": Flag("str"),
@@ -251,7 +251,7 @@ def _of_repository(value: str, flags: Mapping[str, Any], pool: Mapping[str, Any]
     _, colon, tag = value.partition(":")
     if colon:
         return quant_of(tag)
-    return quant_of(value) or ("mxfp4" if _ONE_FILE.fullmatch(value) else HUB_DEFAULT)
+    return quant_of(value) or ("mxfp4_moe" if _ONE_FILE.fullmatch(value) else HUB_DEFAULT)
 
 
 _LAUNCHER = Launcher(

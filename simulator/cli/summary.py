@@ -391,7 +391,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
                 f"{s['spec_decode_num_draft_tokens']:,} drafts accepted",
             )
         )
-    lines += [*cost_lines(result["cost"]), ""]
+    lines += [*cost_lines(result["cost"], result["deployment"].get("hardware", "")), ""]
     for label, texts in (
         ("warning", result["warnings"]),
         ("outside", result["extrapolation"]["axes"]),
@@ -455,10 +455,14 @@ def headroom_words(found: dict[str, Any]) -> str:
     return f"{'; '.join(words)} (estimate, {found['runs']} short runs)"
 
 
-def cost_lines(cost: dict[str, Any]) -> list[str]:
-    """The price of an hour, a month and a million tokens, and whose price it is."""
+def cost_lines(cost: dict[str, Any], hardware: str = "") -> list[str]:
+    """The price of an hour, a month and a million tokens, and whose price it is; what the one kind of `hardware` costs to buy."""
     if cost["usd_per_hour"] is None:
         mend = "set cost.usd_per_gpu_hour or, if it is bought, cost.purchase_usd_per_gpu"
+        from hardware_profiles.prices import read_prices
+
+        if (bought := read_prices().purchases.get(hardware)) is not None:
+            mend += f" ({bought.usd.value:,.0f}: {bought.item}, {bought.usd.date})"
         return [labelled("cost", f"no price known for this hardware; {mend}")]
     each = [cost[f"usd_per_1m_{kind}"] for kind in ("input_tokens", "output_tokens", "total_tokens", "output_only")]
     inputs, outputs, all_, charged = map(dollars, each)

@@ -130,6 +130,19 @@ def test_the_name_of_a_file_states_its_format(name: str, found: str | None) -> N
     assert quant_of(name) == found
 
 
+@pytest.mark.parametrize(("model", "gib"), [("openai/gpt-oss-20b", 11.27), ("openai/gpt-oss-120b", 59.02)])
+def test_a_checkpoint_in_mxfp4_is_loaded_from_the_file_that_is_published(model: str, gib: float) -> None:
+    """Sizes as llama-bench tells them; the checkpoint, whose other weights are in 16 bits, has 1.7 and 1.9 GiB more."""
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 9, "output_tokens": 9}
+    deployment = {"engine": "llama_cpp", "hardware": "ryzen-ai-max-395-128gb"}
+    sizes = []
+    for more in ({}, {"weights": "mxfp4"}):
+        prepared = prepare(load_scenario({"model": model, "deployment": deployment | more, "workload": load}))
+        sizes.append(prepared.plan.memory.bytes_of("weight") / 2**30)
+    assert sizes[0] == pytest.approx(gib, rel=0.01)
+    assert sizes[1] > sizes[0] + 1.5
+
+
 @pytest.mark.parametrize(
     ("command", "values", "weights"),
     [
@@ -142,7 +155,7 @@ def test_the_name_of_a_file_states_its_format(name: str, found: str | None) -> N
         ),
         ("llama-server -hf ggml-org/gemma-3-4b-it-GGUF -ctk q8_0 -ctv q8_0", {"cache_type_k": "q8_0"}, "q4_k_m"),
         ("llama-server -hf bartowski/Llama-GGUF:IQ3_M --cache-ram -1 -sps 0", {"cache_ram": -1}, "iq3_m"),
-        ("llama-server -hf ggml-org/gpt-oss-20b-GGUF -c 0", {"ctx_size": 0}, "mxfp4"),
+        ("llama-server -hf ggml-org/gpt-oss-20b-GGUF -c 0", {"ctx_size": 0}, "mxfp4_moe"),
         ("llama-server -hf ggml-org/gpt-oss-20b-GGUF:Q8_0 -c 0", {"ctx_size": 0}, "q8_0"),
         ("ROCBLAS_USE_HIPBLASLT=1 llama-server -m a.gguf -dev ROCm0", {"hipblaslt": True, "device": "ROCm0"}, None),
         ("LLAMA_ARG_N_PARALLEL=2 LLAMA_ARG_CTX_SIZE=4096 llama-server -m a.gguf", {"parallel": 2, "ctx_size": 4096}, None),

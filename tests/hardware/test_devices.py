@@ -288,6 +288,27 @@ def test_an_unknown_name_is_told_the_nearest() -> None:
     assert "capacity-plan list hardware" in (caught.value.mend or "")
 
 
+@pytest.mark.parametrize(
+    ("said", "device"),
+    [
+        ("Mac mini M4 32GB", "apple-m4-10c-32gb"),
+        ("Apple M3 Ultra 80-core GPU 512GB", "apple-m3-ultra-80c-512gb"),
+        ("M3 Ultra 32-core CPU 60-core GPU 96 GB", "apple-m3-ultra-60c-96gb"),
+        ("MacBook Pro M4 Max 40 cores 64GB", "apple-m4-max-40c-64gb"),
+    ],
+)
+def test_a_mac_is_known_by_its_chip_cores_and_memory(said: str, device: str) -> None:
+    assert resolve_device(said) == device
+
+
+def test_a_chip_is_not_its_larger_kin() -> None:
+    """M4 Pro and Max are others than M4, whose sizes are named."""
+    with pytest.raises(InputError, match="fits several") as caught:
+        resolve_device("Mac mini M4")
+    assert "apple-m4-10c-24gb" in caught.value.message
+    assert not {"pro", "max", "8c"} & set(re.split(r"\W+", caught.value.message))
+
+
 def test_a_name_that_fits_several_names_them() -> None:
     with pytest.raises(InputError, match="fits several") as caught:
         load_device("M2 Ultra")
