@@ -170,7 +170,7 @@ int main() {
             if (yields && sequence->get_generated_len() >= request.answer) sequence->set_status(SequenceStatus::FINISHED);
         }
         for (const size_t id : run.leave(end_s)) finished << id << ",";
-        std::printf("%.17g|%.17g|%s|%d|%s|%s|%s|%s|%zu|%.9g|%zu|%s|%zu\n", now_s, end_s, rows.str().c_str(), int(out.is_prompt),
+        std::printf("%.17g|%.17g|%s|%d|%s|%s|%s|%s|%zu|%.17g|%zu|%s|%zu\n", now_s, end_s, rows.str().c_str(), int(out.is_prompt),
                     found.str().c_str(), lost.str().c_str(), holding.str().c_str(), bare.str().c_str(), free, out.m_cache_usage,
                     total, finished.str().c_str(), pool.num_free_blocks());
         now_s = end_s;

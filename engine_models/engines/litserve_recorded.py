@@ -74,9 +74,10 @@ def _windows(
         now_s = min(due_s, collectors.wakes_s(), computing[0][0] if computing else INFINITY)
         if now_s == INFINITY:
             break
-        ends(now_s)
-        if now_s == due_s:
+        if now_s == due_s:  # who comes at the end of a call comes before it
             collectors.add(due_s, coming.pop())
+        else:
+            ends(now_s)
         forms(now_s)
     return steps
 

@@ -160,6 +160,7 @@ class PrefillFirstScheduler(Scheduler):
         "_arrivals",
         "_decoding",
         "_ending",
+        "_kept_running",
         "_last_decode",
         "_last_decoded",
         "_last_extend",
@@ -242,6 +243,7 @@ class PrefillFirstScheduler(Scheduler):
         self._prefilled_tokens = 0  # as the engine counts them for hrrn, see `schedule`
         self._last_prefilled = 0  # of the last prefill batch
         self._running_prefilled = 0  # of the prefill batch that became the running batch
+        self._kept_running = False  # whether rows ran beside the last prefill batch when it was formed
         self._waiting: list[Sequence] = []
         self._unsorted = False
         self._passes = 0
@@ -389,6 +391,7 @@ class PrefillFirstScheduler(Scheduler):
         batch.tokens = batch.decode_tokens + sum([new for new, _ in batch.prefill])
         if batch.mode != "DECODE":
             self._last_prefilled = batch.tokens
+            self._kept_running = bool(self._decoding)
             self._latest_extend = batch
         # the running batch keeps the token count of the prefill it began as, and counts it again with every step
         self._prefilled_tokens += self._running_prefilled if batch.mode == "DECODE" else batch.tokens
@@ -417,8 +420,9 @@ class PrefillFirstScheduler(Scheduler):
             return
         self._last_extend = False
         if self._merging and not self._decoding:
-            self.batch_is_full = False  # the prefill batch becomes the running batch
-            self._running_prefilled = self._last_prefilled
+            self.batch_is_full = False
+            if not self._kept_running:  # else it joins a batch whose rows have all ended, which are taken out afterwards
+                self._running_prefilled = self._last_prefilled
         for seq in self._merging:
             self._decoding[seq] = None
             if seq.state == "running":

@@ -28,7 +28,7 @@ class _Lane:
 
     __slots__ = (
         *("batch_is_full", "decoding", "decodes", "ending", "flies", "last_decode", "last_extend", "last_prefilled", "merging"),
-        *("pauses", "running_prefilled", "shape"),
+        *("kept_running", "pauses", "running_prefilled", "shape"),
     )
 
     def __init__(self, decodes: DecodeSet) -> None:
@@ -39,6 +39,7 @@ class _Lane:
         self.batch_is_full = self.last_extend = False
         self.last_decode = -1
         self.last_prefilled = self.running_prefilled = 0
+        self.kept_running = False
         self.pauses: list[int] = []  # batches that are not decode steps of this lane
         self.flies = False  # its latest batch has no results yet
         self.shape = Batch(-1)
@@ -79,12 +80,14 @@ class StagedPrefillFirstScheduler(PrefillFirstScheduler):
         lane.decoding, lane.merging, lane.ending = self._decoding, self._merging, self._ending
         lane.batch_is_full, lane.last_extend, lane.last_decode = self.batch_is_full, self._last_extend, self._last_decode
         lane.last_prefilled, lane.running_prefilled = self._last_prefilled, self._running_prefilled
+        lane.kept_running = self._kept_running
 
     def _show(self, lane: _Lane) -> None:
         self.decodes, self._pauses = lane.decodes, lane.pauses
         self._decoding, self._merging, self._ending = lane.decoding, lane.merging, lane.ending
         self.batch_is_full, self._last_extend, self._last_decode = lane.batch_is_full, lane.last_extend, lane.last_decode
         self._last_prefilled, self._running_prefilled = lane.last_prefilled, lane.running_prefilled
+        self._kept_running = lane.kept_running
 
     def _launch_turn(self, number: int) -> None:
         """Note that the lane whose turn it is has sent off a batch."""

@@ -161,7 +161,7 @@ class SplitFuseScheduler(Scheduler):
             batch.free_blocks = free = self.free_blocks
             batch.flushing = flushing = self._flushes
             chosen = self._choose_decodes()
-            chunks = self._choose_prompts(free - chosen)
+            chunks = self._choose_prompts(free - chosen, len(flushing))
             self._flushes, self._ended = self._ended, []
             for seq in flushing:
                 self._flush(seq)
@@ -214,14 +214,20 @@ class SplitFuseScheduler(Scheduler):
         self._passed = sum(seq.state == "running" for seq in self._buffer)
         return chosen
 
-    def _choose_prompts(self, free: int) -> list[tuple[Sequence, int, bool]]:
-        """Take prompts out of the buffer: (request, tokens to compute, whether that is its rest), the latter but for the last."""
+    def _choose_prompts(self, free: int, flushing: int) -> list[tuple[Sequence, int, bool]]:
+        """Take prompts out of the buffer: (request, tokens to compute, whether that is its rest), the latter but for the last.
+
+        New ones come in while less than `max_tracked_sequences` hold blocks before the step, whoever else is chosen with them
+        (`InferenceEngineV2.query`), and the step flushes `flushing` before it runs. Where the engine would then stop, since its
+        table is full (`DSStateManager._create_sequence`), they wait.
+        """
         rules, buffer = self.rules, self._buffer
         if self._shut or len(buffer) == self._passed:
             return []
         rows = rules.max_ragged_sequence_count - self.decodes.count
         tokens = rules.max_ragged_batch_size - self.decodes.count
         slots = rules.max_tracked_sequences - self._holding
+        slots += flushing if slots else 0
         chunks: list[tuple[Sequence, int, bool]] = []
         kept: list[Sequence] = []
         while buffer and self.free_blocks > 0 and rows > 0 and tokens > 0:

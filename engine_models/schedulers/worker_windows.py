@@ -4,8 +4,8 @@ A worker begins to collect when it is free, not when a request arrives: after it
 came. It goes when it has as many as it may take, or at the end of the window; without a window it takes what is there, as soon as
 anything is. How long a request has waited is looked at when it is taken, and never again: one that is too old is sent away.
 
-Of several workers that collect, the next request goes to the one that has polled the queue longest; a poll lasts `POLL_S`. Of
-windows that end at one time the one goes first whose last poll began first.
+Of several workers that collect, the next request goes to the one that has polled the queue longest; a poll lasts `POLL_S`, and
+one that ends when a request comes still gets it. Of windows that end at one time the one goes first whose last poll began first.
 
 Source: behaviour of LitServe 0.2.19 (`loops/base.py`, `loops/simple_loops.py`, `loops/streaming_loops.py`), checked batch by
 batch against recordings; see docs/engines/litserve.md.
@@ -139,7 +139,7 @@ class Collectors(GroupFormer[T]):
             if worker is not None and at_s <= ends_s:
                 formed += self._take(worker, at_s)
             else:
-                ended = min(self._collecting, key=lambda each: (each.closes_s, each.last_s))
+                ended = min(self._collecting, key=lambda each: (each.closes_s, each.last_s, each.since))
                 formed.append(self._form(ended, ends_s, "window"))
 
     def _next_taker(self) -> tuple[float, _Collecting[T] | None]:
@@ -169,7 +169,7 @@ class Collectors(GroupFormer[T]):
             if skipped > 0:
                 worker.enter(worker.entered_s + skipped * window_s, window_s)
             self._poll(worker, polling)
-        while polling and polling[0][0] <= now_s:
+        while polling and polling[0][0] < now_s:
             worker = polling[0][3]
             worker.polled_s, worker.since = polling[0][0], self._turn()
             heapq.heappop(polling)

@@ -142,6 +142,15 @@ def test_the_number_of_requests_that_hold_blocks_is_bounded() -> None:
     assert [[index for index, _, _ in rows] for rows in found.rows()] == [[0, 1], [0, 1], [1], [1], [1, 2], [1]]
 
 
+def test_prompts_chosen_together_take_the_places_that_their_step_frees() -> None:
+    """With three of four places taken two come in, since the first's is given back before the step runs."""
+    rules = {**WIDE, "max_ragged_sequence_count": 2, "max_tracked_sequences": 4}
+    asked = [(0.0, 16, 1), (0.0, 20, 2), (0.0, 24, 1), (0.0, 28, 1), (0.0, 32, 1)]
+    found = Served(rules, 100, asked, record=True)
+    assert found.rows() == [[(0, 16, 0), (1, 20, 0)], [(1, 1, 20), (2, 24, 0)], [(3, 28, 0), (4, 32, 0)]]
+    assert [batch.tracked for batch in found.batches] == [2, 3, 4]
+
+
 def test_arrivals_do_not_end_a_run_while_the_first_who_waits_finds_no_room() -> None:
     scheduler = SplitFuseScheduler(SplitFuseRules(**WIDE), 10, 16)
     seqs: list[Any] = [Sequence(0, 40, 30, 0.0), Sequence(1, 150, 2, 0.0)]

@@ -69,7 +69,7 @@ def test_two_open_windows_share_the_requests() -> None:
     """Two workers that poll by turns take one each, and both batches stay small."""
     collectors = Collectors[int](WindowRules(2, 8, 0.05))
     for number in range(4):
-        collectors.add(0.0105 + 0.002 * number, number)
+        collectors.add(0.0105 + 0.0021 * number, number)
     assert sorted(formed.requests for formed in collectors.until(1.0)) == [[0, 2], [1, 3]]
 
 
@@ -83,6 +83,22 @@ def test_at_one_time_who_polled_or_was_free_first_goes_first() -> None:
     collectors.free(0, 0.1)
     collectors.add(0.1305, "d")
     assert [(formed.worker, formed.requests) for formed in collectors.until(1.0)] == [(1, ["d"])]
+
+
+def test_a_poll_that_ends_when_a_request_comes_still_gets_it() -> None:
+    """Polls of 1 ms since 3.6 and since 3.8 ms: who comes at 4.6 ms goes to the first, which has polled longer."""
+    collectors = Collectors[str](WindowRules(2, 8, 0.05))
+    for at_s, name in ((0.0036, "a"), (0.0038, "b"), (0.0046, "c")):
+        collectors.add(at_s, name)
+    assert sorted(formed.requests for formed in collectors.until(1.0)) == [["a", "c"], ["b"]]
+
+
+def test_of_windows_that_end_together_the_first_is_whose_last_poll_began_first() -> None:
+    """Three take five requests by turns: the third's is the oldest poll."""
+    collectors = Collectors[int](WindowRules(3, 8, 0.05))
+    for number in range(5):
+        collectors.add(0.0, number)
+    assert [formed.requests for formed in collectors.until(1.0)] == [[2], [0, 3], [1, 4]]
 
 
 def test_age_is_looked_at_when_a_request_is_taken() -> None:
