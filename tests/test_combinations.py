@@ -26,25 +26,36 @@ QWEN3_NEXT = "Qwen/Qwen3-Next-80B-A3B-Instruct"
 LORA = {"lora": {"max_loras": 3, "rank": 16}}
 ADAPTED = {"adapters": {"count": 6, "share": 0.8}}
 MASKED = {"structured_output": 0.5}
-SHORT = {"requests": 60, "shared_prefix": {"groups": 6, "tokens": 100}}
+SHORT = {"requests": 60, "max_output_tokens": 250, "arrivals": poisson(60), "shared_prefix": {"groups": 6, "tokens": 100}}
+CROWD = {**CHATS, "max_output_tokens": 250, "arrivals": poisson(30), "sessions": {"turns": 3, "think_time_s": 0.5}}
 SGLANG = {"engine": "sglang"}
 HOST = {"enable_hierarchical_cache": True, "hicache_size": 1}
-FEW = {"max_total_tokens": 3000, "chunked_prefill_size": 256}
+FEW = {"max_total_tokens": 3000, "chunked_prefill_size": 256, "schedule_conservativeness": 0.2}
 STORE = {"kv_tiers": [{"kind": "host", "bytes": 5e8}, {"kind": "nvme", "bytes": 5e9, "bytes_per_s": 5e9}]}
 
 SPILL = {"offload": {"kv_offloading_size": 8}}
 PREFIXED = {"shared_prefix": {"groups": 12, "tokens": 600}, "arrivals": poisson(40), "requests": 120}
 
+TRTLLM = {"engine": "trtllm"}
+FIRM = {"max_seq_len": 3000, "kv_cache_config": {"max_tokens": 9000}}
+PAUSING = {
+    "max_seq_len": 3000,
+    "enable_chunked_prefill": True,
+    "kv_cache_config": {"max_tokens": 4000},
+    "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
+}
+NGRAM = {"speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.6}}
+
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "sglang-drafts-host": ({**SGLANG, **DRAFTS, **args(**FEW, **HOST)}, {**CHATS, "requests": 60}),
-    "sglang-drafts-store": ({**SGLANG, **DRAFTS, **STORE, **args(**FEW)}, {**CHATS, "requests": 60}),
+    "sglang-drafts-host": ({**SGLANG, **DRAFTS, **args(**FEW, **HOST)}, {**CROWD, "requests": 60}),
+    "sglang-drafts-store": ({**SGLANG, **DRAFTS, **STORE, **args(**FEW)}, {**CROWD, "requests": 60}),
     "sglang-drafts-adapters": ({**SGLANG, **DRAFTS, **LORA, **args(**FEW)}, {**SHORT, **ADAPTED, **MASKED}),
-    "sglang-drafts-adapters-store": ({**SGLANG, **DRAFTS, **LORA, **STORE, **args(**FEW)}, {**CHATS, "requests": 60, **ADAPTED}),
-    "sglang-adapters-store": ({**SGLANG, **LORA, **STORE, **args(**FEW)}, {**CHATS, "requests": 60, **ADAPTED}),
+    "sglang-drafts-adapters-store": ({**SGLANG, **DRAFTS, **LORA, **STORE, **args(**FEW)}, {**CROWD, "requests": 60, **ADAPTED}),
+    "sglang-adapters-store": ({**SGLANG, **LORA, **STORE, **args(**FEW)}, {**CROWD, "requests": 60, **ADAPTED}),
     "sglang-masks-host": ({**SGLANG, **args(**FEW, **HOST)}, {**SHORT, **MASKED}),
     "sglang-pipeline-masks": ({**SGLANG, "pipeline_parallel": 2, **args(**FEW)}, {**SHORT, **MASKED, "arrivals": poisson(30)}),
     "sglang-pipeline-adapters": ({**SGLANG, **LORA, "pipeline_parallel": 2, **args(**FEW)}, {**SHORT, **ADAPTED}),
-    "sglang-pipeline-host": ({**SGLANG, "pipeline_parallel": 2, **args(**FEW, **HOST)}, {**CHATS, "requests": 60}),
+    "sglang-pipeline-host": ({**SGLANG, "pipeline_parallel": 2, **args(**FEW, **HOST)}, {**CROWD, "requests": 60}),
     "sglang-pipeline-adapters-store": (
         {**SGLANG, **LORA, **STORE, "pipeline_parallel": 2, **args(**FEW)},
         {**SHORT, **ADAPTED, **MASKED},
@@ -57,6 +68,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**DRAFTS, **LORA, "pipeline_parallel": 3, **args(max_model_len=3000)},
         {**SHORT, **ADAPTED},
     ),
+    "trtllm-pauses-drafts": ({**TRTLLM, **DRAFTS, **args(**PAUSING)}, SHORT),
+    "trtllm-pauses-ngram-masks": ({**TRTLLM, **NGRAM, **args(**PAUSING)}, {**SHORT, **MASKED}),
+    "trtllm-pauses-masks": ({**TRTLLM, **args(**PAUSING)}, {**SHORT, **MASKED}),
+    "trtllm-pipeline-masks": ({**TRTLLM, "pipeline_parallel": 2, **args(**FIRM)}, {**SHORT, **MASKED}),
+    "trtllm-pipeline-adapters": (
+        {**TRTLLM, "pipeline_parallel": 2, "lora": {"max_loras": 2}, **args(**FIRM)},
+        {**SHORT, **ADAPTED, **MASKED, "arrivals": poisson(30)},
+    ),
     "vllm-masks-offload": ({**SPILL, **args(num_gpu_blocks_override=260, max_model_len=3000)}, {**PREFIXED, **MASKED}),
     "vllm-masks-drafts-offload": (
         {**SPILL, **DRAFTS, **args(num_gpu_blocks_override=300, max_model_len=3000)},
@@ -67,12 +86,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 
-def pair(both: dict[str, Any], model: str = LLAMA_8B, **sides: dict[str, Any]) -> dict[str, Any]:
+def pair(
+    both: dict[str, Any], model: str = LLAMA_8B, load: dict[str, Any] = SHORT, style: str | None = None, **sides: dict[str, Any]
+) -> dict[str, Any]:
     """A prefill and a decode server with what `both` and each of the `sides` have."""
     own = {"engine": "vllm", "hardware": "h100-sxm-80gb", **both}
     pools = [{**own, **sides.get(role, {}), "name": role, "role": role} for role in ("prefill", "decode")]
-    found = given({}, SHORT, model)
-    return {**found, "deployment": {"pools": pools}}
+    transfer = {"transfer": {"schedule_style": style}} if style is not None else {}
+    return {**given({}, load, model), "deployment": {"pools": pools, **transfer}}
 
 
 SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
@@ -80,6 +101,14 @@ SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
         {**SGLANG, "speculative": MTP, "hardware": "h200-sxm-141gb", "tensor_parallel": 2, **args(**FEW)},
         V2_LITE,
         prefill={"pipeline_parallel": 2},
+    ),
+    "trtllm-pair-pauses": pair({**TRTLLM, **args(**PAUSING)}),
+    "trtllm-pair-pauses-drafts": pair({**TRTLLM, **DRAFTS, **args(**PAUSING)}),
+    "trtllm-pair-pauses-at-once": pair({**TRTLLM, **DRAFTS, **args(**PAUSING)}, style="generation_first"),
+    "trtllm-pair-masks": pair({**TRTLLM, **args(**FIRM)}, load={**SHORT, **MASKED}),
+    "trtllm-pair-pipeline": pair({**TRTLLM, **args(**FIRM)}, load={**SHORT, **MASKED}, prefill={"pipeline_parallel": 2}),
+    "trtllm-pair-pipeline-at-once": pair(
+        {**TRTLLM, **args(**FIRM)}, style="generation_first", prefill={"pipeline_parallel": 3}
     ),
     "vllm-pair-states": pair({"tensor_parallel": 4, **args(num_gpu_blocks_override=40, max_model_len=4000)}, QWEN3_NEXT),
     "vllm-pair-states-mtp": pair({"tensor_parallel": 4, "speculative": MTP, **args(max_model_len=4000)}, QWEN3_NEXT),

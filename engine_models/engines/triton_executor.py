@@ -38,7 +38,6 @@ from engine_models.schedulers.memory_then_tokens_handed import (
     Gathering,
     HandedTwoPassScheduler,
 )
-from hardware_profiles.errors import InputError
 
 WEIGHTS = ("bf16", "fp16", "fp8", "nvfp4", "int4", "awq", "gptq")
 KERNELS = "trtllm"
@@ -63,12 +62,6 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
     inside = max(1, min(rows, instances, tokens // row_tokens))
     policy = _POLICIES[str(flags.get("batch_scheduler_policy", "guaranteed_no_evict"))]
     in_flight = str(flags.get("batching_strategy", "inflight_fused_batching")) != "V1"
-    if drafts and policy == UTILIZATION:
-        raise InputError(
-            "max_utilization beside speculative decoding is not modelled",
-            where=f"{_WHERE}.batch_scheduler_policy",
-            mend="use guaranteed_no_evict, the default",
-        )
     chunked, reuse = bool(flags.get("enable_chunked_context", False)), bool(flags.get("enable_kv_cache_reuse", False))
     asked = int(build["max_seq_len"] or arch.max_context_tokens)
     memory = memory_left(

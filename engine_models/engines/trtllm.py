@@ -113,7 +113,8 @@ ENGINE = Engine(
         "structured": Support(_KINDS, "NVIDIA/TensorRT-LLM, `_torch/pyexecutor/guided_decoder.py` (read 2026-11)"),
         "pipeline_parallel": Support(_KINDS, "NVIDIA/TensorRT-LLM, `_torch/pyexecutor/py_executor.py` (read 2026-11)"),
     },
-    masks_beside=("speculative",),
+    adapters_beside=("pipeline_parallel",),
+    masks_beside=("speculative", "role", "pipeline_parallel"),
     drafts=chains_only("TensorRT-LLM", ("mtp", "eagle3", "ngram", "draft_model")),
     flags=lambda: FLAGS,
     same_as={

@@ -14,8 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from engine_models.cost.adapters import MODULES, RANK, Adapters, adapters_of, modules_of, ranks_of
-from engine_models.declaration import FEATURES, PoolRequest
+from engine_models.declaration import PoolRequest
 from engine_models.engines.trtllm_flags import group
+from engine_models.model.architecture import stages
 from engine_models.refusals import none_of
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.errors import InputError
@@ -48,9 +49,10 @@ def pages_of(request: PoolRequest, settings: Mapping[str, Any], free_bytes: int)
     peft, most = group(request.flags, "peft_cache_config"), int(settings.get("max_lora_rank", MAX_RANK))
     targets = settings.get("target_modules")
     names = MODULES if targets is None or "all" in targets else tuple(targets)
-    found = [modules_of(request.arch, request.tensor_parallel, [name]) for name in names]
+    arch = max(stages(request.arch, request.pipeline_parallel), key=lambda stage: stage.layers)
+    found = [modules_of(arch, request.tensor_parallel, [name]) for name in names]
     widths = [max(module.k + module.n for module in modules) for modules in found if modules]
-    layers = request.arch.layers
+    layers = arch.layers
     unit = min(widths)
     rank = min(int(peft["optimal_adapter_size"]), most)
     page_units = layers * rank * sum(-(-width // unit) for width in widths)
@@ -72,17 +74,15 @@ def pages_of(request: PoolRequest, settings: Mapping[str, Any], free_bytes: int)
 
 def adapted(request: PoolRequest, policy: str, free_bytes: int) -> tuple[Adapters | None, int]:
     """Adapters of a pool, None where it serves none, and the bytes of their cache; InputError for what is not modelled."""
-    if request.lora is None and not request.structured:
+    if request.lora is None:
         return None, 0
-    what, where = ("LoRA adapters", "deployment.lora") if request.lora is not None else FEATURES["structured"]
+    where = "deployment.lora"
     lacking = {
         UTILIZATION: policy == UTILIZATION,
         "attention data parallelism": request.data_parallel > 1,
-        "latent attention": request.lora is not None and request.arch.has("mla"),
+        "latent attention": request.arch.has("mla"),
     }
-    none_of(lacking, f"{what} with {{}} are not modelled for TensorRT-LLM yet", where, f"remove `{where}`, or change that")
-    if request.lora is None:
-        return None, 0
+    none_of(lacking, "LoRA adapters with {} are not modelled for TensorRT-LLM yet", where, f"remove `{where}`, or change that")
     ranks_of({key: value for key, value in request.lora.items() if value is not None}, MAX_RANK)
     pages = pages_of(request, request.lora, free_bytes)
     rank = int(request.lora.get("rank", request.lora.get("max_lora_rank", RANK)))
@@ -95,7 +95,7 @@ def adapted(request: PoolRequest, policy: str, free_bytes: int) -> tuple[Adapter
         )
     adapters = adapters_of(
         {**request.lora, "rank": rank, "max_loras": on_device, "max_cpu_loras": max(on_host, on_device)},
-        request.arch,
+        max(stages(request.arch, request.pipeline_parallel), key=lambda stage: stage.layers),
         tensor_parallel=request.tensor_parallel,
         link_bytes_per_s=request.host_link_bytes_per_s,
         on_device=on_device,

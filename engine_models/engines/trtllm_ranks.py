@@ -11,11 +11,13 @@ from engine_models.declaration import Executor, Handover, Mode, PoolRequest, Rol
 from engine_models.engines.trtllm_flags import group
 from engine_models.memory.block_tree import BlockTree
 from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.composed import composed
+from engine_models.refusals import no_pools_with
 from engine_models.schedulers.memory_then_tokens import (
     CAPACITY_POLICIES,
     CHUNKING_POLICIES,
     FIRST_COME,
-    GUARANTEED,
+    STATIC,
     UTILIZATION,
     TwoPassRules,
     TwoPassScheduler,
@@ -23,6 +25,7 @@ from engine_models.schedulers.memory_then_tokens import (
 from engine_models.schedulers.memory_then_tokens_adapted import AdaptedTwoPassScheduler
 from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
 from engine_models.schedulers.memory_then_tokens_staged import StagedTwoPassScheduler
+from engine_models.schedulers.memory_then_tokens_staged_adapted import StagedAdaptedTwoPassScheduler
 from engine_models.schedulers.prompts_together import PromptsTogether
 from engine_models.schedulers.transferred import (
     ContextServer,
@@ -35,8 +38,7 @@ from engine_models.schedulers.transferred import (
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.records import dataclass
 
-PLAIN: dict[tuple[Role, bool], type[TwoPassScheduler]] = {
-    ("mixed", False): TwoPassScheduler,
+SERVERS: dict[tuple[Role, bool], type[TwoPassScheduler]] = {
     ("prefill", False): ContextServer,
     ("prefill", True): WaitingContextServer,
     ("decode", False): GenerationServer,
@@ -47,7 +49,7 @@ DRAFTED: dict[tuple[Role, bool], type[DraftedTwoPassScheduler]] = {
     ("decode", False): DraftedGenerationServer,
     ("decode", True): DraftedReservingGenerationServer,
 }
-"""The scheduler of a role, by whether memory is reserved before a prompt is computed."""
+"""The scheduler of a role, by whether memory is reserved before a prompt is computed; the second with drafts."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,20 @@ class Rank:
         if self.row_tokens > 1 and self.role != "prefill":
             drafted = DRAFTED[self.role, self.reserves]
             return drafted(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
-        aggregate = mode != "step" and not self.together
-        if self.stages > 1:
-            return StagedTwoPassScheduler(
-                self.rules, kv, stages=self.stages, pieces_follow=self.pieces_follow, aggregate=aggregate, windows=self.windows
-            )
+        rules: list[type[TwoPassScheduler]] = []
+        given: dict[str, Any] = {
+            "aggregate": mode != "step" and not self.together, "record_rows": mode == "record", "windows": self.windows
+        }
         if self.adapters is not None:
-            return AdaptedTwoPassScheduler(self.rules, kv, self.adapters, aggregate=aggregate, windows=self.windows)
-        return PLAIN[self.role, self.reserves](
-            self.rules, kv, aggregate=aggregate, record_rows=mode == "record", windows=self.windows
-        )
+            rules.append(StagedAdaptedTwoPassScheduler if self.stages > 1 else AdaptedTwoPassScheduler)
+            given["limits"] = self.adapters
+        if self.stages > 1:
+            given |= {"stages": self.stages, "pieces_follow": self.pieces_follow}
+            if self.adapters is None:
+                rules.append(StagedTwoPassScheduler)
+        if self.role != "mixed":
+            rules.append(SERVERS[self.role, self.reserves])
+        return composed(rules or [TwoPassScheduler])(self.rules, kv, **given)
 
 
 def policies(flags: Mapping[str, Any]) -> tuple[str, str]:
@@ -129,18 +135,13 @@ def handover_of(request: PoolRequest, policy: str, block_tokens: int) -> Handove
             where="deployment.transfer.connector",
             mend=f"use one of {', '.join(CONNECTORS)}",
         )
-    if request.pipeline_parallel > 1:
+    if request.pipeline_parallel > 1 and request.role == "decode":
         raise InputError(
-            "context and generation servers over pipeline stages are not modelled for TensorRT-LLM yet",
+            "generation servers over pipeline stages are not modelled for TensorRT-LLM yet; context servers are",
             where="deployment.pipeline_parallel",
-            mend="use tensor_parallel in pools with a role",
+            mend="use tensor_parallel in the decode pool",
         )
-    if policy != GUARANTEED:
-        raise InputError(
-            f"context and generation servers with a capacity policy other than {GUARANTEED} are not modelled yet",
-            where="deployment.role",
-            mend="leave it out, or use pools of role: mixed",
-        )
+    no_pools_with({f"{STATIC} (TensorRT-LLM)": policy == STATIC})
     late_s, reserves = transceiver["kv_transfer_timeout_ms"] / 1e3, request.schedule_style == GENERATION_FIRST
     lease_s = None if reserves else (late_s, 0.0)  # both servers cancel what is not sent or read in time
     return Handover(

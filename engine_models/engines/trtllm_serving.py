@@ -88,25 +88,33 @@ class Serving:
                 mend=f"give at least {block}",
             )
         policy, chunking = policies(flags)
-        if drafts and policy == UTILIZATION:
-            raise InputError(
-                f"{UTILIZATION} beside speculative decoding is not modelled",
-                where="deployment.engine_args.scheduler_config.capacity_scheduler_policy",
-                mend=f"use {GUARANTEED}, the default",
-            )
-        if request.pipeline_parallel > 1 and (drafts or policy == UTILIZATION):
-            what = "speculative decoding" if drafts else UTILIZATION
-            raise InputError(
-                f"{what} beside pipeline parallelism is not modelled for TensorRT-LLM",
-                where="deployment.pipeline_parallel",
-                mend="use tensor_parallel, or take the other out",
-            )
+        if request.pipeline_parallel > 1:
+            check_stages(request, policy)
         asked = int(flags.get("max_seq_len") or request.arch.max_context_tokens)
         sizes = graph_sizes(graphs, version["graph_step_above_128"]) if captured else ()
         if request.lora is not None and not version["graphs_adapters"]:
             sizes = ()
         padded = captured and bool(graphs["enable_padding"])
         return cls(rows, tokens, row_tokens, block, asked, chunked, policy, chunking, sizes, padded)
+
+
+def check_stages(request: PoolRequest, policy: str) -> None:
+    """InputError for what TensorRT-LLM refuses beside pipeline stages, or is not modelled there.
+
+    Source: docs/source/features/feature-combination-matrix.md (public copy, read 2026-11), which says no to all drafts.
+    """
+    if request.speculation is not None:
+        raise InputError(
+            "TensorRT-LLM has no speculative decoding beside pipeline parallelism: its table of features says no to both",
+            where="deployment.pipeline_parallel",
+            mend="use tensor_parallel, or take speculative decoding out",
+        )
+    if policy == UTILIZATION:
+        raise InputError(
+            f"{UTILIZATION} beside pipeline parallelism is not modelled for TensorRT-LLM",
+            where="deployment.pipeline_parallel",
+            mend=f"use tensor_parallel, or {GUARANTEED}, the default",
+        )
 
 
 def refuse(request: PoolRequest) -> None:

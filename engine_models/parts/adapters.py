@@ -91,8 +91,6 @@ class AdapterSlots:
 class AdaptedDecodes(DecodeSet):
     """The decoding rows, with a count of those that name each adapter, and of those that a grammar constrains."""
 
-    __slots__ = ("adapters", "masked_rows", "rows_of_model")
-
     def __init__(self, block_tokens: int, windows: tuple[int, ...] = ()) -> None:
         super().__init__(block_tokens, windows)
         self.adapters: dict[int, int] = {}

@@ -87,7 +87,8 @@ class ActiveRow:
     total : blocks of both. held : whether it has blocks. chunk : tokens of its prompt in the step being formed.
     known : prompt tokens that it may find, as the first pass estimates. last : the latest batch in which it yields a token, up to
     date outside of the decode set, which it joined for the batches from `since` on.
-    late : 1 if a token that was in flight at a pause came after it: its cache lags so much behind its answer.
+    late : tokens that were in flight at a pause and came after it (one, with drafts some): so much its cache lags behind its
+    answer.
     """
 
     __slots__ = ("answer", "chunk", "content", "held", "known", "last", "late", "prompt", "since", "total")
@@ -136,7 +137,7 @@ class TwoPassScheduler(Scheduler):
         self.record_rows = record_rows
         self.active: dict[Sequence, ActiveRow] = {}  # in order of arrival
         self.max_active = rules.max_batch_size
-        self.decodes = DecodeSet(kv.block_tokens, windows)  # rows that generate, but for those whose last token is in flight
+        self.decodes = self._new_decodes(windows)  # rows that generate, but for those whose last token is in flight
         self._queue: deque[Sequence] = deque()
         self._contexts: dict[Sequence, ActiveRow] = {}  # active rows without a whole prompt
         self._begun: dict[Sequence, ActiveRow] = {}  # those of them with a part of it
@@ -151,6 +152,10 @@ class TwoPassScheduler(Scheduler):
         self._shape = Batch(-1)
         self.holds_prompts = False  # none is computed in the next step
         self.spare_tokens = 0  # that a row's last step may hold beyond its answer
+
+    def _new_decodes(self, windows: tuple[int, ...]) -> DecodeSet:
+        """Build an empty set of generating rows."""
+        return DecodeSet(self.kv.block_tokens, windows)
 
     # -- the outside ----------------------------------------------------------------------------------------
 
@@ -235,6 +240,10 @@ class TwoPassScheduler(Scheduler):
         self._blocked = False
         return True
 
+    def _unblock(self) -> None:
+        """Let prompts be tried again."""
+        self._blocked = False
+
     def _activate(self) -> None:
         queue, rules = self._queue, self.rules
         while queue and len(self.active) < self.max_active:
@@ -296,7 +305,7 @@ class TwoPassScheduler(Scheduler):
         """Rows that fit for the next step, in order; who has begun and stands last is paused for those before it."""
         kv, decodes = self.kv, self.decodes
         coming = self._contributed()
-        rows = list(self.active)
+        rows = self._considered()
         free, taken = kv.free_blocks, 0
         refs: dict[Block, int] = {}
         fitting: list[Sequence] = []
@@ -307,8 +316,7 @@ class TwoPassScheduler(Scheduler):
             row.known = need = 0
             if row.held:
                 if seq not in self._begun:
-                    cached = decodes.length(seq) - 1 if seq.state == "decoding" else seq.computed
-                    need = int(cached % kv.block_tokens == 0)
+                    need = decodes.visit(seq) if seq.state == "decoding" else int(seq.computed % kv.block_tokens == 0)
             else:
                 _, used, missing = self._look_up(row)
                 if missing is not None:
@@ -332,6 +340,13 @@ class TwoPassScheduler(Scheduler):
             free += kv.freed_by(rows[end], refs)
             batch.preempted += (rows[end],)
         return fitting
+
+    def _let_in(self) -> None:
+        """Those who are paused have given up their memory: who fits without being computed may have it."""
+
+    def _considered(self) -> list[Sequence]:
+        """Active rows that the first pass looks at, in order."""
+        return list(self.active)
 
     def _sync(self, seq: Sequence) -> None:
         """Bring the counts of a row up to date; it leaves the decode set."""
@@ -366,9 +381,9 @@ class TwoPassScheduler(Scheduler):
             if row is None:
                 if seq.state != "decoding":
                     continue
-                if tokens + 1 > budget:
+                if tokens + decodes.row_tokens > budget:
                     break
-                tokens += 1
+                tokens += decodes.row_tokens
                 assert served is not None
                 served.append(seq)
             else:
@@ -463,7 +478,8 @@ class TwoPassScheduler(Scheduler):
             fitting = self._fit_for_a_step(batch)
             contexts, served = self._fill(fitting)
         else:
-            contexts, served = self._fill(self.active) if decodes.count > rules.max_num_tokens else ([], None)
+            crowded = decodes.count * decodes.row_tokens > rules.max_num_tokens
+            contexts, served = self._fill(self.active) if crowded else ([], None)
         waits = self._waits(contexts, decodes.count if served is None else len(served))
         if self.holds_prompts and contexts:
             contexts, waits = [], True
@@ -478,6 +494,7 @@ class TwoPassScheduler(Scheduler):
             self._blocked = not any(seq in self._contexts for seq in fitting)
         for seq in batch.preempted:
             self._pause(seq)
+        self._let_in()
         resting = self._rest(served) if served is not None and len(served) < decodes.count else []
         if not contexts and not decodes.count:
             return batch if batch.preempted else None
@@ -633,7 +650,7 @@ class TwoPassScheduler(Scheduler):
     def _pause(self, seq: Sequence) -> None:
         """Take the memory of a row: its answer so far becomes prompt. A token in flight still comes."""
         row = self.active[seq]
-        late = int(row.last > self.processed_number and seq.length > row.prompt)
+        late = self._late(seq, row)
         known = seq.length - late
         if seq not in self._begun:
             self._owed -= row.total - len(seq.blocks) - seq.extra_blocks
@@ -647,11 +664,15 @@ class TwoPassScheduler(Scheduler):
             return
         row.answer -= known - row.prompt
         row.prompt, row.late = known, late
-        row.total = -(-(row.prompt + row.answer) // self.kv.block_tokens)
+        row.total = -(-(row.prompt + row.answer + self.spare_tokens) // self.kv.block_tokens)
         seq.computed = 0
         seq.state = "preempted"
         if seq not in self._contexts:
             self._contexts[seq] = row
+
+    def _late(self, seq: Sequence, row: ActiveRow) -> int:
+        """Tokens of a row that are in flight."""
+        return int(row.last > self.processed_number and seq.length > row.prompt)
 
     def _record(self, batch: TwoPassBatch) -> None:
         batch.free_blocks = self.kv.free_blocks

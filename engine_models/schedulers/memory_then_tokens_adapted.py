@@ -10,27 +10,27 @@ compared with no recording.
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine_models.memory.block_tree import BlockTree
-from engine_models.parts.adapters import AdaptedDecodes, AdapterLimits, AdapterSlots
+from engine_models.parts.adapters import AdapterLimits, AdapterSlots, NamingDecodes
+from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import TwoPassBatch, TwoPassRules, TwoPassScheduler
 
 
 class AdaptedTwoPassScheduler(TwoPassScheduler):
-    """`TwoPassScheduler` with adapters, under a policy that reserves whole answers."""
+    """`TwoPassScheduler` with adapters, under a policy that reserves whole answers; with grammars alone under any."""
 
     def __init__(
         self,
         rules: TwoPassRules,
         kv: BlockTree,
         limits: AdapterLimits,
-        *,
-        aggregate: bool = True,
-        windows: tuple[int, ...] = (),
+        **others: Any,
     ) -> None:
-        super().__init__(rules, kv, aggregate=aggregate, windows=windows)
-        self.decodes = self._adapted = AdaptedDecodes(kv.block_tokens, windows)
+        super().__init__(rules, kv, **others)
         self.slots = AdapterSlots(limits)
         self._named: set[int] = set()  # by the rows that generate and the prompts let in so far
 
@@ -39,8 +39,20 @@ class AdaptedTwoPassScheduler(TwoPassScheduler):
         super().add(seq)
         self._blocked = False
 
+    def _new_decodes(self, windows: tuple[int, ...]) -> DecodeSet:
+        return NamingDecodes(self.kv.block_tokens, windows)
+
+    @property
+    def _naming(self) -> NamingDecodes:
+        assert isinstance(self.decodes, NamingDecodes)
+        return self.decodes
+
+    def _generating_names(self) -> set[int]:
+        """Adapters of the generating rows, 0 among them where a row names none."""
+        return self._naming.named()
+
     def _fit_with_answers(self, batch: TwoPassBatch) -> list[Sequence]:
-        self._named = self._adapted.named().union(seq.adapter for seq in self._ending)
+        self._named = self._generating_names().union(seq.adapter for seq in self._ending)
         return super()._fit_with_answers(batch)
 
     def _passes_over(self, seq: Sequence) -> bool:
@@ -52,23 +64,21 @@ class AdaptedTwoPassScheduler(TwoPassScheduler):
 
     def _decode(self, batch: TwoPassBatch, contexts: list[Sequence]) -> None:
         served = [(seq, self._contexts[seq].chunk) for seq in contexts]
-        batch.adapters = self._adapted.use(served, self.slots)
-        ends = sum(seq.masked and self._last_chunk(seq) for seq in contexts)
-        batch.masked_rows = self._adapted.masked_rows + ends
+        use = self._naming.use(served, self.slots)
+        masked = self._naming.masked_rows + sum(seq.masked and self._last_chunk(seq) for seq in contexts)
         super()._decode(batch, contexts)
+        batch.adapters, batch.masked_rows = use, masked
 
     def run(self) -> Run | None:
         """As of the base; an arrival may go before those who are passed over."""
         run = super().run()
         if run is not None:
-            run.shape.adapters, run.shape.masked_rows = self._adapted.use(), self._adapted.masked_rows
-            run.deaf = len(self.active) == self.rules.max_batch_size
+            run.deaf = run.deaf and len(self.active) == self.max_active
         return run
 
-    def take(self, steps: int) -> tuple[TwoPassBatch, int, int]:
-        """As of the base."""
-        self.slots.use(self._adapted.adapters)
-        return super().take(steps)
+    def _take(self, steps: int) -> tuple[TwoPassBatch, int, int]:
+        self.slots.use(self._naming.adapters)
+        return super()._take(steps)
 
 
 __all__ = ["AdaptedTwoPassScheduler"]

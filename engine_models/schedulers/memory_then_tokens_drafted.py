@@ -2,9 +2,11 @@
 
 A generating row takes as many tokens of the step's budget as it verifies, and its whole answer is reserved with a step's drafts
 beyond it. Blocks of rejected drafts stay with their row. With one step ahead a row that may have ended in the step in flight
-is verified once more in vain, unless a single token was left.
+is verified once more in vain, unless a single token was left. Under `MAX_UTILIZATION` a row asks for the blocks of the tokens
+that its next step verifies, and all that the step in flight yields to a row that is paused comes after that (inferred from the
+one token that comes without drafts).
 
-Rows are counted one by one. Pausing rows (`MAX_UTILIZATION`) with drafts is not modelled.
+Rows are counted one by one.
 
 Source: TensorRT-LLM's documentation of speculative decoding and the rules of the base, 2026-11; compared with no recording.
 """
@@ -55,6 +57,10 @@ class VerifiedRows(DecodeSet):
     def _needed(self, seq: Sequence) -> int:
         return max(0, -(-self.length(seq) // self.block_tokens) - len(seq.blocks) - seq.extra_blocks)
 
+    def visit(self, seq: Sequence) -> int:
+        """As of the base."""
+        return self._needed(seq)
+
     def blocks_needed(self) -> int:
         """As of the base."""
         return sum(map(self._needed, self.rows))
@@ -88,20 +94,35 @@ class DraftedTwoPassScheduler(TwoPassScheduler):
         super().__init__(rules, kv, aggregate=False, windows=windows)
         self.decodes = self._verified = VerifiedRows(kv.block_tokens, row_tokens, windows)
         self.spare_tokens = row_tokens - 1
+        self._coming: dict[Sequence, int] = {}  # tokens that the step in flight yields to rows that verify no more
 
     def _compute_prompts(self, batch: TwoPassBatch, contexts: list[Sequence]) -> None:
         super()._compute_prompts(batch, contexts)
         batch.masked_rows += sum(seq.masked for seq, _, done in batch.contexts if done)
 
     def _join_decodes(self, seq: Sequence) -> None:
-        self.active[seq].since = self.next_number + 1
+        row = self.active[seq]
+        row.since = self.next_number + 1
+        seq.length -= row.late
+        seq.final_length -= row.late
         self.decodes.join(seq)
 
     def _leave_decodes(self, seq: Sequence) -> None:
-        gains = self._verified.gains.pop(seq)
+        row, gains = self.active[seq], self._verified.gains.pop(seq)
         self._wasting.discard(seq)
         self.decodes.leave(seq)
+        seq.length += row.late
+        seq.final_length += row.late
+        self._coming[seq] = sum(gain for number, gain in gains if number > self.processed_number)
         self.note_verified(seq, gains, self.decodes.row_tokens - 1)
+
+    def _late(self, seq: Sequence, row: ActiveRow) -> int:
+        return self._coming.pop(seq, 0) + super()._late(seq, row)
+
+    def settle(self, batch: Batch) -> list[Sequence]:
+        """As of the base."""
+        self._coming.clear()
+        return super().settle(batch)
 
     def _certain(self, seq: Sequence, row: ActiveRow) -> bool:
         """Whether it is known beforehand that a row ends: a token was left before its last verification."""

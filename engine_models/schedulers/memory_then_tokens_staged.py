@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from mypy_extensions import mypyc_attr
 
@@ -50,12 +51,12 @@ class StagedTwoPassScheduler(TwoPassScheduler):
         *,
         stages: int,
         pieces_follow: bool,
-        aggregate: bool = True,
         windows: tuple[int, ...] = (),
+        **others: Any,
     ) -> None:
-        super().__init__(rules, kv, aggregate=aggregate, windows=windows)
+        super().__init__(rules, kv, windows=windows, **others)
         self.max_active = stages * rules.max_batch_size
-        self._slots = [Slot(Lane(kv.block_tokens, windows)) for _ in range(stages)]
+        self._slots = [Slot(self._new_decodes(windows)) for _ in range(stages)]
         self._slot = self._slots[0]
         self._turn = 0
         self._flying: deque[Slot] = deque()
@@ -63,6 +64,14 @@ class StagedTwoPassScheduler(TwoPassScheduler):
         self._pieces: set[Sequence] = set()  # prompts that wait for a piece in flight
         self._slot_of: dict[Sequence, tuple[Lane, int]] = {}  # and how many batches it had served when the row joined
         self._run = Run(0, Batch(-1))
+
+    def _new_decodes(self, windows: tuple[int, ...]) -> Lane:
+        return Lane(self.kv.block_tokens, windows)
+
+    def _unblock(self) -> None:
+        super()._unblock()
+        for slot in self._slots:
+            slot.blocked = False
 
     def _turn_to(self, slot: Slot) -> None:
         self._slot = slot
@@ -78,8 +87,7 @@ class StagedTwoPassScheduler(TwoPassScheduler):
     def cancel(self, seq: Sequence) -> bool:
         """As of the base, at once: who leaves while its slot is in flight has its memory back."""
         forgotten = super().cancel(seq)
-        for slot in self._slots:
-            slot.blocked = False
+        self._unblock()
         return forgotten
 
     def schedule(self, now_s: float) -> TwoPassBatch | None:
@@ -131,8 +139,7 @@ class StagedTwoPassScheduler(TwoPassScheduler):
         self._blocked = True
         finished = super().settle(batch)
         if not self._blocked:
-            for each in self._slots:
-                each.blocked = False
+            self._unblock()
         return finished
 
     # -- jumping --------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Lane(DecodeSet):
     """Decoding rows that are served together, and the numbers of the batches that served them."""
 

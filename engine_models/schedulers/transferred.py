@@ -4,7 +4,8 @@ The context server runs requests of one output token; when a prompt is computed 
 until they are sent. The generation server gives a request its prompt's blocks when those and its whole answer fit, beside what
 the running rows may still take; it then holds a place among the active requests while the blocks are read, beside the steps. When
 they are there it joins the next step, as which begins the first token goes out: it came with the request. Nothing is computed
-again.
+again, but for rows that are paused (`MAX_UTILIZATION`): the generation server computes these itself, prompt and answer so far,
+and gives a request its place when its prompt's blocks fit.
 
 *Generation first*, both servers get a request at once. At the context server it takes a place and waits for the other to have
 given it memory; its blocks are sent as soon as they are computed.
@@ -43,7 +44,7 @@ class ContextServer(TwoPassScheduler, PullPrefill):
     def release(self, seq: Sequence) -> None:
         """As of the base."""
         self.kv.release(seq, self.held.pop(seq).content, seq.length - 1)
-        self._blocked = False
+        self._unblock()
 
 
 class WaitingContextServer(ContextServer, SendingPrefill):
@@ -64,6 +65,9 @@ class WaitingContextServer(ContextServer, SendingPrefill):
         running, waiting, held, there = super().state()
         return running - len(self._unready), waiting + len(self._unready), held, there
 
+    def _considered(self) -> list[Sequence]:
+        return [seq for seq in self.active if seq not in self._unready]
+
     def cancel(self, seq: Sequence) -> bool:
         """As of the base."""
         self._reserved.discard(seq)
@@ -72,7 +76,7 @@ class WaitingContextServer(ContextServer, SendingPrefill):
 
     def reserved(self, seq: Sequence) -> None:
         """As of the base."""
-        self._blocked = False
+        self._unblock()
         row = self._unready.pop(seq, None)
         if row is None:
             self._reserved.add(seq)
@@ -108,6 +112,7 @@ class GenerationServer(TwoPassScheduler, PullDecode):
         self.notes: list[Note] = []
         self._reading: set[Sequence] = set()
         self._arrived: list[Sequence] = []
+        self._new: dict[Sequence, None] = {}  # fit in the step that is formed, and are read from then on
         self._pauses: list[int] = []  # batches of first tokens alone
         self._now_s = 0.0
 
@@ -138,14 +143,31 @@ class GenerationServer(TwoPassScheduler, PullDecode):
     def _fit_with_answers(self, batch: TwoPassBatch) -> list[Sequence]:
         """Let those that fit be read; nothing of them is computed."""
         for seq in super()._fit_with_answers(batch):
-            row = self._contexts.pop(seq)
-            self.kv.take(seq, row.content, seq.prompt_tokens)
-            row.held = True
-            self._owed += row.total - len(seq.blocks) - seq.extra_blocks
-            seq.state = "loading"
-            self._reading.add(seq)
-            self.notes.append(Note(seq, self._now_s, seq.prompt_tokens))
+            self._read(seq)
         return []
+
+    def _fit_for_a_step(self, batch: TwoPassBatch) -> list[Sequence]:
+        """Let new requests that fit be read; those that were paused are computed here."""
+        fitting = super()._fit_for_a_step(batch)
+        self._new = {seq: None for seq in fitting if seq in self._contexts and not seq.preemptions}
+        return [seq for seq in fitting if seq not in self._new] if self._new else fitting
+
+    def _let_in(self) -> None:
+        for seq in self._new:
+            self._read(seq)
+        self._new = {}
+
+    def _considered(self) -> list[Sequence]:
+        return [seq for seq in self.active if seq not in self._reading]
+
+    def _read(self, seq: Sequence) -> None:
+        row = self._contexts.pop(seq)
+        self.kv.take(seq, row.content, seq.prompt_tokens)
+        row.held = True
+        self._owed += row.total - len(seq.blocks) - seq.extra_blocks
+        seq.state = "loading"
+        self._reading.add(seq)
+        self.notes.append(Note(seq, self._now_s, seq.prompt_tokens))
 
     def schedule(self, now_s: float) -> TwoPassBatch | None:
         """As of the base, with those whose prompts have come."""

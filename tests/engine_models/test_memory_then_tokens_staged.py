@@ -245,7 +245,6 @@ def test_a_command_with_stages_divides_weights_and_cache() -> None:
     [
         ({"engine_args": PAUSING}, "MAX_UTILIZATION beside pipeline"),
         ({"speculative": DRAFTS}, "speculative decoding beside pipeline"),
-        ({"lora": {"max_loras": 2}}, "pipeline_parallel"),
     ],
 )
 def test_what_is_not_modelled_beside_stages_is_refused(pool: dict[str, Any], words: str) -> None:

@@ -172,7 +172,6 @@ def test_drafts_and_stages_of_vllm_beside_grammars_run(pool: dict[str, Any]) -> 
         ({"structured_output": 1.0}, {"engine": "mlc_llm"}, "structured output is modelled for"),
         ({"structured_output": 1.0}, {"engine": "tgi", "engine_args": {"disable_grammar_support": True}}, "when told so"),
         ({"structured_output": 1.0}, {"engine": "tgi", "speculative": DRAFTS}, "beside `speculative`"),
-        ({"structured_output": 1.0}, {"engine": "trtllm", "pipeline_parallel": 2}, "beside `pipeline_parallel`"),
     ],
 )
 def test_what_is_not_modelled_is_refused_in_words(workload: dict[str, Any], pool: dict[str, Any], words: str) -> None:

@@ -509,7 +509,7 @@ def test_servers_that_share_requests() -> None:
     assert jumped.result["metrics"]["transfer_ms"]["mean"] > 0.1
     assert jumped.result["metrics"]["output_tokens"]["mean"] == 30.0
     for flags, words in (
-        ({"scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"}}, "other than GUARANTEED_NO_EVICT"),
+        ({"scheduler_config": {"capacity_scheduler_policy": "STATIC_BATCH"}}, "pools with STATIC_BATCH"),
         ({"cache_transceiver_config": {"backend": "PIGEON"}}, "PIGEON are not modelled"),
     ):
         scenario = load_scenario(
