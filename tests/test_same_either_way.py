@@ -67,19 +67,19 @@ def test_requests_are_lost_in_their_order_however_they_were_read(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("now_s", "left"), [(0.5, []), (1.0, [[0, 0]]), (1.6, [[0, 0], [2, 2]]), (2.0, [[0, 0], [2, 2]]), (3.0, [[0, 0], [2, 3]])]
+    ("now_s", "left"), [(0.5, []), (1.0, [0, 0]), (1.6, [0, 0, 2, 2]), (2.0, [0, 0, 2, 2]), (3.0, [0, 0, 2, 3])]
 )
 @pytest.mark.parametrize("retired", [0, 1])
-def test_a_batch_of_no_length_ends_before_the_one_under_way(now_s: float, left: list[list[int]], retired: int) -> None:
+def test_a_batch_of_no_length_ends_before_the_one_under_way(now_s: float, left: list[int], retired: int) -> None:
     """As first tokens at TensorRT-LLM's decode servers, passed on while a step is under way: it stands before them in the log."""
     rank = Rank(plan(10).scheduler("jump"))
     for end_s in (1.0, 2.0, 1.5, 3.0):
         rank.log.run(end_s - 0.1, [end_s], 0.0, 1, 0, 1, 1, 1)
     rank.log.retire(retired, retired)
     seq = Sequence(0, 10, 10, 0.0)
-    seq.emissions = [[0, 0], [2, 3]]
+    seq.emissions = [0, 0, 2, 3]
     rank.drop_unended(seq, now_s)
-    assert seq.emissions == (left if left or not retired else [[0, 0]])
+    assert seq.emissions == (left if left or not retired else [0, 0])
 
 
 def test_who_is_passed_over_for_a_prefix_is_tried_again_at_tensorrt_llms_decode_servers() -> None:

@@ -109,9 +109,9 @@ class Sequence:
         self.extra_blocks = 0
         self.hashed_blocks = 0
         self.group_state: Any = None  # what a cache of several groups, or a scheduler, keeps of the row
-        # emitted tokens as inclusive ranges of the replica's batch numbers; a batch that emits several tokens is
-        # named by as many ranges
-        self.emissions: list[list[int]] = []
+        # emitted tokens as inclusive ranges of the replica's batch numbers, the first and the last of each in turn; a
+        # batch that emits several tokens is named by as many ranges
+        self.emissions: list[int] = []
         self.acceptance = acceptance
         self.adapter = adapter
         self.masked = masked
@@ -126,38 +126,46 @@ class Sequence:
 
     def emit(self, first: int, last: int) -> None:
         """Note that each batch from `first` to `last` yields a token; the range is open while `last` is `first` - 1."""
-        spans = self.emissions
-        if spans and spans[-1][1] == first - 1:
-            spans[-1][1] = last
+        steps = self.emissions
+        if steps and steps[-1] == first - 1:
+            steps[-1] = last
         else:
-            spans.append([first, last])
+            steps += (first, last)
 
     def emit_at_once(self, number: int, tokens: int) -> None:
         """Note that a batch yields so many tokens: several are a range each, none for what was in vain."""
         if tokens == 1:
             self.emit(number, number)
         else:
-            self.emissions += [[number, number] for _ in range(tokens)]
+            self.emissions += [number, number] * tokens
 
     def emit_between(self, last: int, pauses: list[int]) -> None:
         """Note that each batch after the latest range up to `last` yields a token, but those of `pauses`, which rise."""
-        spans = self.emissions
-        first = begin = spans[-1][1] + 1
+        steps = self.emissions
+        first = begin = steps[-1] + 1
         at = bisect_left(pauses, first)
         for end in (*pauses[at : bisect_right(pauses, last, at)], last + 1):
             if begin < end:
                 if begin == first:  # the latest range goes on
-                    spans[-1][1] = end - 1
+                    steps[-1] = end - 1
                 else:
-                    spans.append([begin, end - 1])
+                    steps += (begin, end - 1)
             begin = end + 1
 
     def end_emissions(self, last: int) -> None:
         """Let the latest range end at batch `last`; it goes if nothing is left of it."""
-        span = self.emissions[-1]
-        span[1] = last
-        if span[0] > last:
-            self.emissions.pop()
+        steps = self.emissions
+        steps[-1] = last
+        if steps[-2] > last:
+            del steps[-2:]
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """First and last batch of each range."""
+        return list(zip(self.emissions[::2], self.emissions[1::2], strict=True))
+
+    def emitted_tokens(self) -> int:
+        """Tokens in all ranges."""
+        return sum(self.emissions[1::2]) - sum(self.emissions[::2]) + len(self.emissions) // 2
 
     def __repr__(self) -> str:
         return (

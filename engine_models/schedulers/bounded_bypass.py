@@ -195,10 +195,10 @@ class BypassScheduler(Scheduler):
 
     def _note_tokens(self, job: _Job) -> None:
         """Note the tokens that a row has got with the calls so far."""
-        job.seq.emissions.append([job.first, job.first - 1])
+        job.seq.emissions += (job.first, job.first - 1)
         job.seq.emit_between(self.next_number - 1, self._pauses)
-        if job.seq.emissions[0][0] > job.seq.emissions[0][1]:
-            del job.seq.emissions[0]
+        if job.seq.emissions[0] > job.seq.emissions[1]:
+            del job.seq.emissions[:2]
 
     # -- the iteration --------------------------------------------------------------------------------------
 

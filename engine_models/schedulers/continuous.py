@@ -171,7 +171,7 @@ class ContinuousScheduler(Scheduler):
             fenced = self._fenced(seq)
             known = self._before_preemption(seq, None)
             if not self.itemised:
-                first, last = seq.emissions[-1] if seq.emissions else (0, -1)
+                first, last = seq.emissions[-2:] or (0, -1)
                 if last == self.next_number - 1 and last - max(first - 1, self.processed_number - self._early) == 1:
                     known = seq.computed  # the batch formed last serves it, with a token that was known
                 self.kv.register(seq, known)
@@ -410,7 +410,7 @@ class ContinuousScheduler(Scheduler):
         if not self._fences or self.next_number - 1 == self.processed_number:
             return False
         if seq.state == "decoding":
-            return seq.emissions[-1][0] < self.next_number
+            return seq.emissions[-2] < self.next_number
         return seq.state == "ending" or seq in self._flying
 
     def _known(self, seq: Sequence) -> int:
@@ -452,7 +452,7 @@ class ContinuousScheduler(Scheduler):
             seq.extra_blocks += fresh_blocks or 0
             if self._async and not self._fences:
                 seq.ready_batch = self.next_number - 1
-            in_flight = seq.emissions[-1][1] > self.processed_number
+            in_flight = seq.emissions[-1] > self.processed_number
             return seq.computed - 1 if in_flight and fresh_blocks is None else seq.computed
         if seq.state == "ending":
             seq.ready_batch = self.next_number - 1
@@ -905,7 +905,7 @@ class ContinuousScheduler(Scheduler):
         """
         for seq in self.decodes.pop_ended():
             if self._async and (not seq.stop_known or self.rules.wasted_row_after_limit):
-                seq.emissions[-1][1] = batch.number
+                seq.emissions[-1] = batch.number
                 self._wasting.append(seq)
             else:
                 self._leave_decodes(seq, batch.number)

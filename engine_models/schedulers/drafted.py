@@ -37,11 +37,11 @@ class Track:
     """What is to come of one row in the aggregate.
 
     Before batch `start` it has `length` tokens; `gains` sums what the verifications from that one on yield. Batches `first` to
-    `last` are formed with it in the aggregate: there it attends to `attended` tokens and takes `taken` blocks. Batch `end` yields
-    its last token. `held` are its blocks before batch `first` and after each.
+    `last` are formed with it in the aggregate, to the sums of which it adds `parts`. Batch `end` yields its last token. `held`
+    are its blocks before batch `first` and after each.
     """
 
-    __slots__ = ("attended", "end", "first", "gains", "held", "last", "length", "seq", "start", "taken")
+    __slots__ = ("end", "first", "gains", "held", "last", "length", "parts", "seq", "start")
 
     def __init__(self, seq: Sequence, start: int, length: int, gains: IntArray) -> None:
         self.seq = seq
@@ -50,7 +50,7 @@ class Track:
         self.gains = gains
         self.end = start + len(gains) - 1
         self.first = self.last = -1
-        self.attended = self.taken = self.held = gains
+        self.parts = self.held = gains
 
     @property
     def ends(self) -> bool:
@@ -82,7 +82,7 @@ class DraftedDecodes(DecodeSet):
             self._base = first
             self._sums = np.zeros((3, 2 * max(left.shape[1], last + 1 - first) + 256), dtype=np.int64)
             self._sums[:, : left.shape[1]] = left
-        self._add(track, first, 1)
+        self._sums[:, first - self._base : last + 1 - self._base] += track.parts
         if last >= self._until:
             self._until = last + 1
         self.tracks[track.seq] = track
@@ -90,17 +90,12 @@ class DraftedDecodes(DecodeSet):
             self.top_order = track.seq.order
         heapq.heappush(self._events, (track.end if track.ends else last, next(self._serial), track))
 
-    def _add(self, track: Track, first: int, sign: int) -> None:
-        sums, at, to = self._sums, first - self._base, track.last + 1 - self._base
-        sums[ROWS, at:to] += sign
-        sums[KV_TOKENS, at:to] += sign * track.attended[first - track.first :]
-        sums[BLOCKS, at:to] += sign * track.taken[first - track.first :]
-
     def exit(self, seq: Sequence) -> Track:
         """Remove a row."""
         track = self.tracks.pop(seq)
         if self.next_number <= track.last:
-            self._add(track, max(self.next_number, track.first), -1)
+            first = max(self.next_number, track.first)
+            self._sums[:, first - self._base : track.last + 1 - self._base] -= track.parts[:, first - track.first :]
         return track
 
     # -- the next batches -----------------------------------------------------------------------------------
@@ -126,12 +121,12 @@ class DraftedDecodes(DecodeSet):
     def length(self, seq: Sequence) -> int:
         """Tokens of a row that its next step attends to, drafts included."""
         track = self.tracks[seq]
-        return int(track.attended[self.next_number - track.first])
+        return int(track.parts[KV_TOKENS, self.next_number - track.first])
 
     def visit(self, seq: Sequence) -> int:
         """New blocks that one row takes with the next step."""
         track = self.tracks[seq]
-        return int(track.taken[self.next_number - track.first])
+        return int(track.parts[BLOCKS, self.next_number - track.first])
 
     def steps_to_next_event(self) -> int:
         """Batches until a row ends or must leave, that batch included."""
@@ -241,42 +236,40 @@ class DraftedScheduler(ContinuousScheduler):
         stream = seq.acceptance
         if not isinstance(stream, AcceptanceStream) or (kv.prefix_caching and len(seq.blocks) < len(seq.keys or ())):
             return None
-        drafts = rules.speculative_tokens
         length = seq.length if start == first else seq.length - seq.pending
         if length >= seq.final_length:
             return None
         track = Track(seq, start, length, stream.gains(seq.verifications, seq.final_length - length))
-        gains = track.gains
-        attended = np.empty(len(gains) + self._async, dtype=np.int64)  # with all drafts; by batch from `start` on
-        attended[0] = length
-        attended[1:] = gains[: len(attended) - 1]
-        attended[1:] += length
-        if self._async:
-            # the length after the batch before is not known yet, only that before it
-            before_end = int(attended[-2])
-            attended[1:] = attended[:-1] + self._row_tokens
+        gains, ahead = track.gains, self._async
+        n = len(gains) + ahead
+        parts = np.empty((3, n), dtype=np.int64)  # by batch from `start` on
+        attended = parts[KV_TOKENS]  # with all drafts
+        attended[0] = known = length + rules.speculative_tokens
+        if ahead:  # the length after the batch before is not known yet, only that before it
+            attended[1] = known = known + self._row_tokens
+            before_end = length + (int(gains[-2]) if n > 2 else 0)
             if seq.stop_known and not rules.wasted_row_after_limit and before_end + 1 >= seq.final_length:
-                attended = attended[:-1]
-            attended = attended[first - start :]
-        attended += drafts
-        track.first, track.last = first, first + len(attended) - 1
-        most = rules.max_model_len - 1
-        if len(attended) and attended[-1] > most:  # the context clips the drafts
-            track.last = min(first + int(attended.searchsorted(most, side="right")), track.end) - 1
-            attended = attended[: track.last + 1 - first]
-        if len(attended) < 2:
+                n -= 1
+        np.add(gains[:-1], known, out=attended[1 + ahead :])
+        skipped, most = first - start, rules.max_model_len - 1
+        if attended[n - 1] > most:  # the context clips the drafts
+            n = skipped + min(int(attended[skipped:n].searchsorted(most, side="right")), track.end - first)
+        if n < skipped + 2:
             return None
-        held, lookahead = len(seq.blocks) + seq.extra_blocks, rules.lookahead_tokens
-        slots = attended + lookahead
-        if slots[-1] > rules.max_model_len:
-            np.minimum(slots, rules.max_model_len, out=slots)
-        slots += kv.block_tokens - 1
-        blocks = np.empty(len(slots) + 1, dtype=np.int64)
-        blocks[0] = held
-        np.floor_divide(slots, kv.block_tokens, out=blocks[1:])
-        if blocks[1] < held:
+        track.first, track.last = first, start + n - 1
+        track.parts = parts = parts[:, skipped:n]
+        held = len(seq.blocks) + seq.extra_blocks
+        track.held = blocks = np.empty(n - skipped + 1, dtype=np.int64)
+        blocks[0], after = held, blocks[1:]
+        slots, most, spare = parts[KV_TOKENS], rules.max_model_len, kv.block_tokens - 1
+        np.add(slots, rules.lookahead_tokens + spare, out=after)
+        if after[-1] > most + spare:
+            np.minimum(after, most + spare, out=after)
+        np.floor_divide(after, kv.block_tokens, out=after)
+        if after[0] < held:
             np.maximum(blocks, held, out=blocks)
-        track.attended, track.taken, track.held = attended, blocks[1:] - blocks[:-1], blocks
+        parts[ROWS] = 1
+        np.subtract(after, blocks[:-1], out=parts[BLOCKS])
         return track
 
     def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
@@ -295,7 +288,7 @@ class DraftedScheduler(ContinuousScheduler):
         if rows.next_number == track.start:  # as it came
             return
         seq.length, seq.computed = length, length - 1
-        seq.extra_blocks += int(track.held[min(rows.next_number - track.first, len(track.taken))] - track.held[0])
+        seq.extra_blocks += int(track.held[min(rows.next_number - track.first, len(track.held) - 1)] - track.held[0])
         kv.register(seq, min(length, seq.final_length) - 1)
         flight = self._in_flight()
         if flight is not None and not ended and track.start <= flight.number <= track.last:
@@ -317,23 +310,17 @@ class DraftedScheduler(ContinuousScheduler):
         self.verifications += verified
         self.verified_drafts += verified * drafts
         self.accepted_drafts += gained - verified
-        spans, before = seq.emissions, 0
-        most, start = seq.final_length - track.length, track.start
-        follows = bool(spans) and spans[-1][1] == start - 1
-        for number, total in enumerate(gains.tolist(), start):
+        steps, before, most = seq.emissions, 0, seq.final_length - track.length
+        for number, total in enumerate(gains.tolist(), track.start):
             if total > most:
                 total = most
-            if total > before + 1:  # a range a token
-                while before < total:
-                    spans.append([number, number])
-                    before += 1
+            if total != before + 1:
+                steps += (number,) * (2 * (total - before))
+            elif steps and steps[-1] == number - 1:
+                steps[-1] = number
             else:
-                if follows:
-                    spans[-1][1] = number
-                else:
-                    spans.append([number, number])
-                before = total
-            follows = True
+                steps += (number, number)
+            before = total
 
     def _set_aside(self, seq: Sequence, last: int) -> None:
         """A decoding row that was not served stays outside."""
@@ -465,7 +452,7 @@ class DraftedScheduler(ContinuousScheduler):
         if flight is not None and flight.itemised:
             self._settle_itemised(flight)
         batch = Batch(self.next_number + steps - 1)
-        batch.decode_rows = rows.of_next()[ROWS]
+        batch.decode_rows = self._next[ROWS]
         batch.decode_tokens = batch.tokens = batch.decode_rows * self._row_tokens
         batch.decode_kv_tokens = int(rows.over(KV_TOKENS, steps)[-1])
         held, most = self._take_blocks(steps)

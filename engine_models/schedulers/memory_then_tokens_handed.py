@@ -105,9 +105,7 @@ class HandedTwoPassScheduler(TwoPassScheduler):
     def _end(self, seq: Sequence) -> None:
         super()._end(seq)
         if not self.gathering.streams and seq.emissions:
-            last = seq.emissions[-1][1]
-            tokens = sum(end - first + 1 for first, end in seq.emissions)
-            seq.emissions = [[last, last] for _ in range(tokens)]
+            seq.emissions = seq.emissions[-1:] * 2 * seq.emitted_tokens()
 
 
 class DraftedHandedTwoPassScheduler(HandedTwoPassScheduler, DraftedTwoPassScheduler):

@@ -212,7 +212,7 @@ class OneListScheduler(Scheduler):
         if seq.state == "ending":
             return False
         row = self._rows.get(seq)
-        answered = seq.emissions and seq.emissions[0][0] <= self.processed_number
+        answered = seq.emissions and seq.emissions[0] <= self.processed_number
         if not answered and not self.rules.forgets_unanswered:
             return False
         if row is None:

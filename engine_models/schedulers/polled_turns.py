@@ -268,10 +268,10 @@ class PolledTurnsScheduler(Scheduler):
     def _note_tokens(self, row: _Row) -> None:
         """Note the tokens that a row has got with the calls so far."""
         seq = row.seq
-        seq.emissions.append([row.first, row.first - 1])
+        seq.emissions += (row.first, row.first - 1)
         seq.emit_between(self.next_number - 1, self._pauses)
-        if seq.emissions[0][0] > seq.emissions[0][1]:
-            del seq.emissions[0]
+        if seq.emissions[0] > seq.emissions[1]:
+            del seq.emissions[:2]
 
     def _longest(self) -> int:
         """Tokens of the longest row."""

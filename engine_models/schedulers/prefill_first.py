@@ -802,7 +802,7 @@ class PrefillFirstScheduler(Scheduler):
         if lost:
             seq.length -= lost
             if seq not in self._left:
-                seq.end_emissions(seq.emissions[-1][1] - lost)
+                seq.end_emissions(seq.emissions[-1] - lost)
         for ended in (self._wasting, self._ending):
             if seq in ended:
                 ended.remove(seq)

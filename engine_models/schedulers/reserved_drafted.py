@@ -106,7 +106,7 @@ class DraftedReservingScheduler(ReservingDecodeScheduler):
                 self.verifications += 1
                 self.verified_drafts += self._row_tokens - 1
                 self.accepted_drafts += gain - 1
-                seq.emissions += [[number, number] for _ in range(gain)]
+                seq.emissions += [number, number] * gain
         self._verified = []
 
     def close(self) -> None:

@@ -124,7 +124,7 @@ class _Row:
     def note_tokens(self) -> None:
         """Let the range of the tokens, one an iteration, end with the latest."""
         if self.got:
-            self.seq.end_emissions(self.seq.emissions[-1][0] + self.got - 1)
+            self.seq.end_emissions(self.seq.emissions[-2] + self.got - 1)
 
 
 class _Slot:

@@ -42,17 +42,14 @@ class Lane(DecodeSet):
 
     def emit(self, seq: Sequence, joined: int) -> None:
         """Note that a row got a token with each batch since there were `joined` of them."""
-        spans, numbers = seq.emissions, self.numbers[joined:]
-        latest = spans[-1][1] if spans else -1
-        if joined >= self._followed and numbers and numbers[0] != latest + 1:  # no two follow one another
-            spans += [[number, number] for number in numbers]
+        steps, numbers = seq.emissions, self.numbers[joined:]
+        if joined >= self._followed and numbers and not (steps and numbers[0] == steps[-1] + 1):  # no two follow one another
+            pairs = numbers * 2
+            pairs[::2] = pairs[1::2] = numbers
+            steps += pairs
             return
-        for number in numbers:  # as `Sequence.emit` of each
-            if number == latest + 1:
-                spans[-1][1] = number
-            else:
-                spans.append([number, number])
-            latest = number
+        for number in numbers:
+            seq.emit(number, number)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

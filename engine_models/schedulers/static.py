@@ -80,8 +80,7 @@ class Group:
             batch.finishing = ended
         elif self.rest == 0:
             for seq in self.seqs:
-                answer = seq.final_length - seq.prompt_tokens
-                seq.emissions += [[batch.number, batch.number] for _ in range(answer)]
+                seq.emissions += [batch.number, batch.number] * (seq.final_length - seq.prompt_tokens)
             batch.finishing = self.seqs
         return batch
 

@@ -310,7 +310,7 @@ class WindowedScheduler(ContinuousScheduler):
     def _known(self, seq: Sequence) -> int:
         """Tokens of a row outside the set whose value is known."""
         emissions = seq.emissions
-        return seq.length - 1 if emissions and emissions[-1][1] > self.processed_number else seq.length
+        return seq.length - 1 if emissions and emissions[-1] > self.processed_number else seq.length
 
     # -- the step -------------------------------------------------------------------------------------------
 

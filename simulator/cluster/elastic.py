@@ -480,14 +480,12 @@ def shift_steps(seq: Sequence, rank: Rank) -> None:
     """Let the steps of a request be counted from the first of the log, not of the replica's life."""
     first = rank.first_step
     if first:
-        for span in seq.emissions:
-            span[0] += first
-            span[1] += first
+        seq.emissions = [number + first for number in seq.emissions]
 
 
 def computed_tokens(seq: Sequence) -> int:
     """Tokens of the prompt, once it is computed, and of the answer that a request has got."""
-    got = sum(last - first + 1 for first, last in seq.emissions)
+    got = seq.emitted_tokens()
     return seq.prompt_tokens + got if got else 0
 
 

@@ -212,7 +212,7 @@ class PolicyRouter(Router):
         if not seq.emissions:
             return INFINITY
         log = self._replicas[number].ranks[rank].log
-        place = self._replicas[number].ranks[rank].first_step + seq.emissions[0][0] - log.retired_steps
+        place = self._replicas[number].ranks[rank].first_step + seq.emissions[0] - log.retired_steps
         return log.end_s[place] if place < len(log.end_s) else INFINITY
 
     def _catch_up(self, now_s: float) -> None:

@@ -16,10 +16,6 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
-FEW_RANGES = 8
-"""Fewer ranges are appended one by one."""
-
-
 class Ranges(NamedTuple):
     """Ranges that are not empty, request by request in order of time: log, first and last step, and the request's row."""
 
@@ -43,38 +39,33 @@ class Emissions:
         self._start = array("q", (-1,)) * n  # arrays: one number is read and set quicker than numpy's
         self._count = array("i", (0,)) * n
         self._log = array("i")
-        self._first = array("q")
-        self._last = array("q")
+        self._steps = array("q")  # first and last in turn
 
-    def note(self, row: int, spans: list[list[int]], log: int) -> None:
-        """Append ranges `[first, last]` of a request in a log, later than those it has; empty ones have `last < first`."""
-        start, count = self._start[row], self._count[row]
-        at = len(self._first)
+    def note(self, row: int, steps: list[int], log: int) -> None:
+        """Append ranges of a request in a log, later than those it has: first and last step in turn; empty ones end before."""
+        start, count, more = self._start[row], self._count[row], len(steps) // 2
+        at = len(self._log)
         if count and start + count != at:  # others came between: bring those it has to the end
-            for column in (self._log, self._first, self._last):
-                column.extend(column[start : start + count])
+            self._log.extend(self._log[start : start + count])
+            self._steps.extend(self._steps[2 * start : 2 * (start + count)])
         elif count:
             at = start
         self._start[row] = at
-        self._count[row] = count + len(spans)
-        if len(spans) < FEW_RANGES:
-            for first, last in spans:
-                self._log.append(log)
-                self._first.append(first)
-                self._last.append(last)
-            return
-        self._log.extend(array("i", (log,)) * len(spans))
-        self._first.fromlist([span[0] for span in spans])  # quicker than to unpack them
-        self._last.fromlist([span[1] for span in spans])
+        self._count[row] = count + more
+        if more == 1:
+            self._log.append(log)
+        else:
+            self._log.extend(array("i", (log,)) * more)
+        self._steps.fromlist(steps)
 
     @classmethod
     def joined(cls, parts: Sequence[Emissions]) -> Emissions:
         """Those of requests one part after the other."""
         whole = cls(0)
         for part in parts:
-            at = len(whole._first)
+            at = len(whole._log)
             whole._start.extend(array("q", (start + at for start in part._start)))
-            for column in ("_count", "_log", "_first", "_last"):
+            for column in ("_count", "_log", "_steps"):
                 getattr(whole, column).extend(getattr(part, column))
         return whole
 
@@ -83,18 +74,19 @@ class Emissions:
 
     def of(self, row: int) -> list[tuple[int, int, int]]:
         """Ranges of a request: log, first and last step."""
-        start = self._start[row]
-        return [(self._log[i], self._first[i], self._last[i]) for i in range(start, start + self._count[row])]
+        start, stop = self._start[row], self._start[row] + self._count[row]
+        steps = self._steps[2 * start : 2 * stop]
+        return list(zip(self._log[start:stop], steps[::2], steps[1::2], strict=True))
 
     def firsts(self) -> tuple[NDArray[np.int32], IntArray]:
         """Log and step of each request's first token, -1 where it has none."""
-        return self._ends(self._first, last=False)
+        return self._ends(last=False)
 
     def lasts(self) -> tuple[NDArray[np.int32], IntArray]:
         """Log and step of each request's last token, -1 where it has none."""
-        return self._ends(self._last, last=True)
+        return self._ends(last=True)
 
-    def _ends(self, steps: array[int], *, last: bool) -> tuple[NDArray[np.int32], IntArray]:
+    def _ends(self, *, last: bool) -> tuple[NDArray[np.int32], IntArray]:
         log = np.full(len(self), -1, dtype=np.int32)
         step = np.full(len(self), -1, dtype=np.int64)
         counts = np.frombuffer(self._count, dtype=np.int32)
@@ -102,7 +94,7 @@ class Emissions:
         if some.any():
             at = np.frombuffer(self._start, dtype=np.int64)[some] + (counts[some] - 1 if last else 0)
             log[some] = np.frombuffer(self._log, dtype=np.int32)[at]
-            step[some] = np.frombuffer(steps, dtype=np.int64)[at]
+            step[some] = np.frombuffer(self._steps, dtype=np.int64)[2 * at + last]
         return log, step
 
     def ranges(self, rows: IntArray) -> Ranges:
@@ -118,9 +110,8 @@ class Emissions:
             skipped = np.cumsum(counts, dtype=np.int64) - counts
             at = np.repeat(at - skipped, counts) + np.arange(int(counts.sum()))
             owner = np.repeat(rows, counts)
-        log = np.frombuffer(self._log, dtype=np.int32)[at]
-        first = np.frombuffer(self._first, dtype=np.int64)[at]
-        last = np.frombuffer(self._last, dtype=np.int64)[at]
+        log = np.frombuffer(self._log, dtype=np.int32).take(at)
+        first, last = np.frombuffer(self._steps, dtype=np.int64).reshape(-1, 2).take(at, axis=0).T
         full = last >= first
         if full.all():
             return Ranges(log, first, last, owner)

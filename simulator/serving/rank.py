@@ -121,7 +121,7 @@ class Rank:
         """
         ends, shift = self.log.end_s, self.first_step - self.log.retired_steps
         while seq.emissions:
-            last = seq.emissions[-1][1]
+            last = seq.emissions[-1]
             place = last + shift
             if place < 0 or (place < len(ends) and ends[place] <= now_s):
                 break

@@ -101,4 +101,4 @@ def apart(asked: Iterable[tuple[float, int, int]]) -> list[Sequence]:
 
 def token_steps(seqs: Iterable[Sequence]) -> list[list[int]]:
     """Numbers of the batches that gave each request its tokens."""
-    return [[n for first, last in seq.emissions for n in range(first, last + 1)] for seq in seqs]
+    return [[n for first, last in seq.ranges() for n in range(first, last + 1)] for seq in seqs]

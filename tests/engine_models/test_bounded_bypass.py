@@ -143,7 +143,7 @@ def test_a_request_that_goes_gives_back_its_pages() -> None:
         gone = scheduler.settle(batch)
     assert gone == [seqs[1]]
     assert scheduler.cancel(seqs[2])
-    assert seqs[2].emissions == [[2, 2]]
+    assert seqs[2].emissions == [2, 2]
     assert scheduler.state() == (0, 0, 0, 16)
 
 

@@ -80,7 +80,7 @@ def test_drafts_cost_tokens_and_rejections_roll_back() -> None:
     seq = Sequence(0, 20, 8, 0.0, acceptance=lambda n: (3, 0, 3)[n % 3])
     batches = steps_of(scheduler_of(speculative_tokens=3), [seq])
     assert rows_of(batches) == [[(0, 20, 0)], [(0, 4, 20)], [(0, 4, 24)], [(0, 4, 25)]]
-    emitted = [batch for first, last in seq.emissions for batch in range(first, last + 1)]
+    emitted = [batch for first, last in seq.ranges() for batch in range(first, last + 1)]
     assert emitted == [0, 1, 1, 1, 1, 2, 3, 3]
 
 

@@ -60,7 +60,7 @@ def served(rows: int, tokens: int, asked: list[tuple[int, int]], *, aggregate: b
 def test_a_timeline_of_a_group(*, aggregate: bool) -> None:
     """`generate` of transformers, which the caller runs: padded to the longest, until the last ends; the third waits for both."""
     seqs = served(2, 64, [(10, 3), (20, 5), (8, 2)], aggregate=aggregate)
-    assert [seq.emissions for seq in seqs] == [[[0, 2]], [[0, 4]], [[5, 6]]]
+    assert [seq.emissions for seq in seqs] == [[0, 2], [0, 4], [5, 6]]
 
 
 @pytest.mark.parametrize("aggregate", [True, False])
@@ -68,7 +68,7 @@ def test_a_timeline_of_a_workspace(*, aggregate: bool) -> None:
     """config.py:261 `max_out_tokens` counts prompt and answer of a row, and all rows are as long as the longest prompt: 20 + 13
     - 1 tokens are in 32, so that of 20 tokens that the first asks for 13 come, and then the group fails; the next begins."""
     seqs = served(2, 32, [(10, 20), (20, 5), (8, 2)], aggregate=aggregate)
-    assert [seq.emissions for seq in seqs] == [[[0, 12]], [[0, 4]], [[13, 14]]]
+    assert [seq.emissions for seq in seqs] == [[0, 12], [0, 4], [13, 14]]
 
 
 def test_a_timeline_of_streamed_weights() -> None:

@@ -123,7 +123,7 @@ class Served:
         assert not replica.busy()
         scheduler.close()
         self.log = replica.ranks[0].log
-        self.tokens = [[n for a, b in seq.emissions for n in range(a, b + 1)] for seq in self.seqs]
+        self.tokens = [[n for a, b in seq.ranges() for n in range(a, b + 1)] for seq in self.seqs]
 
     def _ended(self, seq: Sequence, now_s: float) -> None:
         self.ends[seq.index] = now_s

@@ -150,7 +150,7 @@ def test_a_token_in_flight_at_a_pause_comes_and_is_not_computed_twice() -> None:
     batches = steps_of(rules, BlockTree(5, 4, prefix_caching=False), [request(0, 8, 9), second])
     back = next(batch for batch in batches[1:] if batch.contexts)
     assert rows(back)[0] == (1, 8, 0)
-    assert sum(last - first + 1 for first, last in second.emissions) == 5
+    assert sum(last - first + 1 for first, last in second.ranges()) == 5
     assert second.length == second.final_length == 13
 
 
@@ -279,7 +279,7 @@ def test_blocks_are_conserved_and_all_answers_end(case: dict[str, Any]) -> None:
     assert batches
     for _, seq in made:
         assert seq.state == "finished"
-        assert sum(last - first + 1 for first, last in seq.emissions) == seq.final_length - seq.prompt_tokens
+        assert sum(last - first + 1 for first, last in seq.ranges()) == seq.final_length - seq.prompt_tokens
 
 
 def _with_later(rules: TwoPassRules, kv: BlockTree, later: dict[int, list[Sequence]]) -> list[TwoPassBatch]:

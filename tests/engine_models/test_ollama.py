@@ -56,7 +56,7 @@ class Served:
         scheduler.close()
         log = replica.ranks[0].log
         self.log_ends = list(log.end_s)
-        self.firsts = {seq.index: log.end_s[seq.emissions[0][0]] for seq in self.seqs if seq.emissions}
+        self.firsts = {seq.index: log.end_s[seq.emissions[0]] for seq in self.seqs if seq.emissions}
 
     def _ended(self, seq: Sequence, now_s: float) -> None:
         self.ends[seq.index] = now_s

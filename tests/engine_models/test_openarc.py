@@ -74,7 +74,7 @@ class Served:
 
     def _settled(self, batch: Batch) -> None:
         for seq in self.seqs:
-            if seq.emissions and seq.emissions[0][0] == batch.number:
+            if seq.emissions and seq.emissions[0] == batch.number:
                 self.first.setdefault(seq.index, batch.t_end)
 
     def run(self, *gives_up: tuple[int, float]) -> Served:

@@ -181,7 +181,7 @@ def test_a_request_that_goes_gives_back_its_place() -> None:
         assert batch.tokens == 1
         scheduler.settle(batch)
     assert scheduler.cancel(seqs[2])
-    assert seqs[2].emissions == [[2, 3]]
+    assert seqs[2].emissions == [2, 3]
     assert not scheduler.has_work()
     assert scheduler.state()[2] == scheduler.copies.tokens == 198
 

@@ -62,7 +62,7 @@ def test_a_row_without_memory_goes_to_the_host_and_comes_back() -> None:
         loops(server, [now_s])
         now_s += 0.01
     assert [seq.preemptions for seq in rows] == [0, 1]
-    tokens = [sum(last - first + 1 for first, last in seq.emissions) for seq in rows]
+    tokens = [sum(last - first + 1 for first, last in seq.ranges()) for seq in rows]
     assert tokens == [20, 20]
     assert server.kv.free_tokens == 1210
 

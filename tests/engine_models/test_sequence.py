@@ -23,3 +23,4 @@ def test_ranges_between_pauses_are_those_of_single_batches(
         if number not in pauses:
             one_by_one.emit(number, number)
     assert at_once.emissions == one_by_one.emissions
+    assert at_once.emitted_tokens() == sum(end - begin + 1 for begin, end in at_once.ranges())

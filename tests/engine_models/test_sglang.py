@@ -163,7 +163,7 @@ def test_jumps_equal_steps_and_tokens_are_conserved(
         steps = np.frombuffer(replica.ranks[0].log.end_s)
         assert (np.diff(steps) >= 0).all()
         for seq in requests:
-            emitted = [number for first, last in seq.emissions for number in range(first, last + 1)]
+            emitted = [number for first, last in seq.ranges() for number in range(first, last + 1)]
             assert emitted == sorted(set(emitted))
             assert len(emitted) == seq.final_length - seq.prompt_tokens
             assert seq.state == "dropped" or dict(ends)[seq.index] == steps[emitted[-1]]
@@ -228,9 +228,9 @@ def test_prefill_goes_before_decode() -> None:
     rules = PrefillFirstRules(8, 1024)
     first, second = build([(100, 20, 0.0, 0, 0, True), (100, 20, 0.05, 0, 0, True)])
     serve(rules, RadixPool(4000), [first, second], aggregate=True)
-    start = second.emissions[0][0]
-    assert all(not a <= start <= b for a, b in first.emissions)
-    assert second.emissions == [[start, start + 19]]
+    start = second.emissions[0]
+    assert all(not a <= start <= b for a, b in first.ranges())
+    assert second.emissions == [start, start + 19]
 
 
 def _row(index: int, prompt: int, output: int, arrival_s: float) -> Sequence:
@@ -261,7 +261,7 @@ def test_arrivals_are_taken_in_once_in_so_many_decode_steps(aggregate: bool) -> 
         requests = [_row(0, 100, 200, 0.0), _row(1, 100, 20, arrival_s)]
         replica, _, _ = serve(rules, RadixPool(10_000, 1), requests, aggregate=aggregate)
         ends = np.frombuffer(replica.ranks[0].log.end_s)
-        prefill = requests[1].emissions[0][0]  # the step of its first token; step 0 prefills the other
+        prefill = requests[1].emissions[0]  # the step of its first token; step 0 prefills the other
         before = prefill - 1  # decode steps that went before
         first_after = int(
             np.searchsorted(ends, arrival_s, side="left")

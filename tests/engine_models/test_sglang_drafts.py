@@ -67,7 +67,7 @@ def test_every_request_gets_its_tokens_and_gives_its_memory_back(
     assert pool.free_tokens + pool.tree.evictable_tokens == pool.capacity_tokens
     assert not any(node.lock for node in pool.tree.nodes())
     for seq in requests:
-        emitted = [number for first, last in seq.emissions for number in range(first, last + 1)]
+        emitted = [number for first, last in seq.ranges() for number in range(first, last + 1)]
         assert emitted == sorted(emitted)
         assert len(emitted) == seq.final_length - seq.prompt_tokens
         assert max(emitted.count(number) for number in emitted) <= 1 + drafts

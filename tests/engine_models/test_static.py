@@ -42,7 +42,7 @@ class Served:
         replica.advance(float("inf"))
         scheduler.close()
         self.log = replica.ranks[0].log
-        self.tokens = [[n for a, b in seq.emissions for n in range(a, b + 1)] for seq in self.seqs]
+        self.tokens = [[n for a, b in seq.ranges() for n in range(a, b + 1)] for seq in self.seqs]
 
     def _ended(self, seq: Sequence, now_s: float) -> None:
         self.ends[seq.index] = now_s

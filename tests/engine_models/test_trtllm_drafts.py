@@ -61,7 +61,7 @@ def test_every_request_gets_its_tokens_and_gives_its_memory_back(
     assert kv.free_blocks == kv.capacity_blocks
     assert scheduler._owed == 0
     for seq in requests:
-        emitted = [number for first, last in seq.emissions for number in range(first, last + 1)]
+        emitted = [number for first, last in seq.ranges() for number in range(first, last + 1)]
         assert emitted == sorted(emitted)
         assert len(emitted) == seq.final_length - seq.prompt_tokens
     assert all(batch.decode_tokens == batch.decode_rows * (1 + drafts) for batch in batches)

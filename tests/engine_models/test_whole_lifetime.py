@@ -156,7 +156,7 @@ def test_a_long_prompt_lets_others_in_with_what_its_next_chunk_leaves() -> None:
     assert rows_of(step(scheduler)) == [(0, 4096, 4096)]
     fused = step(scheduler)
     assert rows_of(fused) == [(0, 1808, 8192), (1, 100, 0)]
-    assert [seq.emissions for seq, _, _ in fused.rows or []] == [[[2, 2]], [[2, 2]]]
+    assert [seq.emissions for seq, _, _ in fused.rows or []] == [[2, 2], [2, 2]]
 
 
 def test_without_chunks_few_wait_for_others_or_for_twenty_steps() -> None:
@@ -200,7 +200,7 @@ def test_an_answer_longer_than_its_part_queues_again_at_the_end() -> None:
     # 8 tokens, then the other one, then the prompt with the 8 tokens, of which the other one left 8 in the cache
     assert served[:8] == [[(0, 20, 0)], *([(0, 1, 19 + k)] for k in range(1, 8))]
     assert served[8:12] == [[(1, 40, 0)], [(1, 1, 40)], [(1, 1, 41)], [(0, 20, 8)]]
-    assert sum(last - first + 1 for first, last in long.emissions) == 20
+    assert sum(last - first + 1 for first, last in long.ranges()) == 20
     assert long.state == other.state == "finished"
 
 
@@ -267,7 +267,7 @@ def test_a_client_that_leaves_frees_its_pages() -> None:
     while scheduler.has_work():
         step(scheduler)
     assert scheduler.state()[2] == 0
-    assert [sum(b - a + 1 for a, b in seq.emissions) for seq in seqs] == [1, 10, 0, 0]
+    assert [sum(b - a + 1 for a, b in seq.ranges()) for seq in seqs] == [1, 10, 0, 0]
 
 
 # runs ----------------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_runs_equal_steps(
         served = Served(scheduler, arrivals)
         seqs = [seq for _, seq in arrivals]
         assert all(seq.state == "finished" for seq in seqs)
-        assert [sum(b - a + 1 for a, b in seq.emissions) for seq in seqs] == [answer for _, answer, *_ in drawn]
+        assert [sum(b - a + 1 for a, b in seq.ranges()) for seq in seqs] == [answer for _, answer, *_ in drawn]
         assert scheduler.state()[:3] == (0, 0, 0)
         outcome.append(
             (
@@ -377,5 +377,5 @@ def test_accepted_drafts_end_an_answer_sooner() -> None:
         batches.append((batch.tokens, scheduler.state()[2]))
         scheduler.settle(batch)
     assert batches == [(10, 21), (4, 21), (4, 21), (4, 21)]
-    assert seq.emissions == [[0, 0], *[[step, step] for step in (1, 1, 1, 2, 2, 2, 3, 3)]]
+    assert seq.ranges() == [(0, 0), *[(step, step) for step in (1, 1, 1, 2, 2, 2, 3, 3)]]
     assert (scheduler.verifications, scheduler.accepted_drafts) == (3, 5)
