@@ -21,6 +21,7 @@ from collections.abc import Sequence as Series
 from engine_models.memory.radix import Content, Runs
 from engine_models.parts.kept import Kept, parents_first
 from engine_models.parts.sequence import Sequence
+from hardware_profiles.errors import InfeasibleError
 
 
 class Block:
@@ -181,7 +182,17 @@ class BlockTree:
         return found
 
     def draw(self, blocks: int) -> None:
-        """Take free blocks for rows that count them, the longest free first; what they held cannot be found any more."""
+        """Take free blocks for rows that count them, the longest free first; what they held cannot be found any more.
+
+        Raises InfeasibleError where so many are not free, as the engine stops: a prompt of whole blocks that are all in use
+        is let in as if it took none, and takes one.
+        """
+        if blocks > self.free_blocks:
+            raise InfeasibleError(
+                "the engine would stop here (`Can't allocate new blocks`): a prompt all held by others was let in as if it took "
+                f"none, but its last token is computed anew; all {self.capacity_blocks} blocks of the KV cache are in use",
+                mend="give the KV cache more memory, or set kv_cache_config.enable_block_reuse: false",
+            )
         self.free_blocks -= blocks
         fresh = min(blocks, self._fresh)
         self._fresh -= fresh

@@ -325,7 +325,7 @@ class TwoPassScheduler(Scheduler):
                         at += 1
                         continue
                     coming.add(missing)
-                shared = min(used, (row.prompt - 1) // kv.block_tokens)
+                shared = min(used, row.prompt // kv.block_tokens)
                 need, row.known = -(-row.prompt // kv.block_tokens) - shared, shared * kv.block_tokens
             if taken + need <= free:
                 taken += need

@@ -81,6 +81,25 @@ def test_a_prompt_passed_over_whose_memory_began_prompts_behind_it_hold_stops_th
     assert [seq.state for seq in (first, passed_over, behind)] == ["finished", "waiting", "running"]
 
 
+@pytest.mark.parametrize(("policy", "blocks"), [("GUARANTEED_NO_EVICT", 12), ("MAX_UTILIZATION", 5)])
+def test_a_prompt_that_another_holds_whole_takes_a_block_that_nobody_counted(policy: str, blocks: int) -> None:
+    """`getRemainingBlocksToCompletion`, `getNeededBlocksOneStep`: all blocks in use count as found, but the last token never is.
+
+    Prompts of four blocks of 16, answers of four more. With a block more there is room for what is not counted.
+    """
+    rules = replace(RULES, capacity_scheduler_policy=policy, max_num_tokens=128)
+
+    def twin(index: int) -> Sequence:
+        return Sequence(
+            index, 64, 64, 0.0, runs=((7, 0, 64), (2000 + index, 0, 64)), shareable_tokens=64, output_shared=True
+        )
+
+    with pytest.raises(InfeasibleError, match=r"(?s)let in as if it took none.*enable_block_reuse"):
+        steps_of(rules, BlockTree(blocks, 16), [twin(0)], {1: [twin(1)]})
+    batches = steps_of(rules, BlockTree(13, 16), [twin(0)], {1: [twin(1)]})
+    assert [(seq.index, new, before) for seq, new, before in batches[1].rows or ()] == [(1, 1, 63), (0, 1, 64)]
+
+
 def conserved(scheduler: TwoPassScheduler) -> None:
     """Every block is free or held, and a block that rows share is counted once."""
     kv, shared, own = scheduler.kv, {}, 0
