@@ -91,7 +91,7 @@ def test_a_row_that_is_paused_comes_back_with_all_that_its_drafts_gave_it() -> N
     assert [(batch.prefill, batch.decode_rows) for batch in batches] == [
         ([(8, 0), (8, 0)], 0), ([], 2), ([], 1), ([(13, 0)], 0), ([], 1)
     ]
-    assert [[first for first, _ in seq.emissions] for seq in seqs] == [[0, *[1] * 4, *[2] * 4], [0, *[1] * 4, 3, *[4] * 3]]
+    assert [[first for first, _ in seq.ranges()] for seq in seqs] == [[0, *[1] * 4, *[2] * 4], [0, *[1] * 4, 3, *[4] * 3]]
     assert [seq.preemptions for seq in seqs] == [0, 1]
     assert scheduler.kv.free_blocks == 6
 
