@@ -50,7 +50,9 @@ def routing_of(
     if router.policy is not None:
         given[system.policy_flag] = router.policy
     block = plan.limits.block_tokens
-    if not system.tuned_by or given.get(system.tuned_by, True) is True:
+    tunes = not system.tuned_by or given.get(system.tuned_by, True) is True
+    reads_blocks = tunes and system.tuned_each != "" and system.tuned_each not in given
+    if tunes:
         for name, limit in system.tuned.items():
             given.setdefault(name, limit(plan.limits))
     flags = system.read(given, WHERE)
@@ -99,6 +101,7 @@ def routing_of(
         block_tokens=block,
         hop_s=router.hop_s,
         adapter_places=plan.costs.adapters.limits.on_device if plan.costs.adapters is not None else 0,
+        reads_blocks=reads_blocks,
     )
     return routing, notes
 

@@ -65,8 +65,9 @@ def _check_routers(scenario: Scenario, groups: Sequence[Sequence[int]], routings
                 mend="give the pools the same block size, or use an ideal rule, such as router: least_requests",
             )
         tuned = first.flags.values if first.flags is not None else {}
+        own = first.system.tuned_each if first.system is not None and first.reads_blocks else None
         for name, value in tuned.items():
-            if any(each.flags is None or each.flags.values[name] != value for each in others):
+            if name != own and any(each.flags is None or each.flags.values[name] != value for each in others):
                 raise InputError(
                     f"a router of {router.system} with another `{name}` for each server, as it is tuned, is not modelled yet",
                     where="deployment.router",

@@ -90,10 +90,6 @@ REFUSED = {
         scenario(pool("a"), pool("b", engine_args={"block_size": 32}), router={"system": "dynamo", "policy": "kv"}),
         "KV blocks of several sizes",
     ),
-    "servers-to-which-a-router-is-tuned-apart": (
-        scenario(pool("a"), pool("b", hardware="a100-sxm-80gb", weights="int4"), router={"system": "llm-d"}),
-        "a router of llm-d with another `lru_capacity_per_server` for each server",
-    ),
     "beside-roles": (
         scenario(pool("p", role="prefill"), pool("d", role="decode"), pool("m")),
         "pools 'p', 'd', 'm' are for the same requests",

@@ -455,6 +455,8 @@ def policy_router(
         return PolicyRouter(replicas, RULES[routing.rule](n, draw), choice, limit=limit, seed=seed)
     policy = _policy(routing.system, routing.flags, routing.role, n, draw)
     chain = news = None
+    if routing.reads_blocks:
+        policy.told_blocks([replica.ranks[0].scheduler.state()[-1] for replica in replicas])
     if isinstance(policy, KvRouter):
         chain = ChainKeys(policy.block_tokens)
         news = BlockNews(replicas, policy, chain, routing.news_s) if policy.follows_events else None

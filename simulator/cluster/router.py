@@ -102,6 +102,7 @@ class Routing:
     `unit` are the units of text a token where a product reads text, `seed` draws that of its random choices, `news_s` the time
     until it hears of an engine's blocks, `hop_s` what it adds to the way of a request, before it decides. `role` is that of the
     replicas, prefill or decode, where they have one. `adapter_places` are the LoRA adapters that a replica's devices hold.
+    `reads_blocks` : whether it asks each replica how many KV blocks it has.
     """
 
     rule: str = "round_robin"
@@ -114,6 +115,7 @@ class Routing:
     hop_s: float = 0.0
     role: str = ""
     adapter_places: int = 0
+    reads_blocks: bool = False
 
     @property
     def computes(self) -> bool:

@@ -122,6 +122,44 @@ def test_a_worker_forgets_what_was_used_longest_ago_the_begin_first() -> None:
     assert index.matched(index.blocks(new)) == [0]
 
 
+def test_each_worker_knows_as_many_blocks_as_it_has() -> None:
+    policy = scored(2, {"prefix-cache-scorer": 1})
+    policy.told_blocks([10, 20])
+    for index in range(2):
+        for worker in range(2):
+            policy.sent(text(10 * index + worker, 640, segment=index), worker, 0.0)
+    assert policy.matched(text(99, 640, segment=0)).tolist() == [0.0, 1.0]
+    assert policy.matched(text(98, 640, segment=1)).tolist() == [1.0, 1.0]
+
+
+def unlike(small: int, **router: Any) -> dict[str, Any]:
+    """Two pools for the same requests, one of which has a small KV cache, before which a few long texts take turns."""
+    pools = [
+        {"name": name, "engine": "vllm", "hardware": "h100-sxm-80gb", "engine_args": {"max_model_len": 4096, **args}}
+        for name, args in (("large", {}), ("small", {"num_gpu_blocks_override": small}))
+    ]
+    load = {
+        "arrivals": {"kind": "constant", "rate": 2},
+        "shared_prefix": {"groups": 12, "tokens": 2000},
+        "prompt_tokens": 100,
+        "output_tokens": 10,
+        "requests": 60,
+    }
+    around = {"pools": pools, "router": {"system": "llm-d", "scorers": {"prefix-cache-scorer": 1}, **router}}
+    return {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": around, "workload": load}
+
+
+def test_servers_with_unlike_caches_forget_each_by_its_own() -> None:
+    """The router is tuned to each: a small server loses texts that a large one keeps, unless one count is stated for both."""
+    small = simulate(unlike(300)).requests_frame()
+    stated = simulate(unlike(300, lru_capacity_per_server=31_250)).requests_frame()
+    share = [(frame["pool"] == "small").mean() for frame in (small, stated)]
+    assert share[0] < share[1]
+    assert small["cached_tokens"].sum() > stated["cached_tokens"].sum()
+    one, other = (simulate(unlike(300), aggregate=aggregate).requests_frame() for aggregate in (True, False))
+    assert one.equals(other)
+
+
 def test_pickers() -> None:
     weighted = scored(3, {"kv-cache-utilization-scorer": 1}, picker="weighted-random-picker")
     weighted.saw((0,) * 3, (0,) * 3, (0.4, 0.7, 1.0))

@@ -108,10 +108,14 @@ REFUSED = {
 
 
 class TextIndex:
-    """Which worker was sent which blocks of text, each as many as it may know, used longest ago forgotten first."""
+    """Which worker was sent which blocks of text, each as many as it may know, used longest ago forgotten first.
+
+    capacities : blocks of each worker.
+    """
 
     def __init__(self, workers: int, block_units: int, blocks: int, most_blocks: int) -> None:
-        self._size, self._capacity, self._most = block_units, blocks, most_blocks
+        self._size, self._most = block_units, most_blocks
+        self.capacities: Series[int] = [blocks] * workers
         self._chain = ChainKeys(block_units)
         self._ends: dict[tuple[object, ...], int] = {}  # last blocks that are not full, by all before and the rest
         self._alone = count(-1, -1)  # names of blocks that no other text has
@@ -146,14 +150,14 @@ class TextIndex:
 
     def insert(self, names: Series[int], worker: int) -> None:
         """A worker is sent a text."""
-        mine = self._of[worker]
+        mine, capacity = self._of[worker], self.capacities[worker]
         for name in names:
             if name in mine:
                 mine.move_to_end(name)
                 continue
             mine[name] = None
             self._with.setdefault(name, set()).add(worker)
-            if len(mine) > self._capacity:
+            if len(mine) > capacity:
                 self._drop(mine.popitem(last=False)[0], worker)
 
     def _drop(self, name: int, worker: int) -> None:
@@ -211,6 +215,10 @@ class Scored(LoadPolicy):
     def saw(self, waiting: Series[int], running: Series[int], used: Series[float]) -> None:
         """As of the base."""
         self.waiting, self.running, self.used = (np.array(each, float) for each in (waiting, running, used))
+
+    def told_blocks(self, blocks: Series[int]) -> None:
+        """As of the base."""
+        self.index.capacities = blocks
 
     def saw_adapters(self, running: Series[set[int]], waiting: Series[set[int]], places: int) -> None:
         """As of the base."""
@@ -397,5 +405,6 @@ SYSTEM = RouterSystem(
         "lru_capacity_per_server": lambda limits: limits.kv_blocks,
     },
     tuned_by="auto_tune",
+    tuned_each="lru_capacity_per_server",
     unmodelled=UNMODELLED,
 )

@@ -109,6 +109,9 @@ class Policy:
     def saw_adapters(self, running: Series[set[int]], waiting: Series[set[int]], places: int) -> None:
         """Take in whose requests run and wait at each worker, by adapter; each has so many places for them."""
 
+    def told_blocks(self, blocks: Series[int]) -> None:
+        """Take in how many KV blocks each worker has, before the first request."""
+
     def set_up(self, workers: Series[int]) -> None:
         """From now on only these workers may be chosen."""
         self.up = sorted(workers)

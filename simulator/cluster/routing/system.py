@@ -138,7 +138,8 @@ class RouterSystem:
     breaks : whether it has circuit breakers.
     reads_characters : whether it matches characters of a text, else tokens.
     unmodelled : flags it has that change which worker is chosen or when, and are refused; why.
-    tuned : flags that the servers' own limits say; where the flag `tuned_by` is on, if there is one.
+    tuned : flags that the servers' own limits say; where the flag `tuned_by` is on, if there is one. Of these `tuned_each` is the
+        count of KV blocks, which each server says for itself.
     """
 
     version: str
@@ -156,6 +157,7 @@ class RouterSystem:
     unmodelled: Mapping[str, str] = field(default_factory=dict)
     tuned: Mapping[str, Callable[[Limits], int]] = field(default_factory=dict)
     tuned_by: str = ""
+    tuned_each: str = ""
 
     def pairs(self, *, at_once: bool) -> bool:
         """Whether it sends a request to a prefill and a decode server, at once or in turn."""
