@@ -182,12 +182,6 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
     if not (strikes or stalls or scaling or any(given is not None for given in waits)):
         return list(pools), None, []
     computes = next((each.routing for each in pools if each.routing.computes), None)
-    if computes is not None and around.admission is not None:
-        raise InputError(
-            "limits of the router beside decode servers that compute prompts are not modelled yet",
-            where="deployment.admission",
-            mend="leave them out, or use a router that sends every prompt to a prefill server",
-        )
     mute = next(((each, each.plan.handover) for each in pools if each.plan.handover and not each.plan.handover.drops), None)
     if mute is not None:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ def test_what_never_comes_changes_nothing(router: str, beside: str) -> None:
     plain = simulate(fleet(router, beside, duration=3))
     never = {"events": [{"at_s": 1e9, "kind": "node", "pool": "d", "replica": 0}]}
     scaler = {**HPA, "metric": "requests_in_flight", "target": 1e6, "min_replicas": 2, "max_replicas": 2}
-    held = simulate(fleet(router, beside, duration=3, client={"timeout_s": 1e6}, failures=never, autoscaler=scaler))
+    idle = {"failures": never, "autoscaler": scaler, "admission": {"max_inflight": 10**6, "rate_per_s": 1e6, "burst": 100}}
+    held = simulate(fleet(router, beside, duration=3, client={"timeout_s": 1e6}, **idle))
     one, other = (run.requests_frame() for run in (plain, held))
     assert [column for column in one if not one[column].equals(other[column])] == []
     assert plain.result["metrics"] == held.result["metrics"]
@@ -151,6 +153,52 @@ def test_a_decode_server_that_is_lost_unheard_asks_nobody_for_prompts() -> None:
     assert soon.reason[1] == Reason.NODE_LOST
     assert np.isnan(soon.handed.prefill_end_s[1])
     assert (soon.reason[2:] == Reason.SHED_503).all()
+
+
+def most_at_once(begin_s: Any, end_s: Any) -> int:
+    """How many of these spans cover a moment at most; one that ends as another begins has ended."""
+    moves = sorted([(float(end), -1) for end in end_s] + [(float(begin), 1) for begin in begin_s])
+    return max(accumulate(step for _, step in moves))
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_no_server_has_more_requests_than_the_limit(router: str) -> None:
+    """llm-d's decode servers have a request from its choice on; Dynamo's those that come to them first."""
+    data = fleet(router, admission={"max_inflight": 2})
+    frame = simulate(data).requests_frame()
+    assert 0 < (frame["reason"] == "shed_429").sum() < len(frame)
+    done = frame[frame["status"] == "finished"]
+    assert (done["transfer_bytes"] > 0).any()
+    if router == "dynamo":
+        done = done[done["transfer_bytes"].isna()]
+    for _, mine in done.groupby("instance_id"):
+        assert most_at_once(mine["arrival_s"], mine["end_s"] - 0.02) <= 2  # its answer has yet to pass the front end
+    unharmed(data)
+
+
+@pytest.mark.parametrize("beside", ["alone", "beside", "mixed"])
+def test_requests_wait_before_decode_servers_that_compute(beside: str) -> None:
+    """Whoever waits is let in when a request has ended: all are answered, later; a rate lets so many in."""
+    data = fleet("llm-d", beside, admission={"max_inflight": 2, "on_full": "wait"})
+    plain, held = (simulate(each) for each in (fleet("llm-d", beside), data))
+    assert held.result["totals"]["completed"] == held.result["totals"]["offered"] == plain.result["totals"]["completed"]
+    assert held.result["metrics"]["ttft_ms"]["mean"] > plain.result["metrics"]["ttft_ms"]["mean"]
+    unharmed(data)
+    unharmed(fleet("llm-d", beside, admission={"max_inflight": 2, "on_full": "wait", "max_queue": 3}))
+    slow = fleet("llm-d", beside, admission={"rate_per_s": 5, "burst": 2})
+    frame = simulate(slow).requests_frame()
+    assert 20 < (frame["status"] == "finished").sum() <= 5 * 6 + 2
+    unharmed(slow)
+
+
+def test_a_limit_of_dynamos_routers_lets_computed_prompts_go_on() -> None:
+    """Nobody is sent away whose prompt is computed, however many the decode servers have."""
+    prompts = {"prompt_tokens": 3000, "output_tokens": {"kind": "constant", "value": 200}, "shared_prefix": None}
+    data = fleet("dynamo", admission={"max_inflight": 1, "on_full": "wait"})
+    data["workload"] = {key: value for key, value in {**data["workload"], **prompts}.items() if value is not None}
+    totals = simulate(data).result["totals"]
+    assert totals["completed"] == totals["offered"] > 40
+    unharmed(data)
 
 
 AROUND: list[tuple[dict[str, Any], dict[str, Any]]] = [

@@ -210,10 +210,6 @@ REFUSED = {
         scenario([*pair(), *QWENS], TWO, transfer=[{"from": "p", "to": "qwens", "bytes_per_s": 1e9}]),
         "no request passes from 'p' to 'qwens'",
     ),
-    "computing": (
-        scenario([*pair(), pool("whole")], [load("all")], router=LLM_D, admission={"max_inflight": 3}),
-        "limits of the router beside decode servers that compute prompts are not modelled yet",
-    ),
 }
 
 

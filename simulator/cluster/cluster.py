@@ -529,7 +529,12 @@ class Cluster:
 
     def _run_to(self, replica: int, to_s: float) -> None:
         """Advance a replica."""
+        self._look(to_s)
         self.replicas[replica].advance(to_s)
+
+    def _look(self, now_s: float) -> None:
+        """Let the router read what replicas say of themselves, if it is time, before any is advanced."""
+        self._router.look(now_s)
 
     def _keep(self, seq: Sequence) -> None:
         """Note what a request that ends without its answer knows."""
@@ -579,6 +584,7 @@ class Cluster:
             return
         at = self._replica_of[number]
         replica = self.replicas[at]
+        self._look(now_s)
         replica.advance(now_s)
         if self._live.get(seq.index) is not seq:  # it has just ended
             return
@@ -693,6 +699,7 @@ class Cluster:
                 self._wake_s[number] = INFINITY
             if due_s > self._end_s:  # the last request was sent meanwhile
                 return
+            self._look(due_s)
             replica.advance(due_s)
             self._tell(number)
             if due_s < self._end_s:
@@ -714,7 +721,7 @@ class Cluster:
 
     def _next_s(self) -> float:
         """When something next happens outside of the replicas."""
-        return min(self._clock.next_event_s(), self._next_reach_s)
+        return min(self._clock.next_event_s(), self._next_reach_s, self._router.looks_s())
 
     # -- ending ---------------------------------------------------------------------------------------------
 

@@ -33,8 +33,10 @@ class ComputingCluster(HandoverCluster):
 class KeepingCluster(ComputingCluster):
     """The router of the second stage first says who computes a prompt and answers; else both stages choose in turn.
 
-    Parameters as of the base.
+    Parameters as of the base. Limits of the router hold at both stages for who comes, not for who goes on to the second.
     """
+
+    _limits_at = (True, True)
 
     def _send(self, block: Rows, seq: Sequence) -> None:
         row = seq.index - block.first
@@ -56,8 +58,10 @@ class KeepingCluster(ComputingCluster):
 class DecidingCluster(ComputingCluster):
     """A request's decode replica is chosen first; the router then says whether another computes the prompt.
 
-    Parameters as of the base.
+    Parameters as of the base. Limits of the router hold at the replica that is chosen first, from then to the answer's end.
     """
+
+    _limits_at = (False, True)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -26,10 +26,14 @@ class ElasticComputing(ElasticPull, ComputingCluster):
     """What both ways have in common; parameters as of the bases."""
 
     def _made_door(self, rules: Admission) -> Door:
-        return Door(rules, self._second.has_room)
+        return Door(rules, self._lets_in)
+
+    def _lets_in(self, now_s: float, seq: Sequence) -> bool:
+        """Whether there is room for a request that comes now."""
+        return self._second.has_room(now_s, seq)
 
     def _send(self, block: Rows, seq: Sequence) -> None:
-        if self._second.has_room(self._clock.now_s, seq):
+        if self._lets_in(self._clock.now_s, seq):
             super()._send(block, seq)
         else:
             self._turn_away(block, seq, REJECTED, Reason.SHED_503)
@@ -98,6 +102,13 @@ class ElasticDeciding(ElasticComputing, DecidingCluster):
 class ElasticKeeping(ElasticComputing, KeepingCluster):
     """The router of the second stage first says who computes a prompt and answers."""
 
+    def _lets_in(self, now_s: float, seq: Sequence) -> bool:
+        prompts = self._router
+        return super()._lets_in(now_s, seq) and (prompts.has_room(now_s, seq) or not prompts.serves(seq))
+
+    def _goes_to_second(self, prompt: Sequence) -> bool:
+        return self._second.serves(prompt)
+
     def _keeper(self, now_s: float, answer: Sequence, session: int) -> int | None:
         if self._router.has_room(now_s, answer):
             return super()._keeper(now_s, answer, session)
@@ -111,7 +122,7 @@ class ElasticComputingFleet(ElasticFleet, ElasticComputing):
         return Door(rules, self._has_room, self._group)
 
     def _has_room(self, now_s: float, seq: Sequence) -> bool:
-        return (self._second if self._goes_on(seq) else self._router).has_room(now_s, seq)
+        return self._lets_in(now_s, seq) if self._goes_on(seq) else self._router.has_room(now_s, seq)
 
 
 class ElasticDecidingFleet(ElasticComputingFleet, ElasticDeciding, DecidingFleet):

@@ -50,8 +50,8 @@ class HandoverCluster(Cluster):
 
     changing = False
     """Whether replicas come and go."""
-    _at_once = False
-    """Whether both servers of a request are chosen when it comes."""
+    _limits_at = (True, False)
+    """Whether limits of the router hold at the servers of each stage."""
 
     def __init__(
         self,
@@ -171,9 +171,9 @@ class HandoverCluster(Cluster):
         system = rule.system if isinstance(rule, Routing) else None
         self._holds_prefill = system is not None and system.holds_prefill
         executors = [[servers.plan.executor for servers in stage for _ in range(servers.replicas)] for stage in self._stages]
-        both = self._admission if self._at_once else None
-        self._second = router_of(self.replicas[self._first :], second, executors[1], both, changing=self.changing)
-        router = router_of(self.replicas[: self._first], first, executors[0], self._admission, changing=self.changing)
+        limits = [self._admission if held else None for held in self._limits_at]
+        self._second = router_of(self.replicas[self._first :], second, executors[1], limits[1], changing=self.changing)
+        router = router_of(self.replicas[: self._first], first, executors[0], limits[0], changing=self.changing)
         router.reads_text = router.reads_text or self._second.reads_text
         return router
 
@@ -305,12 +305,20 @@ class HandoverCluster(Cluster):
 
     # -- waking ---------------------------------------------------------------------------------------------
 
+    def _next_s(self) -> float:
+        return min(super()._next_s(), self._second.looks_s())
+
+    def _look(self, now_s: float) -> None:
+        super()._look(now_s)
+        self._second.look(now_s)
+
     def _advance(self, number: int, to_s: float) -> None:
         """Advance the replica of a rank."""
         self._run_to(self._replica_of[number], to_s)
 
     def _run_to(self, at: int, to_s: float) -> None:
         """Advance a replica, and those that share something with it; carry on what they say to their peers."""
+        self._look(to_s)
         self._turning[at].advance(to_s)
         for number in self._together[at]:
             for place, peer in enumerate(self._turning[number].peers):
@@ -396,7 +404,7 @@ class ReservingCluster(HandoverCluster):
     """Prefill and decode replicas that get a request at once, the second of which reserves memory before the first begins."""
 
     _pairs: dict[int, Pair]
-    _at_once = True
+    _limits_at = (True, True)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._pairs = {}

@@ -259,6 +259,15 @@ class GroupRouter(Router):
         members = self._replicas[group]
         self.routers[group].serving([members.index(replica) for replica in replicas])
 
+    def looks_s(self) -> float:
+        """As of the base."""
+        return min(router.looks_s() for router in self.routers)
+
+    def look(self, now_s: float) -> None:
+        """As of the base."""
+        for router in self.routers:
+            router.look(now_s)
+
     def note(self, replica: int) -> None:
         """As of the base."""
         for group, local in self._seen_by[replica]:
@@ -290,6 +299,10 @@ class GroupRouter(Router):
         again_s = self.routers[self._group_of(seq)].refused(seq, now_s)
         self.ended(seq, now_s)  # the others
         return again_s
+
+    def serves(self, seq: Request) -> bool:
+        """As of the base."""
+        return self.routers[self._group_of(seq)].serves(seq)
 
     def has_room(self, now_s: float, seq: Request | None = None) -> bool:
         """As of the base; where no request is named, of the only group."""

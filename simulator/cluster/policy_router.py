@@ -249,10 +249,18 @@ class PolicyRouter(Router):
                 if self._news is not None:
                     self._news.sent(number, answered_s)
 
-    def _poll(self, now_s: float) -> None:
-        """Look at the replicas' loads, if it is time: tokens in their KV caches, and of prompts that wait."""
+    def looks_s(self) -> float:
+        """As of the base."""
+        return self._poll_s if self.policy.polls_s else INFINITY
+
+    def look(self, now_s: float) -> None:
+        """As of the base."""
         if self.policy.polls_s and now_s >= self._poll_s:
             self._scrape(now_s)
+
+    def _poll(self, now_s: float) -> None:
+        """Look at the replicas' loads, if it is time: tokens in their KV caches, and of prompts that wait."""
+        self.look(now_s)
         polled = self._polled
         if polled is None or now_s < self._poll_s:
             return
@@ -289,7 +297,13 @@ class PolicyRouter(Router):
     def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         """As of the base."""
         arrival = self._look(now_s, seq, session)
-        return self._give(arrival, self.policy.choose(arrival, now_s), seq, now_s)
+        full = self._limit is not None and not self.policy.up
+        if full:  # it is under way, and has to go on
+            self._set_up(full_too=True)
+        number = self._give(arrival, self.policy.choose(arrival, now_s), seq, now_s)
+        if full:
+            self._set_up()
+        return number
 
     def keeps(self, now_s: float, seq: Sequence, session: int) -> int | None:
         """As of the base."""
@@ -396,15 +410,21 @@ class PolicyRouter(Router):
             return None
         return now_s + self._retries.delay_s(failed, self._draw)
 
-    def _set_up(self) -> None:
-        """Let the policy know who may be chosen: they serve, breakers closed, and below the limit."""
+    def _set_up(self, *, full_too: bool = False) -> None:
+        """Let the policy know who may be chosen: they serve, breakers closed, and below the limit, or at it if `full_too`."""
         closed = set(self._breakers.up()) if self._breakers is not None else self._serving
-        up = [n for n in self._serving if n in closed and self._flying[n] != self._limit]
+        limit = INFINITY if self._limit is None or full_too else self._limit
+        up = [n for n in self._serving if n in closed and self._flying[n] < limit]
         self.policy.set_up(up)
+
+    def serves(self, seq: Sequence) -> bool:
+        """As of the base."""
+        return bool(self._serving)
 
     def has_room(self, now_s: float, seq: Sequence | None = None) -> bool:
         """As of the base."""
         if not self.policy.up:
+            self.look(now_s)
             self._catch_up(now_s)
         if self._breakers is not None and self._breakers.back(now_s):
             self._set_up()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mypy_extensions import mypyc_attr
 
+from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.records import dataclass
 
@@ -43,6 +44,13 @@ class Router:
     def note(self, replica: int) -> None:
         """Take in that a replica was submitted to, or advanced; one that looks for itself need not."""
 
+    def looks_s(self) -> float:
+        """When it reads next what replicas say of themselves; none is advanced beyond without `look`."""
+        return INFINITY
+
+    def look(self, now_s: float) -> None:
+        """Read what replicas say of themselves, if it is time for that by now."""
+
     def took(self, replica: int) -> None:
         """Take in that a replica was submitted to, and that nothing else has changed there since it was noted last."""
         self.note(replica)
@@ -71,6 +79,10 @@ class Router:
 
     def has_room(self, now_s: float, seq: Sequence | None = None) -> bool:
         """Whether some replica may get a request, or the one given, now."""
+        return True
+
+    def serves(self, seq: Sequence) -> bool:
+        """Whether some replica that may get a request serves, with room or not."""
         return True
 
     def shared(self, seq: Sequence, session: int, replica: int, now_s: float) -> None:

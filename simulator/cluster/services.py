@@ -130,9 +130,10 @@ class Fleet(HandoverCluster, MixedCluster):
             first.append((prompts, replace(routing, role="prefill")))
             self._second_group[group] = len(second)
             second.append((answers, replace(routing, role="decode", seed=_next_of(routing.seed))))
-        both = self._admission if self._at_once else None
-        self._second = self._stage(second, lambda seq: self._second_group[self._group(seq)], both)
-        router = self._stage(first, self._group, self._admission)
+        prompts_limit, answers_limit = (self._admission if held else None for held in self._limits_at)
+        self._second = self._stage(second, lambda seq: self._second_group[self._group(seq)], [answers_limit] * len(second))
+        limits = [prompts_limit if paired else self._admission for paired in self._paired]
+        router = self._stage(first, self._group, limits)
         router.reads_text = router.reads_text or self._second.reads_text
         self._seen_in: list[Router] = [router] * len(self.replicas)
         for at in chain.from_iterable(members for members, _ in second):
@@ -143,19 +144,19 @@ class Fleet(HandoverCluster, MixedCluster):
         self,
         groups: Sequence[tuple[list[int], Routing]],
         group_of: Callable[[Request], int],
-        admission: Admission | None,
+        limits: Sequence[Admission | None],
     ) -> GroupRouter:
-        """The routers of a stage."""
+        """The routers of a stage, each with its limits."""
         executors = [servers.plan.executor for servers in self._servers]
         routers = [
             router_of(
                 [self.replicas[at] for at in members],
                 routing,
                 [executors[at] for at in members],
-                admission,
+                limit,
                 changing=self.changing,
             )
-            for members, routing in groups
+            for (members, routing), limit in zip(groups, limits, strict=True)
         ]
         return GroupRouter(routers, [members for members, _ in groups], self._number_of, group_of)
 
@@ -200,7 +201,7 @@ class Fleet(HandoverCluster, MixedCluster):
         if at < self._whole:
             super()._run_to(at, to_s)
         else:
-            self.replicas[at].advance(to_s)
+            Cluster._run_to(self, at, to_s)
 
     def _watch(self, number: int) -> None:
         if number < self._whole:

@@ -14,6 +14,7 @@ from simulator import load_scenario, simulate
 from simulator.cluster.routing.llm_d import SYSTEM, Scored, TextIndex
 from simulator.cluster.routing.policy import Arrival
 from simulator.prepare import prepare
+from tests.clusters import jumps_as_it_steps
 from tests.guard.cases import given, poisson
 
 
@@ -160,6 +161,19 @@ def test_servers_with_unlike_caches_forget_each_by_its_own() -> None:
     assert one.equals(other)
 
 
+@pytest.mark.parametrize("seed", [5, 6])
+def test_what_is_scraped_is_of_the_time_of_the_scrape(seed: int) -> None:
+    """However far the servers are when it is asked for: steps by runs are steps one by one where requests wait for others."""
+    load = {
+        "arrivals": {"kind": "closed_loop", "concurrency": 12, "think_time_s": 0.2},
+        "prompt_tokens": {"kind": "lognormal", "mean": 800, "p99": 4000},
+        "output_tokens": {"kind": "lognormal", "mean": 60, "p99": 300},
+        "requests": 60,
+    }
+    servers = {"engine": "vllm", "hardware": "h100-sxm-80gb", "replicas": 3, "router": {"system": "llm-d"}}
+    jumps_as_it_steps({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": servers, "workload": load, "seed": seed})
+
+
 def test_pickers() -> None:
     weighted = scored(3, {"kv-cache-utilization-scorer": 1}, picker="weighted-random-picker")
     weighted.saw((0,) * 3, (0,) * 3, (0.4, 0.7, 1.0))
@@ -277,7 +291,6 @@ def test_decode_servers_compute_what_they_lack_little_of() -> None:
     [
         (split("sglang"), "this router before prefill and decode pools of these servers"),
         (split("trtllm"), "this router before prefill and decode pools of these servers"),
-        (split(admission={"max_inflight": 4}), "beside decode servers that compute prompts"),
     ],
 )
 def test_deciders_are_refused_where_they_are_not_modelled(data: dict[str, Any], words: str) -> None:
