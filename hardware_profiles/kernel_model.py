@@ -309,6 +309,17 @@ class KernelModel(Ops):
         same = np.isclose(surface.features, like)[:, [2, 7]]
         return bool(same.all(axis=1).any())
 
+    def _query_format(self, fmt: str, kv_fmt: str, head_dim: int) -> str:
+        """Format that prompts' queries are in: a backend that was timed over a narrow cache with queries as narrow alone takes no
+        others (FlashAttention 3 and TensorRT-LLM's kernel, as SGLang calls them)."""
+
+        def timed(queries: str) -> bool:
+            key = f"attention_context/{queries}/{kv_fmt}"
+            surface = self.surface(key) if key in self.groups else None
+            return surface is not None and self._timed(key, surface, self.attention_of_prompts, head_dim)
+
+        return kv_fmt if self.attention_of_prompts and kv_fmt != fmt and not timed(fmt) and timed(kv_fmt) else fmt
+
     def _attention(self, key: str, surface: Surface, layer: tuple[float, float, int, int], backend: str) -> tuple[float, ...]:
         """Features of an attention layer (heads, KV heads, their width, window) on the backend asked for, where it was timed
         with heads so wide; else on the likely one. Windows that it was not timed with are those of its own narrower heads: which
@@ -628,6 +639,7 @@ class KernelModel(Ops):
             shape_there = (heads, kv_heads, head_dim, window_tokens)
             return lender.prefill_attention_s(fmt, kv_fmt, *shape_there, new_tokens, prior_tokens, batch)
         fmt, kv_fmt = canonical_format(fmt), canonical_format(kv_fmt)
+        fmt = self._query_format(fmt, kv_fmt, head_dim)
         q, p0, b = np.broadcast_arrays(as_array(new_tokens), np.maximum(as_array(prior_tokens), 0.0), as_array(batch))
         new, rows = np.maximum(q, 1.0), np.maximum(b, 1.0)
         key, p = self._group(

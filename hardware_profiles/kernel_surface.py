@@ -154,6 +154,8 @@ def locate(axis: Array, value: Array) -> tuple[NDArray[np.intp], Array]:
 #: Distance between two backends in the features of a shape: they share little. unit: octaves of the shape, kind:
 #: assumed, 2026-11.
 KERNEL_GAP = 6.0
+#: Distance up to which two shapes are one: their features are sums of logarithms. unit: octaves, kind: by construction.
+SAME_SHAPE = 1e-6
 
 
 def gemm_shape(n: float, k: float) -> tuple[float, ...]:
@@ -267,12 +269,16 @@ def served_features(features: Array, names: Sequence[str]) -> Array:
 
 
 def likely_kernel(op: str, features: Array, shape: tuple[float, ...]) -> int:
-    """Number of the backend that measured shapes like this one run on: each votes ``exp(-distance)``.
+    """Number of the backend that measured shapes like this one run on: each votes ``exp(-distance)``, for those alone that this
+    very shape was measured on, if it was.
 
     features (S, d) of the measured shapes and `shape` as :func:`moe_shape` and its like give them; the last is the
     backend. Having expert parallelism at all tells backends apart.
     """
     gap = (features[:, :-1] - np.array(shape[:-1])) * np.array(KERNEL_WEIGHT[op])
     parallel = 4.0 * ((features[:, 4] > 0) != (shape[4] > 0)) if op == "moe" else 0.0
-    vote = np.exp(-np.sqrt(np.sum(gap * gap, axis=1) + np.square(parallel)))
-    return int(np.argmax(np.bincount(np.rint(features[:, -1] / KERNEL_GAP).astype(int), vote)))
+    distance = np.sqrt(np.sum(gap * gap, axis=1) + np.square(parallel))
+    backend = np.rint(features[:, -1] / KERNEL_GAP).astype(int)
+    own = backend[distance < SAME_SHAPE]
+    vote = np.where(np.isin(backend, own), np.exp(-distance), 0.0) if len(own) else np.exp(-distance)
+    return int(np.argmax(np.bincount(backend, vote)))
