@@ -38,7 +38,7 @@ class DecodeSet:
         self.steps = 0
         self.count = 0
         self.offset_sum = 0
-        self.phases = [0] * block_tokens
+        self.phases = [0] * block_tokens  # rows that need a block when so many steps, modulo a block's tokens, are counted
         self.top_order = -1  # highest admission number that ever joined
         self._ends: list[tuple[int, int, Sequence]] = []
 
@@ -49,7 +49,7 @@ class DecodeSet:
         seq.state = "decoding"
         self.count += 1
         self.offset_sum += offset
-        self.phases[(offset - 1) % self.block_tokens] += 1
+        self.phases[(1 - offset) % self.block_tokens] += 1
         heapq.heappush(self._ends, (seq.final_length - offset, seq.order, seq))
         for window in self.windows:
             window.join(offset, self.steps)
@@ -61,7 +61,7 @@ class DecodeSet:
         offset = seq.offset
         self.count -= 1
         self.offset_sum -= offset
-        self.phases[(offset - 1) % self.block_tokens] -= 1
+        self.phases[(1 - offset) % self.block_tokens] -= 1
         for window in self.windows:
             window.leave(offset)
         seq.length = offset + self.steps
@@ -101,7 +101,7 @@ class DecodeSet:
 
     def blocks_needed(self) -> int:
         """New blocks that the next step takes."""
-        return self.phases[-self.steps % self.block_tokens]
+        return self.phases[self.steps % self.block_tokens]
 
     def taken_over(self, steps: int) -> tuple[int, int]:
         """Blocks that the next `steps` steps take, and the sum over these steps of what was taken up to each."""
@@ -113,13 +113,9 @@ class DecodeSet:
     def taken_by_step(self, steps: int) -> list[int]:
         """Blocks that each of the next `steps` steps takes, shape (steps,)."""
         size, phases = self.block_tokens, self.phases
-        at = -self.steps % size
-        by_step = phases[at::-1]
-        if steps > at + 1:
-            by_step += phases[:at:-1]
-        if steps > size:
-            by_step = by_step * -(-steps // size)
-        return by_step[:steps]
+        at = self.steps % size
+        to = at + steps
+        return phases[at:to] if to <= size else (phases * -(-to // size))[at:to]
 
     def steps_within(self, steps: int, blocks: int) -> int:
         """Of the next `steps` steps, as many as certainly need no more than `blocks` new blocks together."""

@@ -677,15 +677,16 @@ class ContinuousScheduler(Scheduler):
                 continue
             del self.partial[seq]
             if seq.length < seq.final_length:
-                self._join_decodes(seq, number)
+                self.decodes.join(seq)  # the range of this token goes on
             else:
                 batch.finishing.append(seq)
                 if self._async and (not seq.stop_known or self.rules.wasted_row_after_limit):
-                    self._join_decodes(seq, number)
+                    self.decodes.join(seq)
                     self._wasting.append(seq)
                 else:
                     seq.state = "ending"
-        batch.order_finishing()
+        if batch.finishing:
+            batch.order_finishing()
 
     def _await_result(self, seq: Sequence, batch: Batch) -> None:
         """A row of a pipeline that emits with a batch is served again when the result is known."""
@@ -792,8 +793,11 @@ class ContinuousScheduler(Scheduler):
             self._settle_itemised(batch)
         if not batch.finishing:
             return batch.finishing
-        batch.finishing = [seq for seq in batch.finishing if seq.state != "finished"]  # less those whose clients have left
+        ended: list[Sequence] = []
         for seq in batch.finishing:
+            if seq.state == "finished":  # its client has left
+                continue
+            ended.append(seq)
             if seq.state == "preempted":
                 self._queue.remove(seq)
             else:
@@ -811,9 +815,10 @@ class ContinuousScheduler(Scheduler):
                 else:
                     self._free(seq)
             seq.state = "finished"
-        if batch.finishing:
+        if ended:
             self.blocked = False
-        return batch.finishing
+        batch.finishing = ended
+        return ended
 
     def _free(self, seq: Sequence) -> None:
         """Free the memory of an ended request."""
@@ -863,8 +868,8 @@ class ContinuousScheduler(Scheduler):
         batch = Batch(self.next_number - 1)
         self.processed_number = batch.number - 1
         self._early = 1 if self._async else 0
-        batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
-        batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
+        rows = batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
+        batch.decode_kv_tokens = decodes.offset_sum + rows * (decodes.steps - 1)
         self._end_decodes(batch)
         if batch.finishing:
             batch.order_finishing()

@@ -1003,7 +1003,7 @@ class PrefillFirstScheduler(Scheduler):
         page = kv.page_tokens
         held = kv.capacity_blocks - kv.free_blocks
         need, summed = decodes.taken_over(steps)
-        before_last = need - decodes.phases[-(decodes.steps + steps - 1) % decodes.block_tokens]
+        before_last = need - decodes.phases[(decodes.steps + steps - 1) % decodes.block_tokens]
         room = (before_last + decodes.count) * page
         if kv.free_tokens < room:
             kv.make_room(room)  # as the last step would

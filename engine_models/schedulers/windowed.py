@@ -173,7 +173,7 @@ class WindowedDecodes(DecodeSet):
         offset, held = seq.offset, seq.group_state
         self.count -= 1
         self.offset_sum -= offset
-        self.phases[(offset - 1) % self.block_tokens] -= 1
+        self.phases[(1 - offset) % self.block_tokens] -= 1
         for window in self.windows:
             window.leave(offset)
         for number in held.phases:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from json.encoder import encode_basestring as quoted
 from typing import Any
 
 import numpy as np
+
+_WORDS = {None: "null", True: "true", False: "false"}
 
 
 def json_text(data: Any) -> str:
@@ -16,8 +19,26 @@ def json_text(data: Any) -> str:
     Floats are written with the fewest digits that read back as the same number. numpy scalars and arrays
     become numbers and lists, paths and other objects raise TypeError.
     """
-    text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = _indented(plain(data), "\n") + "\n"
     return text.encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
+
+
+def _indented(data: Any, line: str) -> str:
+    """What `json` writes of plain `data` with an indent of 2, part by part in Python; a line begins with `line`."""
+    if isinstance(data, str):
+        return quoted(data)
+    if isinstance(data, float):
+        return repr(data)
+    inner = line + "  "
+    if isinstance(data, dict):
+        entries = [f"{quoted(key)}: {_indented(value, inner)}" for key, value in data.items()]
+        return f"{{{inner}{(',' + inner).join(entries)}{line}}}" if entries else "{}"
+    if isinstance(data, list):
+        entries = [_indented(value, inner) for value in data]
+        return f"[{inner}{(',' + inner).join(entries)}{line}]" if entries else "[]"
+    if data is None or isinstance(data, bool):
+        return _WORDS[data]
+    return int.__repr__(data)
 
 
 def dense_json(data: Any) -> str:

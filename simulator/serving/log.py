@@ -81,8 +81,11 @@ class StepLog:
             sums = kv + kv_steps, prefilled_s + prefill_s, launched_s, steps + len(ends_s), max(peak, kv_peak)
             _SUMS.pack_into(self._records, -_PLACE.size, *sums)
         else:
-            self._records += _pack(kv_steps, prefill_s, launch_s, len(ends_s), kv_peak, start_s, *state)
             self._state = state
+            self._records += _pack(
+                kv_steps, prefill_s, launch_s, len(ends_s), kv_peak, start_s,
+                idle_s, running, waiting, decode_tokens, prefill_tokens, preemptions,
+            )  # fmt: skip
         self.end_s.fromlist(ends_s)
 
     def turns(

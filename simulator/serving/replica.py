@@ -252,13 +252,13 @@ class Replica:
                     self.clock_s = end_s
                 ended = False
                 self._may_schedule = True
-                for number, batch in enumerate(batches):
-                    finished = taking[number].scheduler.settle(batch)
+                for rank, batch in zip(taking, batches, strict=False):
+                    finished = rank.scheduler.settle(batch)
                     if self._on_batch is not None:
                         self._on_batch(batch)
                     if finished:
                         ended, self._priced = True, None
-                        self._end(taking[number], finished, end_s)
+                        self._end(rank, finished, end_s)
                 if ended and stop_after_finish:
                     return True
                 continue
@@ -484,8 +484,11 @@ class Replica:
 
     # -- runs -----------------------------------------------------------------------------------------------
 
-    def _price(self, limit_s: float) -> Priced | None:
-        """Prove a run and price its steps, not many more than are scheduled before the limit; None if it is shorter than two."""
+    def _price(self, limit_s: float, *, lone: bool = False) -> Priced | None:
+        """Prove a run and price its steps, not many more than are scheduled before the limit; None if it is shorter than two.
+
+        Where somebody comes during the step in flight only one can be formed before, which is priced if a `lone` one is of use.
+        """
         flight, only = self._in_flight, self._only
         ranks: Series[Rank] = self.ranks
         deaf: Series[bool]
@@ -517,9 +520,11 @@ class Replica:
                 bound_s = next_s
         self._bound_s = bound_s
         # do not price steps that will be cut: a shorter jump is as exact
-        if bound_s - first < self._step_guess_s * steps:
-            if bound_s <= first:
+        if bound_s <= first:
+            if not lone:
                 return None
+            steps, vain = 1, False
+        elif bound_s - first < self._step_guess_s * steps:
             some = int((bound_s - first) / self._step_guess_s) + 3
             if some < steps:
                 steps, vain = some, False
@@ -561,7 +566,7 @@ class Replica:
             first = ahead[2]
         priced = self._priced
         if priced is None or priced[4] != first:
-            priced = self._price(limit_s if first < limit_s else INFINITY)  # what is left is kept
+            priced = self._price(limit_s if first < limit_s else INFINITY, lone=now < first)  # what is left is kept
             if priced is None:
                 return False
             ranks, deaf, until_s, host_s, _, vain, ends = priced
