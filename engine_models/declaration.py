@@ -244,6 +244,7 @@ class Handover:
     rate_share : share of the network's rate that its transfers reach, latency_s : what each takes beside its bytes [s].
     unit_tokens : tokens of the smallest part that is moved, unit_s : what each adds to a transfer beside its bytes [s].
     token_bytes : bytes that a token counts for on a rank, where it is not one of all layers but of one group of the KV cache.
+    request_bytes : bytes on a rank that a request has besides its tokens, such as states; they go with the last of these.
     hop_s : time between a prompt's end and the request's arrival at the second server, beside that one's front end [s].
     reserves : whether a request goes to both servers at once, and the second has to reserve memory before the first begins; else
         it goes to the second when its prompt is computed.
@@ -263,6 +264,7 @@ class Handover:
     unit_tokens: int
     unit_s: float = 0.0
     token_bytes: float | None = None
+    request_bytes: float = 0.0
     hop_s: float = 0.0
     rate_share: float = 1.0
     latency_s: float = 0.0

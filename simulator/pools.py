@@ -140,7 +140,7 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
 
     nodes = nodes_of(deployment, pools)
     sides = [
-        Side(each.pool.name, nodes[each.pool.name][number], each.devices_each // each.ranks, _token_bytes(each.plan))
+        Side(each.pool.name, nodes[each.pool.name][number], each.devices_each // each.ranks, *_bytes_of(each.plan))
         for each in pools
         if each.pool.role != "mixed"
         for _ in range(each.ranks)
@@ -185,10 +185,11 @@ def _served_alike(one: Prepared, other: Prepared) -> bool:
     return one.arch.name == other.arch.name and one.pool.prompt_tokens == other.pool.prompt_tokens
 
 
-def _token_bytes(plan: EnginePlan) -> float:
-    """Bytes on a rank of what a transfer counts as a token."""
-    own = plan.handover.token_bytes if plan.handover is not None else None
-    return plan.memory.kv_bytes_per_token if own is None else own
+def _bytes_of(plan: EnginePlan) -> tuple[float, float]:
+    """Bytes on a rank of what a transfer counts as a token, and of what a request has besides."""
+    assert plan.handover is not None
+    own = plan.handover.token_bytes
+    return plan.memory.kv_bytes_per_token if own is None else own, plan.handover.request_bytes
 
 
 def nodes_of(deployment: Deployment, pools: Sequence[Prepared]) -> dict[str, list[tuple[str, int]]]:

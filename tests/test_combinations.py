@@ -15,7 +15,9 @@ from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.protocols import Scheduler, StepCost
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
+from simulator import load_scenario, simulate
 from simulator.cluster.outcome import FINISHED, REJECTED
+from simulator.prepare import prepare
 from simulator.serving.replica import Replica
 from tests.clusters import jumps_as_it_steps, ran
 from tests.guard.cases import CHATS, LLAMA_8B, V2_LITE, args, given, poisson
@@ -102,6 +104,11 @@ SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
         V2_LITE,
         prefill={"pipeline_parallel": 2},
     ),
+    "sglang-pair-states": pair({**SGLANG, "hardware": "h200-sxm-141gb", "tensor_parallel": 4, **args(**FEW)}, QWEN3_NEXT),
+    "sglang-pair-states-mtp": pair(
+        {**SGLANG, "speculative": MTP, "hardware": "h200-sxm-141gb", "tensor_parallel": 4, **args(max_total_tokens=6000)},
+        QWEN3_NEXT,
+    ),
     "trtllm-pair-pauses": pair({**TRTLLM, **args(**PAUSING)}),
     "trtllm-pair-pauses-drafts": pair({**TRTLLM, **DRAFTS, **args(**PAUSING)}),
     "trtllm-pair-pauses-at-once": pair({**TRTLLM, **DRAFTS, **args(**PAUSING)}, style="generation_first"),
@@ -111,6 +118,9 @@ SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
         {**TRTLLM, **args(**FIRM)}, style="generation_first", prefill={"pipeline_parallel": 3}
     ),
     "vllm-pair-states": pair({"tensor_parallel": 4, **args(num_gpu_blocks_override=40, max_model_len=4000)}, QWEN3_NEXT),
+    "vllm-pair-states-over-latents": pair(
+        {"hardware": "h200-sxm-141gb", "tensor_parallel": 2, **args(max_model_len=4000)}, "moonshotai/Kimi-Linear-48B-A3B-Instruct"
+    ),
     "vllm-pair-states-mtp": pair({"tensor_parallel": 4, "speculative": MTP, **args(max_model_len=4000)}, QWEN3_NEXT),
     "vllm-pair-windows-drafts": pair({**DRAFTS, **args(num_gpu_blocks_override=900, max_model_len=4000)}, "openai/gpt-oss-20b"),
 }
@@ -143,6 +153,17 @@ def test_whoever_arrives_is_answered_and_no_memory_stays_behind(name: str) -> No
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_jumps_give_what_steps_give(name: str) -> None:
     jumps_as_it_steps(SCENARIOS[name])
+
+
+def test_states_go_with_the_last_tokens_of_a_prompt() -> None:
+    found = simulate(SCENARIOS["sglang-pair-states"])
+    plan = prepare(load_scenario(SCENARIOS["sglang-pair-states"])).pools[0].plan
+    assert plan.handover is not None
+    state, page = plan.handover.request_bytes, plan.limits.block_tokens
+    assert state > 1000 * plan.memory.kv_bytes_per_token  # 36 layers of states against 12 of keys and values
+    frame = found.requests_frame()
+    pages = -(-frame["prompt_tokens"] // page) * page
+    assert (frame["transfer_bytes"] == 4 * (pages * plan.memory.kv_bytes_per_token + state)).all()
 
 
 class TwoStages(StepCost):

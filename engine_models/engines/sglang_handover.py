@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine_models.declaration import Handover, PoolRequest, Said
+from engine_models.engines.sglang_memory import keeps_prefixes, state_bytes
 from engine_models.engines.sglang_serving import Serving
 from engine_models.refusals import no_pools_with
 from engine_models.schedulers.reserved import ReservingRules
@@ -73,6 +74,11 @@ def handover_of(request: PoolRequest, page: int, number: tuple[int, ...], said: 
             "a prefill server over pipeline stages (rules read, not recorded): each stage sends its layers of a piece of a "
             "prompt over interfaces of its own, when the last stage has computed it (assumed: the first may begin sooner)"
         )
+    if request.arch.has("linear"):
+        said.notes.append(
+            "recurrent layers in prefill and decode servers (rules read, not recorded): a request's states are sent with the last "
+            "tokens of its prompt; a decode server keeps one state a request, without a tree of prefixes (assumed)"
+        )
     return handover
 
 
@@ -93,7 +99,7 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         )
     lacking = {
         "pipeline parallelism on the side that answers": request.pipeline_parallel > 1 and request.role == "decode",
-        "recurrent layers": request.arch.has("linear"),
+        "disaggregation_decode_enable_radix_cache and recurrent layers": keeps_prefixes(request) and request.arch.has("linear"),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
         != "early",
         "disaggregation_decode_enable_radix_cache and speculative decoding": keeps_prefixes(request)
@@ -111,6 +117,7 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         whole_requests=True,
         # a drafter with layers has keys and values of the prompt too
         agreed={"drafter": drafts.method if drafts is not None and drafts.draft is not None else "none"},
+        request_bytes=state_bytes(request),
         beats_s=HEARTBEATS_S,
         gives_up_s=WAITING_TIMEOUT_S,
     )
@@ -118,11 +125,6 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         return found
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
     return replace(found, rate_share=MOONCAKE_RATE_SHARE, latency_s=MOONCAKE_PART_S * parts)
-
-
-def keeps_prefixes(request: PoolRequest) -> bool:
-    """Whether a decode server has a tree of prefixes."""
-    return request.role == "decode" and bool(request.flags.get("disaggregation_decode_enable_radix_cache"))
 
 
 def post_s_of(request: PoolRequest, number: tuple[int, ...]) -> float:

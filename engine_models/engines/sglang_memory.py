@@ -66,15 +66,25 @@ version is inferred: the first whose parser has the new name of the flag, which 
 def caches_states_alone(request: PoolRequest, version: tuple[int, ...]) -> bool:
     """Whether states of recurrent layers are cached without a second buffer (`mamba_radix_cache_strategy`: no_buffer)."""
     flags = request.flags
-    if not state_bytes(request) or flags.get("disable_radix_cache", False):
+    if not state_bytes(request) or _without_tree(request):
         return False
     strategy = str(flags.get("mamba_radix_cache_strategy") or "auto")
     return STATES_CACHED_SINCE <= version < STATES_BUFFERED_SINCE if strategy == "auto" else strategy == "no_buffer"
 
 
+def keeps_prefixes(request: PoolRequest) -> bool:
+    """Whether a decode server has a tree of prefixes."""
+    return request.role == "decode" and bool(request.flags.get("disaggregation_decode_enable_radix_cache"))
+
+
+def _without_tree(request: PoolRequest) -> bool:
+    """Whether nothing of a request can be found again."""
+    return not keeps_prefixes(request) if request.role == "decode" else bool(request.flags.get("disable_radix_cache"))
+
+
 def slots_a_row(request: PoolRequest) -> int:
     """States that are kept of a request."""
-    return SLOTS_A_ROW_UNCACHED if request.flags.get("disable_radix_cache", False) else SLOTS_A_ROW
+    return SLOTS_A_ROW_UNCACHED if _without_tree(request) else SLOTS_A_ROW
 
 
 def kv_format(device: Device, arch: Architecture) -> str | None:

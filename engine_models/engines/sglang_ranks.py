@@ -9,7 +9,8 @@ from engine_models.cost.adapters import Adapters
 from engine_models.cost.drafting import Speculation
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
 from engine_models.engines.sglang_drafts import check_stages, step_slots
-from engine_models.engines.sglang_handover import keeps_prefixes, post_s_of, reserving
+from engine_models.engines.sglang_handover import post_s_of, reserving
+from engine_models.engines.sglang_memory import keeps_prefixes
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
 from engine_models.engines.sglang_tiers import TierPlan

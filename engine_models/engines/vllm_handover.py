@@ -149,7 +149,7 @@ def _check_windows(request: PoolRequest, version: Version, cache: Cache, connect
             "sliding windows over Mooncake before vLLM 0.33": connector == MOONCAKE and version.number < MOONCAKE_GROUPS_SINCE,
             "recurrent layers before vLLM 0.33": STATE_WINDOW in cache.windows and version.number < STATES_SINCE,
             "sliding windows or recurrent layers and pipeline stages": request.pipeline_parallel > 1,
-            "sliding windows or recurrent layers over layers of latents": latents,
+            "sliding windows over layers of latents": latents and any(w not in (None, STATE_WINDOW) for w in cache.windows),
             "sliding windows over layers of unequal size": uneven,
         }
     )

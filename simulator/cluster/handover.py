@@ -460,7 +460,8 @@ class ReservingCluster(HandoverCluster):
         block = self._of(index)
         row, handed = index - block.first, block.handed
         assert handed is not None
-        ends, latency_s, size = self._paths.of(pair.source, pair.target, tokens)
+        last = pair.sent_tokens + tokens >= pair.wanted_tokens
+        ends, latency_s, size = self._paths.of(pair.source, pair.target, tokens, last=last)
         if not pair.sent_tokens:  # until then it waits with the prefill server, not with this one
             handed.arrival_s[row] = handed.transfer_start_s[row] = now_s
             handed.transfer_bytes[row] = 0.0

@@ -129,13 +129,15 @@ TINY_S = 1e-15
 class Side:
     """A replica, or a data-parallel rank of one, as an end of transfers.
 
-    Its pool, the node of its first device, its tensor-parallel ranks, and the bytes of a token's KV on one of these.
+    Its pool, the node of its first device, its tensor-parallel ranks, and the bytes on one of these of a token's KV, and of what a
+    request has besides its tokens.
     """
 
     pool: str
     node: Hashable
     ranks: int
     token_bytes: float
+    request_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,12 @@ class Paths:
         """The pools of two replicas."""
         return self._sides[source].pool, self._sides[target].pool
 
-    def of(self, source: int, target: int, tokens: int) -> tuple[dict[Interface, tuple[float, float]], float, int]:
+    def of(
+        self, source: int, target: int, tokens: int, *, last: bool = True
+    ) -> tuple[dict[Interface, tuple[float, float]], float, int]:
         """Bytes and rate at both ends for the KV of so many tokens, the latency [s], and the bytes in all.
+
+        With the `last` of a request's tokens goes what it has besides.
 
         Each rank of the target reads its part. Where ranks hold the same heads twice, or all hold a latent, a rank of the source
         sends at least what it holds once.
@@ -178,9 +184,9 @@ class Paths:
         here, there = self._sides[source], self._sides[target]
         inside = here.node == there.node
         route = (self._within if inside else self._between)[here.pool, there.pool]
-        each = tokens * there.token_bytes
+        each = tokens * there.token_bytes + last * there.request_bytes
         whole = each * there.ranks
-        sent = max(whole / here.ranks, tokens * here.token_bytes)
+        sent = max(whole / here.ranks, tokens * here.token_bytes + last * here.request_bytes)
         ends: dict[Interface, tuple[float, float]] = {
             (inside, "out", source): (sent, route.from_bytes_per_s),
             (inside, "in", target): (each, route.to_bytes_per_s),
