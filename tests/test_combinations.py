@@ -99,6 +99,15 @@ def pair(
 
 
 SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
+    "sglang-host-windows": given({**SGLANG, **args(**FEW, **HOST)}, CROWD, "openai/gpt-oss-20b"),
+    "sglang-host-states-mtp": given(
+        {**SGLANG, "speculative": MTP, "hardware": "h200-sxm-141gb", "tensor_parallel": 4, **args(max_total_tokens=9000, **HOST)},
+        CROWD,
+        QWEN3_NEXT,
+    ),
+    "sglang-store-states": given(
+        {**SGLANG, **STORE, "hardware": "h200-sxm-141gb", "tensor_parallel": 4, **args(max_total_tokens=9000)}, CROWD, QWEN3_NEXT
+    ),
     "sglang-pair-pipeline-mtp": pair(
         {**SGLANG, "speculative": MTP, "hardware": "h200-sxm-141gb", "tensor_parallel": 2, **args(**FEW)},
         V2_LITE,

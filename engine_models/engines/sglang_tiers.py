@@ -6,7 +6,9 @@ from math import inf
 from typing import Any, Literal
 
 from engine_models.declaration import PoolRequest, Said
+from engine_models.engines.sglang_memory import COMPRESSED_WINDOW_SHARE, compressed, state_bytes
 from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
+from engine_models.model.architecture import kv_groups
 from engine_models.parts.tiers import KvTier, Link, TierKind, WritePolicy
 from engine_models.refusals import none_of
 from engine_models.schedulers.prefill_first_tiered import Prefetch, PrefetchPolicy
@@ -29,7 +31,11 @@ WHERE = "deployment.engine_args.hicache_storage_backend"
 
 @dataclass(frozen=True)
 class TierPlan:
-    """Tiers of a pool, resolved. `token_bytes` are of one rank, of which `ranks` load and store their parts side by side."""
+    """Tiers of a pool, resolved.
+
+    `token_bytes`, and `end_bytes` of what only a prefix's end has, are of one rank, of which `ranks` load and store their parts side
+    by side.
+    """
 
     host_tokens: int
     write: WritePolicy
@@ -39,6 +45,7 @@ class TierPlan:
     ranks: int
     host_bytes_per_s: float
     network_bytes_per_s: float
+    end_bytes: float = 0.0
 
     def pool(self, tokens: int, page_tokens: int, eviction_policy: str) -> TieredPool:
         """The pool of a replica and its tree."""
@@ -49,18 +56,18 @@ class TierPlan:
             write=self.write,
             further=self._further(page_tokens) if self.further is not None else None,
         )
-        return TieredPool(tokens, page_tokens, tree, Link(self.host_bytes_per_s), self.token_bytes)
+        return TieredPool(tokens, page_tokens, tree, Link(self.host_bytes_per_s), self.token_bytes, self.end_bytes)
 
     def _further(self, page_tokens: int) -> FurtherTier:
         tier = self.further
         assert tier is not None
-        token_bytes = self.token_bytes * self.ranks
+        token_bytes, end_bytes = self.token_bytes * self.ranks, self.end_bytes * self.ranks
         store = TokenStore(int(tier.capacity_bytes // token_bytes), page_tokens)
         read, write = (Link(tier.bytes_per_s, tier.latency_s) for _ in range(2))
         if tier.kind == "nvme":
-            return FurtherTier("nvme", store, token_bytes, [read], [write])
+            return FurtherTier("nvme", store, token_bytes, [read], [write], end_bytes)
         own = [Link(self.network_bytes_per_s or inf) for _ in range(2)]
-        return FurtherTier("shared", store, token_bytes, [read, own[0]], [own[1], write])
+        return FurtherTier("shared", store, token_bytes, [read, own[0]], [own[1], write], end_bytes)
 
     @property
     def kinds(self) -> tuple[TierKind, ...]:
@@ -91,6 +98,12 @@ def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens:
         said.notes.append("decode servers read no store: it is the prefill pools' alone, and what these would write is left out")
     if tiers is not None:
         said.notes += tiers.notes
+        if tiers.end_bytes:
+            said.notes.append(
+                "windows and states of recurrent layers beside the hierarchical cache (rules read, not recorded): a load brings the "
+                "window before its end alone (the engine may bring more) and one state; as many as there are tokens in host memory "
+                "are taken to have room there"
+            )
         if request.data_parallel > 1:
             said.notes.append("each data-parallel rank has a hierarchical cache of its own, of the stated size")
     return tiers
@@ -131,9 +144,22 @@ def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_token
                 where=WHERE,
                 mend=f"say it: kv_tiers: [{{kind: {kind}, bytes: 1.0e+12, bytes_per_s: 5.0e+9}}]",
             )
-    return TierPlan(
-        host_tokens, write, further, _prefetch(flags), token_bytes, ranks, host_rate, request.network_bytes_per_s * ranks
-    )
+    every, end = _parts_of(request, token_bytes)
+    network = request.network_bytes_per_s * ranks
+    return TierPlan(host_tokens, write, further, _prefetch(flags), every, ranks, host_rate, network, end)
+
+
+def _parts_of(request: PoolRequest, token_bytes: float) -> tuple[float, float]:
+    """Of the bytes of a token those that all tokens of a prefix have; and the bytes that only its end has: windows, states."""
+    groups = kv_groups(request.arch, request.formats.kv_cache, request.tensor_parallel, request.pipeline_parallel)
+    slides = [group for group in groups if group.window_tokens]
+    if not slides:
+        return token_bytes, state_bytes(request)
+    share = COMPRESSED_WINDOW_SHARE if compressed(request.arch) else 1
+    seen = sum(group.bytes_per_token_per_rank for group in slides)
+    whole = sum(group.bytes_per_token_per_rank for group in groups) - seen
+    ends = sum(group.window_tokens * group.bytes_per_token_per_rank for group in slides)
+    return token_bytes * whole / (whole + share * seen), ends + state_bytes(request)
 
 
 def _prefetch(flags: dict[str, Any]) -> Prefetch:
@@ -155,8 +181,6 @@ def _check(request: PoolRequest, asked: dict[TierKind, KvTier], *, wanted: bool)
     )
     lacking = {
         "decode pools": request.role == "decode",
-        "recurrent layers": request.arch.has("linear"),
-        "sliding windows": bool(request.arch.windows_below(1 << 30)),
         "radix_eviction_policy mru": flags.get("radix_eviction_policy") == "mru",
         "disks and a shared store at once": "nvme" in asked and "shared" in asked,
     }

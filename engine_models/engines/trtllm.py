@@ -21,7 +21,7 @@ from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, Lockstep, PoolRequest, Support
 from engine_models.engines.trtllm_flags import FLAGS, unread_in_groups
 from engine_models.engines.trtllm_kernels import activation_format, as_run, terms_of
-from engine_models.engines.trtllm_notes import NO_GRAPHS, notes_of
+from engine_models.engines.trtllm_notes import INDEXED, NO_GRAPHS, notes_of
 from engine_models.engines.trtllm_ranks import executor_of, handover_of
 from engine_models.engines.trtllm_recorded import replay
 from engine_models.engines.trtllm_serving import Serving, limits_of, memory_of, rank_of, refuse
@@ -79,6 +79,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 name, rank.rules, serving.context, stages=rank.stages, recorded=bool(version["recorded"]), reuse=rank.reuse,
                 graphs=serving.graphs, padded=serving.padded,
             ),
+            *((INDEXED,) if any(block.sparse for block in request.arch.attention) else ()),
             *((NO_GRAPHS,) if request.lora is not None and not version["graphs_adapters"] else ()),
         ),
         warnings=tuple(warnings),

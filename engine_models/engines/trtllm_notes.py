@@ -6,6 +6,8 @@ from engine_models.schedulers.memory_then_tokens import UTILIZATION, TwoPassRule
 
 NO_GRAPHS = "with LoRA adapters no CUDA graphs: before 1.2 they do not hold adapters"
 
+INDEXED = "indexed latent attention: scheduled as other latents, with the kernels of the device's tables; no run of it was measured here"
+
 
 def notes_of(
     name: str, rules: TwoPassRules, asked: int, *, stages: int, recorded: bool, reuse: bool, graphs: tuple[int, ...], padded: bool
@@ -54,4 +56,4 @@ def notes_of(
     )
 
 
-__all__ = ["NO_GRAPHS", "notes_of"]
+__all__ = ["INDEXED", "NO_GRAPHS", "notes_of"]

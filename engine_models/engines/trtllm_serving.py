@@ -127,8 +127,10 @@ def refuse(request: PoolRequest) -> None:
             where="deployment.weights",
             mend=f"use int4, a GPU with {weights.compute}, or an engine that widens them (`capacity-plan list engines`)",
         )
-    unlike = f"models with recurrent, indexed or compressed layers such as {request.arch.name}"
-    no_layers(request, ("linear", "sparse"), f"{unlike} are not simulated for TensorRT-LLM")
+    unlike = f"models with recurrent or compressed layers, or indexed ones but of latents, such as {request.arch.name}"
+    blocks = request.arch.attention
+    indexed = all(block.kind == "mla" and block.entry_tokens == 1 for block in blocks if block.sparse)
+    no_layers(request, ("linear",) if indexed else ("linear", "sparse"), f"{unlike} are not simulated for TensorRT-LLM")
 
 
 def memory_of(request: PoolRequest, serving: Serving) -> tuple[MemoryBudget, Adapters | None]:

@@ -48,28 +48,40 @@ class TokenStore:
 
 
 class FurtherTier:
-    """A store as one replica uses it: the ways to it and from it, and what it counts."""
+    """A store as one replica uses it: the ways to it and from it, and what it counts.
+
+    `end_bytes` are those of what only the end of a prefix has: states of recurrent layers, what windows see.
+    """
 
     def __init__(
-        self, kind: TierKind, store: TokenStore, token_bytes: float, reads: Series[Link], writes: Series[Link]
+        self,
+        kind: TierKind,
+        store: TokenStore,
+        token_bytes: float,
+        reads: Series[Link],
+        writes: Series[Link],
+        end_bytes: float = 0.0,
     ) -> None:
         self.kind = kind
         self.store = store
-        self.token_bytes = token_bytes
+        self.token_bytes, self.end_bytes = token_bytes, end_bytes
         self.reads, self.writes = list(reads), list(writes)
-        self.hit_tokens = self.read_tokens = self.written_tokens = 0
+        self.hit_tokens = 0
+        self.read_bytes = self.written_bytes = 0.0
 
     def write(self, content: Content, tokens: int, now_s: float) -> None:
         """Copy what the store lacks of the first `tokens` tokens."""
         lacking = tokens - self.store.find(content, tokens, now_s)
         if lacking > 0:
-            self.written_tokens += lacking
-            self.store.put(content, tokens, through(self.writes, lacking * self.token_bytes, now_s))
+            size = lacking * self.token_bytes + self.end_bytes
+            self.written_bytes += size
+            self.store.put(content, tokens, through(self.writes, size, now_s))
 
     def read(self, tokens: int, now_s: float) -> float:
         """Begin to read so many tokens; when they are there [s]."""
-        self.read_tokens += tokens
-        return through(self.reads, tokens * self.token_bytes, now_s)
+        size = tokens * self.token_bytes + self.end_bytes
+        self.read_bytes += size
+        return through(self.reads, size, now_s)
 
     def join(self, other: FurtherTier) -> None:
         """Use the store of another replica and its rate; of a disk the rate alone."""
@@ -314,19 +326,26 @@ class TieredPool(RadixPool):
 
     Parameters
     ----------
-    tree : over both. link : from host memory to a rank, token_bytes : of a token on it.
+    tree : over both. link : from host memory to a rank, token_bytes : of a token on it, end_bytes : of what only the end of a prefix
+    has, which comes with every load.
     Others as of the base.
     """
 
     tree: TieredTree
 
     def __init__(
-        self, capacity_tokens: int, page_tokens: int, tree: TieredTree, link: Link, token_bytes: float
+        self,
+        capacity_tokens: int,
+        page_tokens: int,
+        tree: TieredTree,
+        link: Link,
+        token_bytes: float,
+        end_bytes: float = 0.0,
     ) -> None:
         super().__init__(capacity_tokens, page_tokens)
         self.tree = tree
-        self._link, self._token_bytes = link, token_bytes
-        self.hit_tokens = self.read_tokens = 0
+        self._link, self._token_bytes, self._end_bytes = link, token_bytes, end_bytes
+        self.hit_tokens = self.read_tokens = self.loads = 0
 
     def load(self, nodes: Series[Node]) -> bool:
         """Load away nodes back, each below the one before, the first below a node that is locked; whether there was room."""
@@ -340,25 +359,21 @@ class TieredPool(RadixPool):
             return False
         self.free_tokens -= tokens
         self.read_tokens += tokens
+        self.loads += 1
         for node in nodes:
             self.tree._come(node)
         return True
 
-    def copy_s(self, tokens: int) -> float:
-        """Time of a copy of so many tokens to the device [s]."""
-        return tokens * self._token_bytes / self._link.bytes_per_s
+    def copy_s(self, tokens: int, loads: int) -> float:
+        """Time of a copy to the device of so many tokens, in so many loads [s]."""
+        return (tokens * self._token_bytes + loads * self._end_bytes) / self._link.bytes_per_s
 
     def counts(self, ranks: int) -> list[TierCount]:
         """What became of each tier."""
         tree, size = self.tree, self._token_bytes * ranks
         further = tree.further
-        host = TierCount("host", self.hit_tokens, self.read_tokens * size, tree.written_tokens * size)
+        read_bytes = self.read_tokens * size + self.loads * self._end_bytes * ranks
+        host = TierCount("host", self.hit_tokens, read_bytes, tree.written_tokens * size)
         if further is None:
             return [host]
-        bytes_each = further.token_bytes
-        return [
-            host,
-            TierCount(
-                further.kind, further.hit_tokens, further.read_tokens * bytes_each, further.written_tokens * bytes_each
-            ),
-        ]
+        return [host, TierCount(further.kind, further.hit_tokens, further.read_bytes, further.written_bytes)]

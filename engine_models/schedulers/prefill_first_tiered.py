@@ -176,8 +176,8 @@ class TieredPrefillFirstScheduler(PrefillFirstScheduler):
                     further.hit_tokens += tokens
                 else:
                     kv.hit_tokens += tokens
+        batch.streams_s = kv.copy_s(copied, len(self._loaded))
         self._loaded = {}
-        batch.streams_s = kv.copy_s(copied)
         super()._launch_prefill(batch, admitted, now_s)
 
     def settle(self, batch: Batch) -> list[Sequence]:

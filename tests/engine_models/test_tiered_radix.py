@@ -59,7 +59,7 @@ def test_what_leaves_the_device_stays_in_the_host_and_comes_back() -> None:
     assert found(kv, first) == (60, 0)
     assert found(kv, second) == (0, 80)
     check(kv)
-    assert kv.copy_s(60) == pytest.approx(60 * 1000 / 1e6)
+    assert kv.copy_s(60, 1) == pytest.approx(60 * 1000 / 1e6)
     assert kv.counts(2)[0].read_bytes == 60 * 1000 * 2
 
 
@@ -101,7 +101,7 @@ def test_what_is_written_to_a_store_is_found_there_when_the_copy_has_ended() -> 
     tier.write(content((2, 0, 60)), 60, now_s=2.0)
     assert store.find(content((2, 0, 60)), 60, now_s=3.0) == 60
     assert store.find(content((1, 0, 60)), 60, now_s=3.0) == 0  # no room for both
-    assert tier.written_tokens == 120
+    assert tier.written_bytes == 120_000
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -131,3 +131,21 @@ def test_the_books_agree_whatever_happens(seed: int) -> None:
         if held and rng.random() < 0.4:
             kv.tree.unlock(held.pop(int(rng.integers(len(held)))))
         check(kv)
+
+
+def test_what_only_the_end_of_a_prefix_has_comes_with_every_load() -> None:
+    """States and windows: 500 bytes a load beside 1,000 a token, over 1 MB/s."""
+    kv = TieredPool(100, 1, TieredTree(1, "lru", host_tokens=1000), Link(1e6), 1000.0, 500.0)
+    first = content((1, 0, 60))
+    enter(kv, first)
+    enter(kv, content((2, 0, 80)))
+    _, node = kv.tree.match(first, 60)
+    kv.tree.lock(node)
+    assert kv.load(kv.tree.below(first, 60, node, 0))
+    assert kv.copy_s(60, 1) == pytest.approx(0.0605)
+    (host,) = kv.counts(2)
+    assert host.read_bytes == 2 * 60_500
+    tier = FurtherTier("shared", TokenStore(1000, 1), 1000.0, [Link(1e6)], [Link(1e6)], 500.0)
+    assert tier.read(10, 1.0) == pytest.approx(1.0105)
+    tier.write(first, 60, 2.0)
+    assert (tier.read_bytes, tier.written_bytes) == (10_500, 60_500)

@@ -247,8 +247,11 @@ def test_what_is_not_simulated_is_refused_in_words(flags: dict[str, Any], words:
 def test_other_makers_other_layers_and_too_large_models_are_refused() -> None:
     with pytest.raises(InputError, match="runs on NVIDIA GPUs, not on mi300x-192gb"):
         plan(request_of(device="mi300x-192gb"))
-    with pytest.raises(InputError, match="recurrent, indexed or compressed layers"):
+    with pytest.raises(InputError, match="recurrent or compressed layers"):
         plan(request_of("Qwen/Qwen3-Next-80B-A3B-Instruct"))
+    pool = {"hardware": "h200-sxm-141gb", "tensor_parallel": 8, "engine": "trtllm"}
+    found = prepare(load_scenario({**scenario_of(), "model": "deepseek-ai/DeepSeek-V3.2", "deployment": pool}))
+    assert any("indexed latent attention" in note for note in found.assumptions)
     with pytest.raises(InfeasibleError, match="does not fit: weights 141"):
         plan(request_of("meta-llama/Llama-3.1-70B-Instruct", "l4-24gb"))
 
