@@ -128,7 +128,8 @@ SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
     ),
     "vllm-pair-states": pair({"tensor_parallel": 4, **args(num_gpu_blocks_override=40, max_model_len=4000)}, QWEN3_NEXT),
     "vllm-pair-states-over-latents": pair(
-        {"hardware": "h200-sxm-141gb", "tensor_parallel": 2, **args(max_model_len=4000)}, "moonshotai/Kimi-Linear-48B-A3B-Instruct"
+        {"hardware": "h200-sxm-141gb", "tensor_parallel": 2, **args(max_model_len=4000)},
+        "moonshotai/Kimi-Linear-48B-A3B-Instruct",
     ),
     "vllm-pair-states-mtp": pair({"tensor_parallel": 4, "speculative": MTP, **args(max_model_len=4000)}, QWEN3_NEXT),
     "vllm-pair-windows-drafts": pair({**DRAFTS, **args(num_gpu_blocks_override=900, max_model_len=4000)}, "openai/gpt-oss-20b"),

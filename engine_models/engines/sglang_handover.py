@@ -76,8 +76,8 @@ def handover_of(request: PoolRequest, page: int, number: tuple[int, ...], said: 
         )
     if request.arch.has("linear"):
         said.notes.append(
-            "recurrent layers in prefill and decode servers (rules read, not recorded): a request's states are sent with the last "
-            "tokens of its prompt; a decode server keeps one state a request, without a tree of prefixes (assumed)"
+            "recurrent layers in prefill and decode servers (rules read, not recorded): a request's states are sent with the "
+            "last tokens of its prompt; a decode server keeps one state a request, without a tree of prefixes (assumed)"
         )
     return handover
 

@@ -33,8 +33,8 @@ WHERE = "deployment.engine_args.hicache_storage_backend"
 class TierPlan:
     """Tiers of a pool, resolved.
 
-    `token_bytes`, and `end_bytes` of what only a prefix's end has, are of one rank, of which `ranks` load and store their parts side
-    by side.
+    `token_bytes`, and `end_bytes` of what only a prefix's end has, are of one rank, of which `ranks` load and store their parts
+    side by side.
     """
 
     host_tokens: int
@@ -100,9 +100,9 @@ def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens:
         said.notes += tiers.notes
         if tiers.end_bytes:
             said.notes.append(
-                "windows and states of recurrent layers beside the hierarchical cache (rules read, not recorded): a load brings the "
-                "window before its end alone (the engine may bring more) and one state; as many as there are tokens in host memory "
-                "are taken to have room there"
+                "windows and states of recurrent layers beside the hierarchical cache (rules read, not recorded): a load brings "
+                "the window before its end alone (the engine may bring more) and one state; these are taken to have room in host "
+                "memory"
             )
         if request.data_parallel > 1:
             said.notes.append("each data-parallel rank has a hierarchical cache of its own, of the stated size")

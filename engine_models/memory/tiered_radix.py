@@ -326,8 +326,8 @@ class TieredPool(RadixPool):
 
     Parameters
     ----------
-    tree : over both. link : from host memory to a rank, token_bytes : of a token on it, end_bytes : of what only the end of a prefix
-    has, which comes with every load.
+    tree : over both. link : from host memory to a rank, token_bytes : of a token on it, end_bytes : of what only the end of a
+    prefix has, which comes with every load.
     Others as of the base.
     """
 

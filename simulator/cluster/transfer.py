@@ -129,8 +129,8 @@ TINY_S = 1e-15
 class Side:
     """A replica, or a data-parallel rank of one, as an end of transfers.
 
-    Its pool, the node of its first device, its tensor-parallel ranks, and the bytes on one of these of a token's KV, and of what a
-    request has besides its tokens.
+    Its pool, the node of its first device, its tensor-parallel ranks, and the bytes on one of these of a token's KV, and of what
+    a request has besides its tokens.
     """
 
     pool: str
