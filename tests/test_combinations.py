@@ -213,4 +213,4 @@ def test_a_drafter_takes_time_of_the_last_stage_alone() -> None:
         replica.ranks[0].submit(seq)
     replica.advance(float("inf"))
     ends = list(replica.ranks[0].log.end_s)
-    assert [[ends[last] for _, last in seq.emissions] for seq in requests] == [[7, 15, 15, 23], [11, 19, 19, 27]]
+    assert [[ends[last] for _, last in seq.ranges()] for seq in requests] == [[7, 15, 15, 23], [11, 19, 19, 27]]
