@@ -47,6 +47,21 @@ def test_a_request_that_fails_is_sent_on(tmp_path: Path) -> None:
     assert found["first_difference"] == {"step": 3, "what": "worker", "recorded": 0, "simulated": [1]}
 
 
+def test_what_a_failing_worker_of_vllms_router_got_is_no_match(tmp_path: Path) -> None:
+    """b's text is worker 1's alone when 1 fails: the least loaded gets it, and c finds it there, less loaded or not."""
+    args = ["--policy", "cache_aware", "--cb-failure-threshold", "1"]
+    found = decided(
+        tmp_path / "one.jsonl",
+        {"engine": "vllm-router", "workers": 3, "listed_order": [0, 1, 2], "args": args},
+        req("a", 0, [1, 0, 50]),
+        {"type": "fail", "worker": 1},
+        req("b", 2, [2, 0, 50], failed_on=[1]),
+        req("c", 2, [2, 0, 50], [3, 0, 10]),
+        req("d", 0, [1, 0, 50], [4, 0, 10]),
+    )
+    assert (found["first_difference"], found["equal"]) == (None, 4)
+
+
 @pytest.mark.parametrize(("cost", "equal"), [(4.0, 1), (4.0 + 1e-6, 0)])
 def test_costs_are_compared(tmp_path: Path, cost: float, equal: int) -> None:
     """32 tokens in blocks of 16: two to compute and two to keep."""

@@ -10,7 +10,7 @@ time of a match is kept; checked against recordings of it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import count
 
 from simulator.cluster.routing.policy import Run
@@ -41,12 +41,15 @@ class PrefixTree:
         self.size: dict[int, int] = {}  # units a worker
         self._tick = 0
 
-    def match(self, runs: tuple[Run, ...]) -> tuple[int, Node]:
-        """How much of a text is in the tree, and the deepest node touched, which may be matched in part."""
+    def match(self, runs: tuple[Run, ...], among: Set[int] | None = None) -> tuple[int, Node]:
+        """How much of a text is in the tree, and the deepest node touched, which may be matched in part.
+
+        Of the texts that some workers got, where `among` names these.
+        """
         matched, node, rest = 0, self.root, runs
         while rest:
             child = node.children.get((rest[0][0], rest[0][1]))
-            if child is None:
+            if child is None or (among is not None and among.isdisjoint(child.owners)):
                 break
             shared, rest = _common(rest, child.runs)
             matched += shared

@@ -18,7 +18,7 @@ from simulator.cluster.routing.policy import (
     Policy,
     PowerOfTwo,
 )
-from simulator.cluster.routing.prefix_tree import PrefixTree
+from simulator.cluster.routing.prefix_tree import Node, PrefixTree
 from simulator.cluster.routing.sticky import Homes
 from simulator.cluster.routing.system import BREAKERS, RETRIES, Flag, Flags, RouterSystem
 
@@ -81,11 +81,15 @@ class CacheAware(LoadPolicy):
     def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
         """As of the base."""
         if not self.uneven():
-            matched, node = self.tree.match(arrival.runs)
+            matched, node = self.found(arrival)
             if self.fits(matched, arrival.length):
                 wanted = self.of_node(node.maker, node.owners)
                 return [worker for worker in wanted if worker in self.up] or self.up[:1]
         return (self.loads.first(),)
+
+    def found(self, arrival: Arrival) -> tuple[int, Node]:
+        """How much of a text matches, and the deepest node that it touches."""
+        return self.tree.match(arrival.runs)
 
     def fits(self, matched: int, length: int) -> bool:
         """Whether so many units that match of a text are enough."""
@@ -99,7 +103,7 @@ class CacheAware(LoadPolicy):
         """As of the base: what a worker that is not up had is forgotten if a text asks for it, and that text is not noted."""
         gone: int | None = None
         if not self.uneven():
-            matched, node = self.tree.match(arrival.runs)
+            matched, node = self.found(arrival)
             if self.fits(matched, arrival.length):
                 wanted = self.of_node(node.maker, node.owners)
                 gone = None if any(owner in self.up for owner in wanted) else wanted[0]
