@@ -158,11 +158,12 @@ def llama_server(request: PoolRequest) -> LlamaServer:
             mend="remove context_shift",
         )
     n_batch = min(int(flags.get("batch_size", 2048)), int(flags.get("ctx_size", 0)) or cells)
-    if n_batch < slots:  # `GGML_ASSERT(n_outputs_max <= cparams.n_outputs_max)` of `src/llama-context.cpp`, met with build 11669
+    least = max(slots, 2)  # as build 11669 stops: `output_reserve` of `src/llama-context.cpp`, `common_context_can_seq_rm`
+    if n_batch < least:
         raise InputError(
             f"llama-server does not start with batches of {n_batch} tokens (--batch-size, at most the context) for {slots} slots",
             where="deployment.engine_args.batch_size",
-            mend=f"give at least {slots}, or fewer slots (parallel)",
+            mend=f"give at least {least}, or fewer slots (parallel)",
         )
     ram_mib = int(flags.get("cache_ram", 8192))
     rules = SlotRules(

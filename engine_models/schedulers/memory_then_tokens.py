@@ -501,6 +501,7 @@ class TwoPassScheduler(Scheduler):
         for seq in contexts:
             if not self._contexts[seq].held:
                 self._start(batch, seq, now_s)
+        contexts.sort(key=self._last_chunk)  # of some all was found that a chunk left
         contexts = sorted(self._trimmed(contexts, decodes.count * decodes.row_tokens), key=self._last_chunk)
         self._decode(batch, contexts)
         self._compute_prompts(batch, contexts)
@@ -546,18 +547,30 @@ class TwoPassScheduler(Scheduler):
         self._begun[seq] = row
 
     def _trimmed(self, contexts: list[Sequence], used: int) -> list[Sequence]:
-        """Cut prompts that found less than expected, because others of the step took the blocks, to the budget."""
-        rules, kept = self.rules, []
-        for seq in contexts:
-            row, room = self._contexts[seq], rules.max_num_tokens - used
-            if row.chunk > room and rules.context_chunking_policy is not None:
-                row.chunk = room // self.kv.block_tokens * self.kv.block_tokens
-            elif row.chunk > room and used:  # alone it is computed whatever its length
-                row.chunk = 0
-            used += row.chunk
-            if row.chunk:
-                kept.append(seq)
-        return kept
+        """Cut prompts that found less than expected to the budget: the last first, to the end of a block, at least to the next.
+
+        Source: `fit_token_budget` of `resource_manager.py`. Without chunks the engine fails all requests of such a step; here who
+        does not fit is computed later.
+        """
+        rules, size = self.rules, self.kv.block_tokens
+        if rules.context_chunking_policy is None:
+            kept = []
+            for seq in contexts:
+                row = self._contexts[seq]
+                if not used or used + row.chunk <= rules.max_num_tokens:  # alone it is computed whatever its length
+                    used += row.chunk
+                    kept.append(seq)
+            return kept
+        over = used + sum(self._contexts[seq].chunk for seq in contexts) - rules.max_num_tokens
+        for seq in reversed(contexts):
+            if over <= 0:
+                break
+            row, at = self._contexts[seq], seq.computed
+            end = max((at + row.chunk - over) // size, at // size + 1) * size
+            if end - at < row.chunk:
+                over -= row.chunk - (end - at)
+                row.chunk = end - at
+        return contexts
 
     def _decode(self, batch: TwoPassBatch, contexts: list[Sequence]) -> None:
         """One token for every row of the decode set."""

@@ -208,6 +208,7 @@ def test_the_backend_of_an_amd_device(device: str, version: str, flags: dict[str
         ({"device": "none"}, "computes on the CPU"),
         ({"max_num_seqs": 4}, "did you mean `parallel`"),
         ({"parallel": 8, "batch_size": 7}, "give at least 8, or fewer slots"),
+        ({"parallel": 1, "batch_size": 1}, "batches of 1 tokens"),
         ({"cache_type_k": "q3_k"}, "cannot be 'q3_k'"),
     ],
 )
