@@ -95,6 +95,8 @@ EXCHANGE_LAUNCHES = 2
 #: More where tensor ranks take part: the residual is added, the whole cleared, filled and copied; for each part taken out of it
 #: two. kind: by construction, source: SGLang 0.5.3 to 0.5.9, `layers/communicator.py`, `dp_attention.py`, read 2026-11.
 WHOLE_LAUNCHES, PART_LAUNCHES = 4, 2
+#: Format of a product -> bytes of a value of its input, with the scales of NVFP4. kind: by construction.
+QUANTISED_BYTES = {"fp8_block": 1.0, "nvfp4": 0.5625}
 #: The product whose weights decoding rows multiply by in two parts, in 16 bits.
 ABSORBED = "mla_kv_b"
 #: Share of the float32 rate of the CUDA cores that a tall, narrow product reaches. kind: assumed, 2026-11; what 128 to 1,024 rows
@@ -172,11 +174,12 @@ class Terms:
     routed : whether tokens go to their experts' ranks alone, and not all to all.
     exchanges_over_all : whether the tensor ranks of a data-parallel rank have parts of the exchange around experts, which is the
         reduction of their sums too.
-    shared_beside : whether a shared expert runs beside the routed ones, in a second stream of the steps that CUDA graphs hold.
+    beside_tokens : most tokens of a step that a CUDA graph holds in which a shared expert runs beside the routed ones, in a
+        second stream; 0: it never does.
     expert_launches, latent_launches, recurrent_launches : launches that the experts of a layer, latent attention and a recurrence
         cost the host beside its products, counted in plain operations; None: those of the overheads.
     quantises : whether the input of a product in narrow arithmetic is quantised by an operation of its own.
-    quantises_blocks : whether that operation is beside what the tables of products with weights in FP8 blocks hold.
+    quantises_apart : formats in which that operation is beside what the tables of products hold.
     selection_kernels, selection_passes : kernels that select the experts of a layer beyond the one that engines have written for
         it, and how many passes over the scores they take as long as.
     norm_kernels : kernels of each of a layer's norms beyond one, each a pass as it is.
@@ -235,12 +238,12 @@ class Terms:
     gathered_bytes: float = 2.0
     routed: bool = False
     exchanges_over_all: bool = False
-    shared_beside: bool = False
+    beside_tokens: int = 0
     expert_launches: float | None = None
     latent_launches: float = 0.0
     recurrent_launches: float = 0.0
     quantises: bool = False
-    quantises_blocks: bool = False
+    quantises_apart: tuple[str, ...] = ()
     selection_kernels: int = 0
     selection_passes: int = 0
     norm_kernels: int = 0
@@ -373,8 +376,8 @@ def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
         return np.maximum(narrow_s, marlin.floor_s(shard.ops, shard.terms.marlin_share, m, gemm.n, gemm.k))
     if shard.terms.serial_quantisation and fmt == "fp8_block":
         return narrow_s + serial_quantisation.pass_s(shard.ops, m, gemm.n, gemm.k)
-    if shard.terms.quantises_blocks and fmt == "fp8_block" and gemm.name != ABSORBED:
-        return narrow_s + shard.ops.elementwise_s(3.0 * np.asarray(m, dtype=np.float64) * gemm.k)
+    if fmt in shard.terms.quantises_apart and gemm.name != ABSORBED:
+        return narrow_s + shard.ops.elementwise_s((2.0 + QUANTISED_BYTES[fmt]) * np.asarray(m, dtype=np.float64) * gemm.k)
     if format_of_part(shard.stage, shard.formats.weights, gemm.part).name != "fp32":
         return narrow_s
     computed_s = m.astype(np.float64) * (2.0 * gemm.n * gemm.k / (FP32_EFFICIENCY * _fp32_rate(shard.ops)))
@@ -417,7 +420,7 @@ def experts(shard: Shard, m: IntArray) -> Parts:
     shapes = moe_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert)
     if shapes and shard.parallel.ranks == 1:
         routed_s = experts_s(shard, shapes, m)
-        yield "experts", routed_s - (hidden_s(shard, m, routed_s) if shard.terms.shared_beside else 0.0)
+        yield "experts", routed_s - (hidden_s(shard, m, routed_s) if shard.terms.beside_tokens else 0.0)
 
 
 def hidden_s(shard: Shard, m: IntArray, routed_s: FloatArray) -> FloatArray:
@@ -425,8 +428,9 @@ def hidden_s(shard: Shard, m: IntArray, routed_s: FloatArray) -> FloatArray:
     shared_s = np.zeros(len(m))
     for gemm in gemm_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert):
         if gemm.part == "shared_expert":
-            shared_s = shared_s + gemm.layers * shard.ops.gemm_s(shard.weights_format(gemm.part), m, gemm.n, gemm.k)
-    return np.where(m <= max(shard.terms.graph_sizes, default=0), np.minimum(shared_s, routed_s), 0.0)
+            shared_s = shared_s + gemm.layers * product_s(shard, gemm, m)
+    most = min(shard.terms.beside_tokens, max(shard.terms.graph_sizes, default=0))
+    return np.where(m <= most, np.minimum(shared_s, routed_s), 0.0)
 
 
 def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:

@@ -205,7 +205,31 @@ def compiles_products(request: PoolRequest, *, tiled: bool) -> bool:
     return able and request.formats.weights.name == "fp8_block" and not tiled
 
 
+def quantises_apart(request: PoolRequest, *, tiled: bool) -> tuple[str, ...]:
+    """Formats whose products SGLang's tables time without the kernel that quantises their input: those of DeepGEMM, and of
+    FlashInfer in NVFP4 (with few tokens 2 to 3 us below vLLM's tables of the same kernels, which hold it)."""
+    narrow = ("nvfp4",) if load_device(request.device_name).architecture == "blackwell" else ()
+    return (("fp8_block",) if compiles_products(request, tiled=tiled) else ()) + narrow
+
+
 _SHARE_EXPERTS = ("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "glm_moe_dsa", "glm4_moe")
+_TWO_STREAMS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "glm_moe_dsa"), (0, 5)),
+    "glm4_moe": (0, 5, 6),
+    **dict.fromkeys(("qwen2_moe", "qwen3_next", "qwen3_5_moe"), (0, 5, 3)),
+}
+_BESIDE_TOKENS = 1024
+"""Type of model -> since when its shared expert, where it is none of the routed ones, runs beside them in a second stream of
+captured steps of up to so many tokens (`forward_normal_dual_stream` of `models/deepseek_v2.py`, `qwen2_moe.py`, `glm4_moe.py`;
+the latter by pull request 13786, which tells of 60.4 -> 66.3 tokens/s of GLM-4.6 in FP8; read 2026-11)."""
+
+
+def beside_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
+    """Most tokens of a captured step in which a shared expert runs beside the routed ones."""
+    beside = request.device_vendor == "nvidia" and version >= _TWO_STREAMS.get(request.arch.family, (99,))
+    return _BESIDE_TOKENS if beside else 0
+
+
 _FUSE_REDUCES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     **dict.fromkeys(("deepseek_v3", "kimi_k2"), ((0, 5, 7), (0, 5, 5))),
     "deepseek_v32": ((0, 5, 7), (0, 5, 6)),

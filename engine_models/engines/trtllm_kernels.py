@@ -148,7 +148,7 @@ def terms_of(
         moe_by_flag=False,
         rotary_in_attention=True,
         gathered_bytes=gathered_bytes(request),
-        shared_beside=True,
+        beside_tokens=serving.row_tokens * max(serving.graphs, default=0),
         expert_launches=EXPERT_LAUNCHES.get(backend or ""),
         latent_launches=LATENT_LAUNCHES,
         serial_quantisation=version["serial_quantisation"] and stacked_blackwell(load_device(request.device_name)),

@@ -20,7 +20,7 @@ from simulator import load_scenario
 from simulator.prepare import Prepared, prepare
 
 GLM, QWEN, R1 = "zai-org/GLM-4.6", "Qwen/Qwen3-235B-A22B", "deepseek-ai/DeepSeek-R1"
-GPT_OSS = "openai/gpt-oss-120b"
+GPT_OSS, NEXT = "openai/gpt-oss-120b", "Qwen/Qwen3-Next-80B-A3B-Instruct"
 NEMOTRON = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 QWEN35, GEMMA3, GEMMA4 = "Qwen/Qwen3.5-397B-A17B", "google/gemma-3-27b-it", "google/gemma-4-31B-it"
 """Language models of others that see: their types end in ``_text``."""
@@ -160,31 +160,64 @@ def test_products_without_deepgemm_have_tiles_of_few_tokens(
 @pytest.mark.parametrize(
     ("hardware", "weights", "flags", "apart"),
     [
-        ("h200-sxm-141gb", "fp8_block", {}, True),
-        ("b200-sxm-180gb", "fp8_block", {}, True),
-        ("b200-sxm-180gb", "fp8_block", {"enable_jit_deepgemm": False}, False),
-        ("b200-sxm-180gb", "nvfp4", {}, False),
-        ("h200-sxm-141gb", "int4", {}, False),
-        ("mi300x-192gb", "fp8_block", {}, False),
+        ("h200-sxm-141gb", "fp8_block", {}, ("fp8_block",)),
+        ("b200-sxm-180gb", "fp8_block", {}, ("fp8_block", "nvfp4")),
+        ("b200-sxm-180gb", "fp8_block", {"enable_jit_deepgemm": False}, ("nvfp4",)),
+        ("b200-sxm-180gb", "nvfp4", {}, ("nvfp4",)),
+        ("h200-sxm-141gb", "int4", {}, ()),
+        ("mi300x-192gb", "fp8_block", {}, ()),
     ],
 )
-def test_products_on_deepgemm_quantise_their_input_apart(
-    hardware: str, weights: str, flags: dict[str, Any], apart: bool
+def test_products_quantise_their_input_apart_where_tables_lack_it(
+    hardware: str, weights: str, flags: dict[str, Any], apart: tuple[str, ...]
 ) -> None:
     """But the product that decoding rows absorb; the tables of the other kernels hold it."""
     pool = prepared(R1, "0.5.9", hardware, weights=weights, engine_args=flags)
     costs, tokens = pool.plan.costs, np.array([1, 8192])
-    assert costs.terms.quantises_blocks == apart
+    assert costs.terms.quantises_apart == apart
     shard = Shard(costs.arch, pool.kernels, costs.formats, costs.parallel, costs.terms)
     gemms = {gemm.name: gemm for gemm in gemm_shapes(shard.stage, 8)}
-    for name in ("o", "mla_kv_b"):
-        gemm = gemms[name]
-        alone_s = pool.kernels.gemm_s(shard.weights_format(gemm.part), tokens, gemm.n, gemm.k)
-        more_s = product_s(shard, gemm, tokens) - alone_s
-        if apart and name == "o":
-            assert more_s.tolist() == pytest.approx(pool.kernels.elementwise_s(3.0 * tokens * gemm.k).tolist())
+    for name in ("o", "mla_kv_b", "gate_up"):
+        gemm, fmt = gemms[name], shard.weights_format(gemms[name].part)
+        more_s = product_s(shard, gemm, tokens) - pool.kernels.gemm_s(fmt, tokens, gemm.n, gemm.k)
+        if fmt in apart and name != "mla_kv_b":
+            moved = (3.0 if fmt == "fp8_block" else 2.5625) * tokens * gemm.k
+            assert more_s.tolist() == pytest.approx(pool.kernels.elementwise_s(moved).tolist())
         elif not costs.terms.token_tiles and not costs.terms.marlin_share:
             assert more_s.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "hardware", "pool", "hidden"),
+    [
+        (R1, "0.5.9", "b200-sxm-180gb", {}, True),
+        (R1, "0.5.9", "h200-sxm-141gb", {}, False),  # it is one of the routed ones
+        (R1, "0.5.9", "h200-sxm-141gb", {"engine_args": {"disable_shared_experts_fusion": True}}, True),
+        (R1, "0.5.9", "mi300x-192gb", {}, False),
+        (NEXT, "0.5.9", "h200-sxm-141gb", {}, True),
+        (GLM, "0.5.5", "h200-sxm-141gb", {"engine_args": {"disable_shared_experts_fusion": True}}, False),
+        (GLM, "0.5.6", "h200-sxm-141gb", {"engine_args": {"disable_shared_experts_fusion": True}}, True),
+        (QWEN, "0.5.9", "b200-sxm-180gb", {}, False),  # there is none
+    ],
+)
+def test_a_shared_expert_runs_beside_the_routed_ones(
+    model: str, version: str, hardware: str, pool: dict[str, Any], hidden: bool
+) -> None:
+    """In captured steps: its products cost nothing then."""
+    found = prepared(model, version, hardware, **pool)
+    costs = found.plan.costs
+    shard, apart = (
+        Shard(costs.arch, found.kernels, costs.formats, costs.parallel, terms)
+        for terms in (costs.terms, costs.with_terms(beside_tokens=0).terms)
+    )
+    tokens = np.array([1, 8, 8192])
+    less_s = next(iter(experts(apart, tokens)))[1] - next(iter(experts(shard, tokens)))[1]
+    shared_s = sum(
+        (gemm.layers * product_s(shard, gemm, tokens) for gemm in gemm_shapes(shard.stage, 8) if gemm.part == "shared_expert"),
+        np.zeros(3),
+    )
+    assert less_s.tolist() == pytest.approx([shared_s[0], shared_s[1], 0.0] if hidden else [0.0] * 3)
+    assert bool(shared_s[0]) == (hidden or hardware == "mi300x-192gb" or (model, version) == (GLM, "0.5.5"))
 
 
 def test_tiles_of_few_tokens_take_waves() -> None:
@@ -322,7 +355,7 @@ def test_heads_are_copied_before_their_norms_by_older_versions() -> None:
     assert not prepared(QWEN, "0.5.7", "b200-sxm-180gb").plan.costs.terms.copies_heads
 
 
-NEXT, OSS = "Qwen/Qwen3-Next-80B-A3B-Instruct", "openai/gpt-oss-120b"
+OSS = "openai/gpt-oss-120b"
 
 
 @pytest.mark.parametrize(
