@@ -283,7 +283,7 @@ def _run_stages(
     save_cache: bool,
 ) -> RunResult:
     """Simulate loads that follow each other on one cluster, each counted by itself, and those measured together."""
-    from simulator.cluster.outcome import Rows
+    from simulator.cluster.outcome import Rows, rows_in_a_row
     from simulator.cluster.outcome import in_a_row as results_in_a_row
     from simulator.pools import check_stages
     from simulator.workload.naming import SegmentNumbers
@@ -300,6 +300,7 @@ def _run_stages(
         say(words)
     loads: list[tuple[str, Workload]] = []
     raws: list[ClusterResult] = []
+    rows_of: list[Rows] = []
     reports: list[dict[str, Any]] = []
     warnings = list(prepared.warnings)
     rows = sessions = refused = 0
@@ -308,7 +309,7 @@ def _run_stages(
     reserves = False
     for stage in stages:
         check_longest(prepared, stage.workload)
-        check_asked(prepared, stage.workload)
+        warnings += [f"{stage.name}: {text}" for text in check_asked(prepared, stage.workload)]
         load = begun(stage.workload, at_s, rows, sessions)
         own = replace(prepared, scenario=scenario.model_copy(update={"workload": stage.spec}), warnings=())
         if cluster is None:
@@ -316,11 +317,14 @@ def _run_stages(
             reserves = any(rank.scheduler.reserves_answers for rank in cluster.ranks)
             prepared = _warmed(prepared, cluster, numbers)
         else:
-            cluster.follow(load, at_s)
+            several = own.side_by_side or own.services  # pools or services that take different requests
+            cluster.follow(load, at_s, destinations_of(own, load.classes) if several else None)
         before = cluster.totals()
         collector = _collector(own, load, cluster, lambda columns: None, at_s)
         cluster.stream(collector)
         assert collector.held is not None
+        assert collector.held_rows is not None
+        rows_of.append(collector.held_rows)
         raw = collector.held.since(before)
         figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
         found, _, _ = result_of(Finished(own, load, raw, figures, cluster, reserves, started))
@@ -341,12 +345,12 @@ def _run_stages(
         at_s = float(np.nextafter(at_s, math.inf))  # an end is in one window only
     assert cluster is not None
     if refused == rows:
-        raise all_refused(rows, figures.lengths, (plan.limits,))
+        raise all_refused(rows, figures.lengths, prepared.limits)
     if not math.isfinite(warmup_s):  # interrupted before
         warmup_s, unmeasured = loads[-1][1].warmup_s, before
     whole, table = in_a_row(loads, warmup_s), dict[str, Column]()
     collector = _collector(prepared, whole, cluster, table.update)
-    collector.account(results_in_a_row(raws).since(unmeasured), Rows(whole, plan.limits))
+    collector.account(results_in_a_row(raws).since(unmeasured), rows_in_a_row(whole, plan.limits, rows_of))
     collector.retire(math.inf)
     raw = collector.held or cluster.totals()
     figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)

@@ -11,6 +11,7 @@ import pytest
 from hardware_profiles.errors import InputError, PlanError
 from simulator import RunResult, load_scenario, simulate
 from simulator.config.load import load_scenario as load
+from tests.clusters import jumps_as_it_steps
 
 ONE: dict[str, Any] = {
     "arrivals": {"kind": "poisson", "rate": 6},
@@ -106,6 +107,67 @@ def test_disaggregated_pools_keep_their_caches() -> None:
     found = simulate({**fields, "deployment": {"pools": pools}})
     assert found.result["totals"]["completed"] == 80
     assert (found.requests_frame().cached_tokens[40:] == 1600).all()
+
+
+def pool(name: str, **keys: Any) -> dict[str, Any]:
+    return {"name": name, "engine": "vllm", "hardware": "h100-sxm-80gb", **keys}
+
+
+QWEN = "Qwen/Qwen2.5-7B-Instruct"
+PAIR = [pool("p", role="prefill"), pool("d", role="decode")]
+FLEETS: dict[str, dict[str, Any]] = {
+    "by-length": {"pools": [pool("short", prompt_tokens=[0, 800]), pool("long", prompt_tokens=[801, 99_999])]},
+    "overlapping": {"pools": [pool("short", prompt_tokens=[0, 800]), pool("long", prompt_tokens=[400, 99_999])]},
+    "alike": {"pools": [pool("a"), pool("b", hardware="a100-sxm-80gb")], "router": "least_requests"},
+    "two-models": {"pools": [pool("a"), pool("q", model=QWEN)], "admission": {"max_inflight": 3, "on_full": "wait"}},
+    "roles-beside": {"pools": [*PAIR, pool("q", model=QWEN)]},
+    "deciding": {"pools": [*PAIR, pool("m")], "router": {"system": "llm-d", "non_cached_tokens": 400}},
+}
+
+
+@pytest.mark.parametrize("name", FLEETS)
+def test_stages_over_several_pools(name: str) -> None:
+    """Steps by runs are steps one by one, and each request goes where its model and length say."""
+    varied = {**ONE, "prompt_tokens": {"kind": "uniform", "low": 50, "high": 1500}}
+    classes: list[dict[str, Any]] = [{**varied, "name": "one"}, {**varied, "name": "two", "model": QWEN}]
+    for each in classes:
+        del each["requests"]
+    two = any("model" in each for each in FLEETS[name]["pools"])
+    last = {"classes": classes[::-1], "duration": 4} if two else {**SHARED, "arrivals": {"kind": "closed_loop", "concurrency": 4}}
+    fields = {**scenario({"stages": [varied, last, varied]}), "deployment": FLEETS[name]}
+    jumps_as_it_steps(fields)
+    found = simulate(fields)
+    table, names = found.requests_frame(), {each["name"] for each in FLEETS[name]["pools"]}
+    assert (table["status"] == "finished").all()
+    assert set(table["pool"]) == names - {"p"}
+    assert [stage["totals"]["completed"] for stage in found.result["stages"]] == table.groupby("stage").size().tolist()
+    if two:
+        assert set(table[table["class"] == "two"]["pool"]) == {"q"}
+        assert "q" not in set(table[table["class"] != "two"]["pool"])
+    if name == "by-length":
+        assert ((table["prompt_tokens"] > 800) == (table["pool"] == "long")).all()
+
+
+def test_one_stage_over_several_pools_is_the_plain_run() -> None:
+    for name in ("by-length", "roles-beside"):
+        plain = simulate({**scenario(ONE), "deployment": FLEETS[name]})
+        staged = simulate({**scenario({"stages": [ONE]}), "deployment": FLEETS[name]})
+        for key in ("metrics", "totals", "server", "cost", "pools"):
+            assert staged.result.get(key) == plain.result.get(key), key
+
+
+def test_what_no_pool_takes_in_a_stage_is_refused_there() -> None:
+    pools = [pool("short", prompt_tokens=[0, 800]), pool("q", model=QWEN)]
+    mixed = {**ONE, "prompt_tokens": {"kind": "uniform", "low": 50, "high": 1500}}
+    found = simulate({**scenario({"stages": [ONE, mixed]}), "deployment": {"pools": pools}})
+    one, two = (stage["totals"]["rejected"] for stage in found.result["stages"])
+    assert (one, found.result["totals"]["rejected"]) == (0, two)
+    assert 5 < two < 35
+    assert any(text.startswith("stage2: ") and "no pool takes prompts of" in text for text in found.result["warnings"])
+    turns = {"pools": [pool("t", models=[QWEN, "Qwen/Qwen3-4B"]), pool("a")]}
+    fields = {**scenario({"stages": [ONE, ONE]}), "deployment": turns}
+    with pytest.raises(PlanError, match="models that take turns under a load of stages"):
+        simulate(load_scenario(fields))
 
 
 @pytest.mark.parametrize(

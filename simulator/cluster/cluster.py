@@ -50,6 +50,7 @@ from simulator.workload.columns import Workload, no_requests
 
 if TYPE_CHECKING:
     from simulator.cluster.admission import Admission, ClientRules, Door
+    from simulator.cluster.destinations import Destinations
     from simulator.cluster.fleet import Toll
     from simulator.cluster.servers import Change
 
@@ -290,8 +291,11 @@ class Cluster:
         """The caches of replicas were filled before the first request."""
         self._router.warmed()
 
-    def follow(self, source: Source, at_s: float) -> None:
-        """Take another load, which begins at `at_s`; every request of the one before has ended."""
+    def follow(self, source: Source, at_s: float, destinations: Destinations | None = None) -> None:
+        """Take another load, which begins at `at_s`; every request of the one before has ended.
+
+        `destinations` : where its classes may go, where there are several pools.
+        """
         self._source = source
         self._unserved.clear()
         self._blocks.clear()

@@ -21,6 +21,7 @@ from hardware_profiles.records import dataclass
 from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
+from simulator.cluster.destinations import Destinations
 from simulator.cluster.faults import Disturbance
 from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import Handovers, Rows
@@ -177,9 +178,9 @@ class HandoverCluster(Cluster):
         router.reads_text = router.reads_text or self._second.reads_text
         return router
 
-    def follow(self, source: Source, at_s: float) -> None:
+    def follow(self, source: Source, at_s: float, destinations: Destinations | None = None) -> None:
         """As of the base."""
-        super().follow(source, at_s)
+        super().follow(source, at_s, destinations)
         self._linked = True
 
     def _next(self) -> Rows | None:

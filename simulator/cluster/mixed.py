@@ -90,6 +90,14 @@ class MixedCluster(Cluster):
         self._group_of: dict[int, IntArray] = {}  # by the first request of a block: the group of each
         self._lengths_of: dict[int, list[Lengths]] = {}  # ... what the engine of each pool makes of it
 
+    def follow(self, source: Source, at_s: float, destinations: Destinations | None = None) -> None:
+        """As of the base."""
+        super().follow(source, at_s, destinations)
+        assert destinations is not None
+        self._destinations = destinations
+        self._group_of.clear()
+        self._lengths_of.clear()
+
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         made: list[Replica] = []
         store: dict[object, Scheduler] = {}

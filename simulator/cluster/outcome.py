@@ -123,6 +123,14 @@ def in_a_row(parts: Series[ClusterResult]) -> ClusterResult:
     )
 
 
+def rows_in_a_row(workload: Workload, limits: Limits, parts: Series[Rows]) -> Rows:
+    """The rows of several loads that followed each other, which together are the `workload`."""
+    columns = zip(*(part.lengths.columns() for part in parts), strict=True)
+    lengths = Lengths(*(np.concatenate(column) for column in columns))
+    nowhere = np.concatenate([part.refused & ~part.lengths.refused for part in parts])
+    return Rows(workload, limits, lengths=lengths, nowhere=nowhere)
+
+
 class Handovers:
     """How requests went from a server that computed their prompts to one that computes their answers, by column.
 

@@ -289,6 +289,7 @@ class Collector:
         self._bins = [Bins(capacity) for capacity in capacities]
         make: type[Statistic] = Exact if exact else Sketched
         self.held: ClusterResult | None = None
+        self.held_rows: Rows | None = None
         self._rates = Rates(BinnedTimes)
         slo = self._slo = slo_dict(scenario.slo)
         self._slos = [class_slo(kind, slo) for kind in classes] or [slo]
@@ -324,7 +325,7 @@ class Collector:
     def account(self, block: ClusterResult, rows: Rows) -> None:
         """Take in a block of requests, all of which have ended or will not; blocks come in order of arrival."""
         if self._exact:
-            self.held = block
+            self.held, self.held_rows = block, rows
             last_s = max(block.end_of_run_s, last_seen_s(block))
             self.window = self._window(len(block.status), self._duration_s, last_s, block.stopped_at_s)
             self._load = WindowLoad(self.window)
