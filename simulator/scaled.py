@@ -11,7 +11,18 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError
 from simulator.cluster.scaling.dynamo import Bounds, PairPlanner, Planner
-from simulator.cluster.scaling.dynamo_sla import PREDICTORS, Passes, SlaPlanner
+from simulator.cluster.scaling.dynamo_sla import (
+    PREDICTORS,
+    Judge,
+    JudgeOfAnswers,
+    JudgeOfBoth,
+    JudgeOfPrompts,
+    LoneSlaPlanner,
+    MixedPasses,
+    Passes,
+    Sla,
+    SlaPlanner,
+)
 from simulator.cluster.scaling.hpa import DOWN, UP, Behaviour, Direction, Hpa, Policy
 from simulator.cluster.scaling.keda import Keda
 from simulator.cluster.scaling.knative import Knative, KnativeRules
@@ -111,23 +122,38 @@ def maker(prepared: Prepared, given: features.Scaler, between: tuple[int, int]) 
             targets=targets,
             tolerance=given.tolerance,
         )
+    gpus = {"least_gpus": given.min_gpu_budget, "most_gpus": most * prepared.devices_each, "min_endpoint": least}
     if given.optimization_target == "sla":
-        raise InputError(
-            "optimization_target: sla of a pool by itself is not modelled yet",
-            where=f"{WHERE}.optimization_target",
-            mend="use throughput (the default) or latency, or give it around a prefill and a decode pool",
-        )
+        return partial(LoneSlaPlanner, _judge(prepared, _sla(given)), _sla(given), prepared.devices_each, **gpus)
     return partial(
         Planner,
         given.optimization_target,
         prepared.pool.role,
         prepared.plan.limits.context_tokens,
         prepared.devices_each,
-        least_gpus=given.min_gpu_budget,
-        most_gpus=most * prepared.devices_each,
-        min_endpoint=least,
         every_s=given.load_adjustment_interval_s,
+        **gpus,
     )
+
+
+def _sla(given: features.DynamoScaler) -> Sla:
+    return Sla(
+        given.ttft_ms,
+        given.itl_ms,
+        PREDICTORS[given.load_predictor],
+        given.enable_throughput_scaling,
+        given.enable_load_scaling,
+        given.throughput_adjustment_interval_s,
+        given.load_adjustment_interval_s,
+    )
+
+
+def _judge(prepared: Prepared, sla: Sla) -> Judge:
+    """What sizes a pool by itself, by its role."""
+    if prepared.pool.role == "mixed":
+        return JudgeOfBoth(_mixed_passes(prepared), sla)
+    passes = _passes(prepared, prepared)
+    return JudgeOfPrompts(passes, sla) if prepared.pool.role == "prefill" else JudgeOfAnswers(passes, sla)
 
 
 def _saturation(given: features.WvaScaler) -> Saturation:
@@ -196,7 +222,7 @@ Scalings = list[tuple["features.Scaler", tuple[int, ...]]]
 
 def scalings_of(around: schema.Deployment, pools: Series[Prepared]) -> Scalings:
     """The autoscalers of several pools: around them `dynamo` decides about the prefill and the decode pool of a model (in this
-    order), or its only pool, `wva` about all pools of a model, the others about each.
+    order), or its only pool, `wva` about all pools of a model, by its queueing model and all others about each.
 
     A planner of `dynamo` is of one deployment, which serves one model (Dynamo 1.6.1, `components/src/dynamo/planner`): with
     several models each has one, with the budget that is given.
@@ -224,18 +250,24 @@ def scalings_of(around: schema.Deployment, pools: Series[Prepared]) -> Scalings:
                     where=WHERE,
                     mend="give each pool an autoscaler of its own, or use another kind",
                 )
-    for scaler in (scaler for scaler in (given, *(each for each, _ in inside)) if scaler is not None):
-        if scaler.kind == "wva" and (scaler.analyzer == "queue_model" or (given is not None and scaler.analyzer != "saturation")):
+    found = inside if given is None else _around(given, of_models)
+    for scaler, numbers in found:
+        roles = {pools[n].pool.role for n in numbers} - {"mixed"}
+        if roles and scaler.kind == "wva" and scaler.analyzer == "queue_model":
             raise InputError(
-                f"analyzer: {scaler.analyzer} over several pools is not modelled yet",
+                "analyzer: queue_model knows servers that compute prompts and answers, and a pool has "
+                f"role: {' and '.join(sorted(roles))}",
                 where=f"{WHERE}.analyzer",
-                mend="use saturation" + ("" if given is not None or scaler.analyzer == "tokens" else " or tokens"),
+                mend="use saturation or tokens",
             )
-    if given is None:
-        return inside
-    if given.kind in ("dynamo", "wva"):
+    return found
+
+
+def _around(given: features.Scaler, of_models: Series[tuple[int, ...]]) -> Scalings:
+    """An autoscaler around several pools: who decides about which."""
+    if given.kind == "dynamo" or (given.kind == "wva" and given.analyzer != "queue_model"):
         return [(given, numbers) for numbers in of_models]
-    return [(given, (number,)) for number in range(len(pools))]
+    return [(given, (number,)) for numbers in of_models for number in numbers]
 
 
 def joint(scalings: Scalings, pools: Series[Prepared]) -> tuple[Callable[[], list[Scaling]] | None, bool, list[str]]:
@@ -265,7 +297,10 @@ def _together(
         costs = [each.devices_each * (each.price.usd_per_gpu_hour if each.price is not None else 1.0) for each in pools]
         names = [each.pool.name for each in pools]
         behaviours = [partial(_behaviour, given.behavior, least, most) for least, most in between]
-        return lambda: Variants(names, costs, [made() for made in behaviours], _saturation(given), tolerance=given.tolerance)
+        rules, by_demand = _saturation(given), given.analyzer == "tokens"
+        return lambda: Variants(
+            names, costs, [made() for made in behaviours], rules, tolerance=given.tolerance, by_demand=by_demand
+        )
     assert given.kind == "dynamo"
     budget = Bounds(
         (pools[0].devices_each, pools[1].devices_each),
@@ -277,18 +312,7 @@ def _together(
     if given.optimization_target != "sla":
         context = pools[0].plan.limits.context_tokens
         return partial(PairPlanner, given.optimization_target, context, budget, every_s=given.load_adjustment_interval_s)
-    return partial(
-        SlaPlanner,
-        _passes(*pools),
-        given.ttft_ms,
-        given.itl_ms,
-        budget,
-        predictor=PREDICTORS[given.load_predictor],
-        by_throughput=given.enable_throughput_scaling,
-        by_load=given.enable_load_scaling,
-        throughput_s=given.throughput_adjustment_interval_s,
-        every_s=given.load_adjustment_interval_s,
-    )
+    return partial(SlaPlanner, _passes(*pools), _sla(given), budget)
 
 
 def _passes(prefill: Prepared, decode: Prepared) -> Passes:
@@ -308,6 +332,19 @@ def _passes(prefill: Prepared, decode: Prepared) -> Passes:
 
     limits = decode.plan.limits
     return Passes(prefill_s, prefill.plan.limits.step_tokens, decode_s, limits.rows, limits.kv_tokens)
+
+
+def _mixed_passes(prepared: Prepared) -> MixedPasses:
+    """The same of workers that compute prompts and answers."""
+    times, limits = prepared.times(), prepared.plan.limits
+
+    def pass_s(tokens: int, rows: int, kv_tokens: int) -> float:
+        batch = Batch(0, rows, rows, kv_tokens, tokens=rows)
+        if tokens:
+            batch.serve(tokens, 0, decodes=False)
+        return _pass_s(times, batch, prepared.plan.executor.depth)
+
+    return MixedPasses(pass_s, limits.step_tokens, limits.rows, limits.kv_tokens)
 
 
 def _pass_s(cost: StepCost, batch: Batch, depth: int) -> float:

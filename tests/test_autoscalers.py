@@ -19,7 +19,15 @@ from simulator.cluster.scaling.dynamo import (
     stays_below,
     within_budget,
 )
-from simulator.cluster.scaling.dynamo_sla import PREDICTORS, Passes, SlaPlanner
+from simulator.cluster.scaling.dynamo_sla import (
+    PREDICTORS,
+    JudgeOfBoth,
+    LoneSlaPlanner,
+    MixedPasses,
+    Passes,
+    Sla,
+    SlaPlanner,
+)
 from simulator.cluster.scaling.hpa import (
     DOWN,
     TOLERANCE,
@@ -39,6 +47,7 @@ from simulator.cluster.scaling.wva import (
     Variants,
     by_saturation,
     by_tokens,
+    shared_out,
 )
 
 # HPA ---------------------------------------------------------------------------------------------------------
@@ -328,7 +337,7 @@ def test_dynamo_predicts_the_next_interval(name: str, wanted: float) -> None:
 
 
 def planner(**more: Any) -> SlaPlanner:
-    return SlaPlanner(passes(), 500, 50, Bounds((1, 1), -1, 16, 1, [(1, 16), (1, 16)]), **more)
+    return SlaPlanner(passes(), Sla(500, 50, **more), Bounds((1, 1), -1, 16, 1, [(1, 16), (1, 16)]))
 
 
 def of_both(pools: tuple[tuple[int, int, float, int], ...], requests: int = 0) -> list[Seen]:
@@ -362,7 +371,7 @@ def test_dynamo_by_an_sla_asks_for_what_carries_the_load() -> None:
 def test_dynamo_by_load_keeps_ttft_and_itl() -> None:
     """10,000 queued tokens take 0.55 s: all above 500 ms is one more, one of two below is none."""
     scaler = planner(by_throughput=False, by_load=True)
-    scaler._prompts.add(1000.0)
+    scaler._demand.prompts.add(1000.0)
     settled = [Counts(2, 2), Counts(2, 2)]
     assert list(scaler.desired(of_both(((2, 1, 0.1, 10_000), (2, 60, 0.3, 0))), settled, 5.0)) == [3, 2]
     mixed = of_both(((2, 1, 0.1, 10_000), (2, 60, 0.3, 0)))
@@ -386,6 +395,90 @@ def test_dynamo_by_thresholds_of_a_pair() -> None:
     full = [Counts(4, 4), Counts(4, 4)]
     assert list(scaler.desired(of_both(((4, 1, 0.1, 9000), (4, 9, 0.9, 0))), full, 5.0)) == [4, 4], "of 8 GPUs"
     assert list(scaler.desired(of_both(((4, 1, 0.1, 9000), (3, 9, 0.9, 0))), [Counts(4, 4), Counts(4, 3)], 5.0)) == [4, 4]
+
+
+def mixed_passes(**more: Any) -> MixedPasses:
+    """A pass of 10 ms, 0.05 ms a prompt token, 0.1 ms a row and 0.1 us a token of its cache."""
+
+    def pass_s(tokens: int, rows: int, kv_tokens: int) -> float:
+        return (10 + 0.05 * tokens + 0.1 * rows + 1e-4 * kv_tokens) / 1e3
+
+    return MixedPasses(pass_s, **{"step_tokens": 2048, "rows": 1024, "kv_tokens": 400_000, **more})
+
+
+def test_dynamo_serves_in_one_pool_what_keeps_both_latencies() -> None:
+    """1,000 and 200 tokens: r rows bring 5 r prompt tokens a pass, 10 + 0.46 r ms; the next prompt waits 60 + 0.46 r ms."""
+    found = mixed_passes()
+    assert found.per_s(1000, 200, 500, 50) == pytest.approx(86 / (200 * (10 + 0.46 * 86) / 1e3))
+    assert found.per_s(1000, 200, 90, 50) == pytest.approx(65 / (200 * (10 + 0.46 * 65) / 1e3)), "TTFT holds it"
+    assert found.per_s(1000, 200, 50, 5) == pytest.approx(1 / (200 * 0.01046)), "none keeps it: one row"
+    few = mixed_passes(rows=20)
+    assert few.per_s(1000, 200, 500, 50) == pytest.approx(20 / (200 * (10 + 0.46 * 20) / 1e3))
+    # passes of 32 tokens: 32 - 1,000 / 200 = 27 rows leave room for prompts
+    assert mixed_passes(step_tokens=32).per_s(1000, 200, 1e6, 50) == pytest.approx(
+        27 / (200 * (10 + 0.05 * 32 + 0.1 * 27 + 0.11 * 27) / 1e3)
+    )
+
+
+def lone(**more: Any) -> LoneSlaPlanner:
+    sla = Sla(500, 50, **more)
+    return LoneSlaPlanner(JudgeOfBoth(mixed_passes(), sla), sla, 1, least_gpus=-1, most_gpus=16, min_endpoint=1)
+
+
+def test_dynamo_by_an_sla_sizes_a_pool_by_itself() -> None:
+    """8,990 requests in 180 s are 49.9/s, of which a replica serves 8.68: six; with load scaling that is the least."""
+    (idle,) = of_both(((1, 0, 0.0, 0),))
+    (busy,) = of_both(((1, 0, 0.0, 0),), 8990)
+    scaler = lone()
+    scaler.collected(busy)
+    assert scaler.desired(idle, Counts(1, 1), 179.0) == 1
+    assert scaler.desired(idle, Counts(1, 1), 180.0) == 6
+    both = lone(by_load=True)
+    both.collected(busy)
+    assert both.desired(idle, Counts(1, 1), 180.0) == 6
+    (six,) = of_both(((6, 10, 0.05, 0),))
+    assert both.desired(six, Counts(6, 6), 185.0) == 6, "one less would keep both, but not carry what is predicted"
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "queued", "wanted"),
+    [
+        (10, 0.05, 0, 1),  # prompts of 1,000 take 63 ms, a pass 15.5
+        (10, 0.05, 9_000, 3),  # 10,000 tokens in five passes: 50 + 500 + 5 x 3 = 565 ms
+        (100, 0.5, 0, 3),  # 10 + 25 + 10 + 20 = 65 ms a pass
+        (60, 0.3, 0, 2),  # 43 ms now, 76 with one less
+        (10, 0.6, 0, 2),  # one cache would hold more than it has
+    ],
+)
+def test_dynamo_by_load_of_one_pool(rows: int, share: float, queued: int, wanted: int) -> None:
+    readings = tuple(Reading(rows, 0, share, 400_000, queued) for _ in range(2))
+    seen = Seen(5.0, readings, prompt_tokens=1000, output_tokens=200)
+    assert lone(by_throughput=False, by_load=True).desired(seen, Counts(2, 2), 5.0) == wanted
+
+
+@pytest.mark.parametrize(
+    ("counts", "demand", "wanted"),
+    [
+        ([2, 1], 300_000, [2, 1]),  # 352,941 needed of 360,000; 428,571 before one may go
+        ([2, 1], 400_000, [4, 1]),  # 470,588: two of 80,000 at 4 are cheaper than one of 200,000 at 12
+        ([2, 1], 80_000, [2, 0]),  # 245,714 to spare: the dearest goes first, the rest is less than one of the others
+        ([2, 0], 20_000, [1, 0]),  # 131,429 to spare: one, the last is kept
+        ([1, 2], 20_000, [1, 0]),
+    ],
+)
+def test_wva_by_tokens_of_several_variants(counts: list[int], demand: float, wanted: list[int]) -> None:
+    assert shared_out(counts, [80_000, 200_000], [4.0, 12.0], ["small", "large"], demand) == wanted
+
+
+def test_wva_by_tokens_knows_what_each_variant_carries() -> None:
+    behaviours = [Behaviour(1, 8, down=Direction(0.0, DOWN.policies)) for _ in range(2)]
+    scaler = Variants(["a", "b"], [4.0, 8.0], behaviours, Saturation(), tolerance=0.1, by_demand=True)
+    settled = [Counts(2, 2), Counts(2, 2)]
+    assert list(scaler.desired(of_both(((2, 1, 0.5, 0), (2, 9, 0.5, 0))), settled, 15.0)) == [2, 2]
+    # all of a's caches full: 400,000 + 400,000 + 2 x 200,000 of 0.85 are 1,411,765, of 1,280,000: one of 320,000 at 4
+    full = of_both(((2, 1, 1.0, 0), (2, 9, 0.5, 0)))
+    assert list(scaler.desired(full, settled, 30.0)) == [3, 2]
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 0), (2, 9, 0.1, 0))), settled, 45.0)) == [1, 1], "its HPA keeps one of b"
 
 
 def test_wva_knows_no_roles() -> None:

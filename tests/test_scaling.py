@@ -24,7 +24,10 @@ from simulator.cluster.outcome import FINISHED, UNFINISHED, Reason
 from simulator.cluster.scaling.flow import Flow
 from simulator.cluster.scaling.scaler import Alone, Autoscaler, Counts, Scaling, Seen
 from simulator.cluster.scaling.wva import QueueModel, ServiceLaw
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
+from simulator.scaled import _mixed_passes
 from simulator.validation.schedules import RecordedClock
 from tests.guard.cases import CHATS, TIGHT, args, given, poisson
 from tests.invariants.core_cases import CLOCK, Case, cases, plain_workload, plan_of, workload_of
@@ -124,6 +127,60 @@ def test_wva_asks_for_what_its_queueing_model_says() -> None:
     assert found.result["fleet"]["over_time"]["up"][-1] == wanted
 
 
+SLA = {"kind": "dynamo", "optimization_target": "sla", "max_gpu_budget": 12, "throughput_adjustment_interval_s": 30}
+
+
+def test_dynamo_by_an_sla_sizes_one_pool() -> None:
+    """150 requests a second, of which a replica serves within the SLA what the engine's own passes say; or by load alone."""
+    alone = prepare(load_scenario(given({}, {"requests": 5, **LENGTHS})))
+    passes = _mixed_passes(alone)
+
+    def most(**sla: Any) -> int:
+        found = run({**SLA, **sla}, {"phases": [(30, 5), (90, 150)]})
+        return max(found.result["fleet"]["over_time"]["up"])
+
+    for itl_ms, wanted in ((9.0, 3), (7.5, 4)):
+        assert math.ceil(150 / passes.per_s(200, 100, 500, itl_ms)) == wanted
+        assert most(ttft_ms=500, itl_ms=itl_ms) == wanted
+    assert most(enable_throughput_scaling=False, enable_load_scaling=True, ttft_ms=100, itl_ms=7.5) > 1
+
+
+def test_dynamo_by_an_sla_sizes_pools_of_roles_each_by_itself() -> None:
+    pools = [
+        {"name": role, "role": role, "engine": "vllm", "hardware": "h100-sxm-80gb", "autoscaler": {**SLA, "start_up": 0, **sla}}
+        for role, sla in (("prefill", {"ttft_ms": 20}), ("decode", {"itl_ms": 6}))
+    ]
+    work = {"arrivals": {"kind": "constant", "rate": 80}, **LENGTHS, "duration": 40}
+    data = {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": {"pools": pools}, "workload": work}
+    found = simulate(data).result["fleet"]["pools"]
+    assert [pool["name"] for pool in found] == ["prefill", "decode"]
+    assert max(found[1]["over_time"]["up"]) > 1
+
+
+QUEUEING = {"alpha_ms": 10, "beta_ms": 0.4, "gamma_ms": 5, "delta_ms": 0.01, "ttft_ms": 200, "itl_ms": 14}
+
+
+@pytest.mark.parametrize("analyzer", ["tokens", "queue_model"])
+def test_wva_around_pools_of_unlike_servers(analyzer: str) -> None:
+    """By tokens the pool grows that costs less for what it holds; by its queueing model each for what comes to it."""
+    law = QUEUEING if analyzer == "queue_model" else {"queue_length_threshold": 2}
+    small = {"num_gpu_blocks_override": 1500, "max_model_len": 4096, "max_num_seqs": 128}
+    pools = [
+        {"name": name, "engine": "vllm", "hardware": hardware, "engine_args": small}
+        for name, hardware in (("dear", "h100-sxm-80gb"), ("cheap", "a100-sxm-80gb"))
+    ]
+    scaler = {"kind": "wva", "analyzer": analyzer, "max_replicas": 6, "start_up": 0, **law}
+    around = {"pools": pools, "autoscaler": scaler, "router": "least_requests"}
+    work = {"arrivals": {"kind": "constant", "rate": 20}, "prompt_tokens": 600, "output_tokens": 300, "duration": 120}
+    data = {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": around, "workload": work}
+    one, other = (simulate(data, aggregate=aggregate) for aggregate in (True, False))
+    assert one.requests_frame().equals(other.requests_frame())
+    assert one.result == other.result
+    dear, cheap = (max(pool["over_time"]["up"]) for pool in one.result["fleet"]["pools"])
+    assert cheap > 1
+    assert (dear > 1) == (analyzer == "queue_model")
+
+
 def test_start_up_has_parts_and_devices_are_billed_once_provisioned() -> None:
     load = {"arrivals": poisson(60), "duration": 200}
     parts = {"provisioning_s": 50, "image_s": 10, "weights_s": 5, "compile_s": 0, "graph_capture_s": 3, "warm_up_s": 2}
@@ -178,7 +235,6 @@ def test_requests_in_flight_are_averaged_over_time_whatever_the_order_of_their_e
         ({"kind": "dynamo", "min_gpu_budget": 9}, {}, "is above max_gpu_budget"),
         ({"kind": "dynamo"}, {"tensor_parallel": 8, "pipeline_parallel": 2}, "at most 0 may be there"),
         ({"kind": "dynamo"}, {"tensor_parallel": 8, "replicas": 2}, "outside of the autoscaler's bounds"),
-        ({"kind": "dynamo", "optimization_target": "sla"}, {}, "not modelled yet"),
     ],
 )
 def test_autoscalers_that_cannot_be_are_refused(scaler: dict[str, Any], pool: dict[str, Any], said: str) -> None:

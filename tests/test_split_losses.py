@@ -304,13 +304,16 @@ def test_requests_are_conserved_whatever_goes_wrong(way: str, seed: int) -> None
         assert np.array_equal(result.end_s, plain.end_s, equal_nan=True)
 
 
+LAW = {"analyzer": "queue_model", "alpha_ms": 8, "beta_ms": 0.2, "gamma_ms": 5, "delta_ms": 0.01, "ttft_ms": 300, "itl_ms": 15}
+
+
 def test_what_is_not_modelled_is_refused_in_words() -> None:
     for data, words in (
         (split(lost("node", "nobody")), "no pool 'nobody'"),
         (split(lost("gpu", "decode", replica=7)), "no replica 7 in pool 'decode'"),
         (scaled({"kind": "dynamo", "optimization_target": "sla", "load_predictor": "arima"}), "arima is not modelled"),
         (scaled({"kind": "dynamo", "ttft_ms": 5}), "belong to optimization_target: sla"),
-        (scaled({"kind": "wva", "max_replicas": 4, "analyzer": "tokens"}), "analyzer: tokens over several pools"),
+        (scaled({"kind": "wva", "max_replicas": 4, **LAW}), "analyzer: queue_model knows servers that compute prompts"),
         (scaled({"kind": "hpa", "target": 5, "max_replicas": 1}), "outside of the autoscaler's bounds"),
     ):
         with pytest.raises(InputError, match=words):

@@ -298,9 +298,9 @@ class KnativeScaler(_Scaling):
 class DynamoScaler(_Scaling):
     """Dynamo's planner, by load and static thresholds (its default), or by an SLA; budgets are of all GPUs, -1 for none.
 
-    `min_replicas` and `max_replicas`, which it does not know, bound the count besides. With `optimization_target: sla`, around a
-    prefill and a decode pool, replicas follow predicted load every `throughput_adjustment_interval_s`, and estimates of TTFT and
-    ITL every `load_adjustment_interval_s`.
+    `min_replicas` and `max_replicas`, which it does not know, bound the count besides. With `optimization_target: sla`, of one
+    pool or around a prefill and a decode pool, replicas follow predicted load every `throughput_adjustment_interval_s`, and
+    estimates of TTFT and ITL every `load_adjustment_interval_s`.
     """
 
     kind: Literal["dynamo"]

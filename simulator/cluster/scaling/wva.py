@@ -1,6 +1,7 @@
 """llm-d's workload variant autoscaler, whose count an HPA follows one to one.
 
-Source: `llm-d/llm-d-workload-variant-autoscaler` @ b08b1c7, `internal/saturation/`; the queueing model:
+Source: `llm-d/llm-d-workload-variant-autoscaler` @ b08b1c7, `internal/saturation/`, and of 2026-02 `internal/engines/pipeline/`
+(tokens over several variants); the queueing model, which judges each variant by itself:
 `llm-d-incubation/workload-variant-autoscaler` @ 56a651b, `pkg/analyzer/{queueanalyzer,queuemodel}.go`, `pkg/core/allocation.go`.
 """
 
@@ -168,7 +169,7 @@ class Wva(Autoscaler):
         self._behaviour, self._rules, self._by_demand, self._tolerance = behaviour, rules, by_demand, tolerance
         self._targets = targets
         self._arrivals: deque[int] = deque(maxlen=round(RATE_S / RECONCILE_S))
-        self._seen_full: list[float] = []
+        self._capacity = TokenCapacity(rules)
         self._count = 0
         self.every_s = self.collect_s = RECONCILE_S
 
@@ -204,26 +205,71 @@ class Wva(Autoscaler):
         return by_saturation([(reading.kv_share, float(reading.waiting)) for reading in seen.readings], self._rules)
 
     def _by_tokens(self, seen: Seen) -> int:
-        rules, found = self._rules, seen.readings
-        used = [reading.kv_share * reading.kv_tokens for reading in found]
-        full = [tokens for tokens, r in zip(used, found, strict=True) if r.waiting >= rules.queue_length_threshold]
-        self._seen_full = [*self._seen_full, *full][-FULL_KEPT:]
-        each = found[0].kv_tokens * rules.kv_cache_threshold
-        if self._seen_full:
-            each = min(each, sum(self._seen_full) / len(self._seen_full))
-        demand = sum(used) + sum(reading.waiting for reading in found) * seen.prompt_tokens
-        return by_tokens(demand, each * len(found), each)
+        each = self._capacity.of(seen)
+        return by_tokens(demand_tokens(seen), each * len(seen.readings), each)
 
 
 FULL_KEPT = 10
 """Loads at which a queue was seen that are remembered (datasheet)."""
 
 
-class Variants(JointScaler):
-    """Several variants of one model, by saturation of their replicas together; an HPA follows each.
+class TokenCapacity:
+    """Tokens that a replica of a variant carries: a share of its KV cache, or what it had of late when requests queued."""
 
-    It knows no roles: a replica more is one of the cheapest variant, whether that computes prompts or answers, one less one of
-    the dearest that has two (`CalculateSaturationTargets` in `internal/saturation/analyzer.go`; names break ties).
+    def __init__(self, rules: Saturation) -> None:
+        self._rules = rules
+        self._seen_full: list[float] = []
+        self._latest = 0.0
+
+    def of(self, seen: Seen) -> float:
+        """That of the replicas that are seen now; what it was, where there are none."""
+        rules, found = self._rules, seen.readings
+        if not found:
+            return self._latest
+        full = [r.kv_share * r.kv_tokens for r in found if r.waiting >= rules.queue_length_threshold]
+        self._seen_full = [*self._seen_full, *full][-FULL_KEPT:]
+        self._latest = found[0].kv_tokens * rules.kv_cache_threshold
+        if self._seen_full:
+            self._latest = min(self._latest, sum(self._seen_full) / len(self._seen_full))
+        return self._latest
+
+
+def demand_tokens(seen: Seen) -> float:
+    """Tokens in the caches of a variant's replicas, and of the prompts that wait there."""
+    used = sum(reading.kv_share * reading.kv_tokens for reading in seen.readings)
+    return used + sum(reading.waiting for reading in seen.readings) * seen.prompt_tokens
+
+
+def shared_out(
+    counts: Series[int], each_tokens: Series[float], costs: Series[float], names: Series[str], wanted_tokens: float
+) -> list[int]:
+    """Replicas of every variant for a demand in tokens [`pipeline/cost_aware_optimizer.go`, 2026-02].
+
+    More are of the variant that costs least for its capacity; fewer of the dearest first, as far as the spare capacity reaches.
+    The cheapest keeps one where no other has any. Names break ties.
+    """
+    found = list(counts)
+    supply = sum(count * each for count, each in zip(counts, each_tokens, strict=True))
+    required, spare = wanted_tokens / UP_SHARE - supply, supply - wanted_tokens / DOWN_SHARE
+    able = [n for n, each in enumerate(each_tokens) if each > 0]
+    if required > 0 and able:
+        best = min(able, key=lambda n: (costs[n] / each_tokens[n], names[n]))
+        found[best] += math.ceil(required / each_tokens[best])
+        return found
+    cheapest = min(range(len(costs)), key=lambda n: (costs[n], names[n]))
+    for n in sorted(able, key=lambda n: (-costs[n], names[n])):
+        alone = n == cheapest and not any(count for other, count in enumerate(found) if other != n)
+        gone = max(0, min(math.floor(spare / each_tokens[n]), found[n] - alone))
+        found[n] -= gone
+        spare -= gone * each_tokens[n]
+    return found
+
+
+class Variants(JointScaler):
+    """Several variants of one model, by saturation of their replicas together, or by tokens (`by_demand`); an HPA follows each.
+
+    It knows no roles: by saturation a replica more is one of the cheapest variant, whether that computes prompts or answers, one
+    less one of the dearest that has two (`CalculateSaturationTargets` in `internal/saturation/analyzer.go`; names break ties).
 
     names, costs : of the variants.
     """
@@ -236,7 +282,10 @@ class Variants(JointScaler):
         rules: Saturation,
         *,
         tolerance: float,
+        by_demand: bool = False,
     ) -> None:
+        self._names, self._costs = names, costs
+        self._capacities = [TokenCapacity(rules) for _ in names] if by_demand else []
         self._ranked = sorted(range(len(names)), key=lambda n: (costs[n], names[n]))
         self._behaviours, self._rules, self._tolerance = behaviours, rules, tolerance
         self._counts: list[int] = []
@@ -246,13 +295,20 @@ class Variants(JointScaler):
         """As of the base."""
         now = [count.wanted for count in counts]
         if all(count.ready == count.wanted == len(each.readings) for count, each in zip(counts, seen, strict=True)):
-            found = [(reading.kv_share, float(reading.waiting)) for each in seen for reading in each.readings]
-            more = by_saturation(found, self._rules)
-            self._counts = list(now)
-            ranked = self._ranked if more > 0 else [n for n in reversed(self._ranked) if now[n] > 1]
-            if more and ranked:
-                self._counts[ranked[0]] += more
+            self._counts = self._by_tokens(seen, now) if self._capacities else self._by_saturation(seen, now)
         return [
             behaviour.settle(by_average_value(float(count), 1.0, current, self._tolerance), current, now_s)
             for behaviour, count, current in zip(self._behaviours, self._counts or now, now, strict=True)
         ]
+
+    def _by_saturation(self, seen: Series[Seen], now: Series[int]) -> list[int]:
+        found = [(reading.kv_share, float(reading.waiting)) for each in seen for reading in each.readings]
+        more, counts = by_saturation(found, self._rules), list(now)
+        ranked = self._ranked if more > 0 else [n for n in reversed(self._ranked) if now[n] > 1]
+        if more and ranked:
+            counts[ranked[0]] += more
+        return counts
+
+    def _by_tokens(self, seen: Series[Seen], now: Series[int]) -> list[int]:
+        each_tokens = [capacity.of(each) for capacity, each in zip(self._capacities, seen, strict=True)]
+        return shared_out(now, each_tokens, self._costs, self._names, sum(map(demand_tokens, seen)))
