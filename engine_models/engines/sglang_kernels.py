@@ -265,10 +265,14 @@ _SELECTION_SORTS, _SORT_PASSES = 3, 4
 one block (kind: fitted, 2026-11, source: GLM-4.6's TPOT with one user on B200, 14.8 ms, 12.9 if each were a plain one, 10.8
 without the ten; sgl-cookbook). All nine loads of that page are 1.5 % off in the median, 13 before; GLM-4.5-Air on A100 (GPUStack)
 3.8 % in throughput, 2.3 before, its bias 0.6 for 2.2."""
-_SELECTED_IN_TORCH = ("glm4_moe", "glm_moe_dsa")
-"""Types whose experts form one group of more than SGLang's own kernel holds (32, a power of two); Kimi-K2 has its own."""
+_SELECTED_IN_TORCH = ("glm4_moe", "glm_moe_dsa", "mimo_v2_flash")
+"""Types whose experts form one group of more than SGLang's own kernel holds (32, a power of two); Kimi-K2 has its own
+(MiMo-V2-Flash: `models/mimo_v2_flash.py`, and pull request 26303, which tells of it)."""
 _SELECTED_IN_ONE_SINCE = (0, 5, 23)
 """Version whose kernel (FlashInfer's) selects of any power of two beside a shared expert; not yet 0.5.10, none read between."""
+_UNSHARED_IN_ONE_SINCE, _IN_ONE_EXPERTS = (0, 5, 14), 512
+"""Version whose kernel (`jit_kernel/grouped_topk.py`) selects of one group of so many where no shared expert is one of the
+routed; not yet 0.5.10, none read between (2026-11)."""
 
 
 def selection_kernels(request: PoolRequest, version: tuple[int, ...], backend: str | None) -> tuple[int, int]:
@@ -279,7 +283,11 @@ def selection_kernels(request: PoolRequest, version: tuple[int, ...], backend: s
     if request.arch.family not in _SELECTED_IN_TORCH or backend in (None, "trtllm"):
         return 0, 0
     number = max(block.experts for block in request.arch.mlp)
-    if version >= _SELECTED_IN_ONE_SINCE and number & (number - 1) == 0:
+    if backend == "triton" and _shares_experts(request):
+        in_one = version >= _SELECTED_IN_ONE_SINCE and number & (number - 1) == 0
+    else:
+        in_one = version >= _UNSHARED_IN_ONE_SINCE and number <= _IN_ONE_EXPERTS
+    if in_one:
         return 0, 0
     return _SELECTION_KERNELS, _SELECTION_KERNELS + _SELECTION_SORTS * (_SORT_PASSES - 1)
 

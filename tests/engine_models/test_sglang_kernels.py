@@ -329,17 +329,25 @@ def test_the_form_of_latent_prompts_follows_the_attention_backend(
 
 
 @pytest.mark.parametrize(
-    ("model", "version", "wanted"),
+    ("model", "version", "flags", "wanted"),
     [
-        (GLM, "0.5.6", (10, 19)),
-        (GLM, "0.5.23", (10, 19)),
-        ("zai-org/GLM-4.5-Air", "0.5.6", (10, 19)),
-        ("zai-org/GLM-4.5-Air", "0.5.23", (0, 0)),  # 128 experts
-        (R1, "0.5.6", (0, 0)),
+        (GLM, "0.5.6", {}, (10, 19)),
+        (GLM, "0.5.23", {}, (10, 19)),
+        (GLM, "0.5.10", {"disable_shared_experts_fusion": True}, (10, 19)),
+        (GLM, "0.5.14", {"disable_shared_experts_fusion": True}, (0, 0)),
+        ("zai-org/GLM-4.5-Air", "0.5.6", {}, (10, 19)),
+        ("zai-org/GLM-4.5-Air", "0.5.23", {}, (0, 0)),  # 128 experts
+        ("XiaomiMiMo/MiMo-V2-Flash", "0.5.10", {}, (10, 19)),
+        ("XiaomiMiMo/MiMo-V2-Flash", "0.5.14", {}, (0, 0)),  # none shared
+        ("XiaomiMiMo/MiMo-V2-Flash", "0.5.10", {"moe_runner_backend": "flashinfer_trtllm"}, (0, 0)),
+        (R1, "0.5.6", {}, (0, 0)),
     ],
 )
-def test_experts_are_selected_in_torch_where_no_kernel_holds_them(model: str, version: str, wanted: tuple[int, int]) -> None:
-    terms = prepared(model, version, "h200-sxm-141gb").plan.costs.terms
+def test_experts_are_selected_in_torch_where_no_kernel_holds_them(
+    model: str, version: str, flags: dict[str, Any], wanted: tuple[int, int]
+) -> None:
+    hardware = "b200-sxm-180gb" if "moe_runner_backend" in flags else "h200-sxm-141gb"
+    terms = prepared(model, version, hardware, engine_args=flags).plan.costs.terms
     assert (terms.selection_kernels, terms.selection_passes) == wanted
 
 
