@@ -121,6 +121,7 @@ class WholeLifetimeScheduler(Scheduler):
         self._rows: dict[Sequence, _Row] = {}
         self._prefilling: dict[Sequence, _Row] = {}
         self._waiting: deque[Sequence] = deque()
+        self._paused: set[Sequence] = set()  # rows that sit out the batch in flight
         self._returning: list[Sequence] = []  # queue again behind those that arrived meanwhile
         self._part_ends: list[tuple[int, int, Sequence]] = []  # step of the decode set, order, row
         self._held_tokens = 0
@@ -166,15 +167,18 @@ class WholeLifetimeScheduler(Scheduler):
         return True
 
     def cancel(self, seq: Sequence) -> bool:
-        """As of the base."""
-        if seq.state == "ending":
+        """As of the base.
+
+        That a client has gone is noticed with a token for it: a prompt in pieces is computed to its end, a paused row once more.
+        Source: `filter_send_generations` of `backends/v3/src/backend.rs`.
+        """
+        if seq.state == "ending" or seq in self._prefilling or seq in self._paused:
             self._rows[seq].dropped = True
             return False
         row = self._rows.pop(seq)
         if seq in self.running:
             del self.running[seq]
-            if self._prefilling.pop(seq, None) is None:
-                self._leave_decodes(seq, self.next_number - 1)
+            self._leave_decodes(seq, self.next_number - 1)
             self._give_back(seq, row)
             self._decode_next = self._decode_next and bool(self.running)
         elif seq in self._returning:
@@ -303,6 +307,7 @@ class WholeLifetimeScheduler(Scheduler):
             self.decodes.serve(batch)
             self.decodes.steps += 1
             self._end_decodes(batch)
+            self._paused.clear()
         self._compute_prompts(batch)
         self.next_number += 1
         return batch
@@ -322,6 +327,7 @@ class WholeLifetimeScheduler(Scheduler):
         """Let the decoding rows sit out a batch."""
         for seq in self.running:
             if seq.state == "decoding":
+                self._paused.add(seq)
                 seq.end_emissions(number - 1)
                 seq.emit(number + 1, number)
 
@@ -338,7 +344,7 @@ class WholeLifetimeScheduler(Scheduler):
             del self._prefilling[seq]
             seq.emit(number, number)
             seq.length += 1
-            if seq.length >= seq.final_length:
+            if seq.length >= seq.final_length or row.dropped:
                 seq.state = "ending"
                 batch.finishing.append(seq)
             elif seq.length >= row.reserved_length:
@@ -365,6 +371,11 @@ class WholeLifetimeScheduler(Scheduler):
             self._leave_decodes(seq, batch.number)
             seq.state = "ending"
             batch.finishing.append(seq)
+        for seq in self._paused:
+            if seq.state == "decoding" and self._rows[seq].dropped:
+                self._leave_decodes(seq, batch.number)
+                seq.state = "ending"
+                batch.finishing.append(seq)
         while parts and parts[0][0] <= decodes.steps:
             _, order, seq = heapq.heappop(parts)
             if seq.state == "decoding" and seq.order == order:
@@ -414,8 +425,8 @@ class WholeLifetimeScheduler(Scheduler):
         decodes = self.decodes
         if not self.aggregate or self._prefilling or self._returning or not decodes.count:
             return None
-        if len(self.running) > decodes.count:
-            return None  # rows of a step in flight that will queue again
+        if len(self.running) > decodes.count or any(self._rows[seq].dropped for seq in self._paused if seq in self._rows):
+            return None  # rows of a step in flight that will queue again, or that end with the next
         waiting = bool(self._waiting)
         if waiting and not self._nobody_fits and not self._too_few_wait:
             return None
@@ -444,5 +455,6 @@ class WholeLifetimeScheduler(Scheduler):
         batch.tokens = batch.decode_rows = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         self._end_decodes(batch)
+        self._paused.clear()
         used = self.kv.used_blocks
         return batch, used * steps, used

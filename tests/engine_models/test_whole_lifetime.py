@@ -254,20 +254,42 @@ def test_a_prompt_that_could_never_be_placed_beside_a_cached_one_is_placed() -> 
     assert rows_of(step(scheduler)) == [(1, 10, 0)]
 
 
-def test_a_client_that_leaves_frees_its_pages() -> None:
+def test_a_client_that_leaves_frees_its_pages_when_a_token_for_it_comes() -> None:
+    """`filter_send_generations` of `backends/v3/src/backend.rs`; 293 random loads of the real router agree."""
     scheduler = scheduler_of(RULES, 599)
     seqs = [Sequence(index, 30, 10, 0.0) for index in range(4)]
     for seq in seqs:
         scheduler.add(seq)
     step(scheduler)  # two prompts, and four tokens of the third
-    for seq in (seqs[3], seqs[2], seqs[0]):
-        scheduler.cancel(seq)
+    for seq, gone in ((seqs[3], True), (seqs[2], False), (seqs[0], True)):
+        assert scheduler.cancel(seq) is gone
         conserved(scheduler.kv)
+    assert scheduler.state()[:2] == (2, 0)
+    assert step(scheduler).finishing == [seqs[2]]  # its prompt is computed to its end
     assert scheduler.state()[:2] == (1, 0)
     while scheduler.has_work():
         step(scheduler)
     assert scheduler.state()[2] == 0
-    assert [sum(b - a + 1 for a, b in seq.ranges()) for seq in seqs] == [1, 10, 0, 0]
+    assert [sum(b - a + 1 for a, b in seq.ranges()) for seq in seqs] == [1, 10, 1, 0]
+
+
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_a_paused_row_whose_client_leaves_decodes_once_more(aggregate: bool) -> None:
+    rules = replace(RULES, chunked_prefill=False, max_batch_prefill_tokens=100)
+    scheduler = scheduler_of(rules, 599, record_rows=not aggregate)
+    paused, new = Sequence(0, 30, 20, 0.0), Sequence(1, 40, 20, 0.0)
+    scheduler.add(paused)
+    step(scheduler)
+    scheduler.add(new)
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    assert batch.new == [new]
+    assert not scheduler.cancel(paused)
+    scheduler.settle(batch)
+    assert scheduler.run() is None
+    assert step(scheduler).finishing == [paused]
+    assert scheduler.state()[:1] == (1,)
+    assert (scheduler.run() is not None) == aggregate
 
 
 # runs ----------------------------------------------------------------------------------------------------------
