@@ -220,13 +220,13 @@ class StepTimeModel(StepCost):
     def few_s(self, shapes: Sequence[Batch], steps: int, attended: Sequence[float] | None = None) -> list[float]:
         """`run_s` as plain numbers, equal to the last bit: quicker for few steps. `attended` is `attended_by`, if known."""
         shape = shapes[0]
+        if shape.gathers:
+            found: list[float] = self.run_s(shapes, steps).tolist()
+            return found
         rows = shape.decode_rows
         tokens = shape.padded_tokens or shape.tokens
         fixed = self._linear_s[tokens] + self._rows_s[shape.decode_tokens if self._samples_drafts else rows]
         least = self._least_s[tokens]
-        if shape.gathers:
-            found: list[float] = self.run_s(shapes, steps).tolist()
-            return found
         if self._decode.windows or shape.pool_cells:
             return [max(fixed + attention, least) for attention in self._decode.few(shape, steps)]
         return self._along(rows, fixed, least, attended_by(shape, steps) if attended is None else attended)

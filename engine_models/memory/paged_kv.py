@@ -296,7 +296,7 @@ class PagedKV(BlockPool):
         queue = self._queue
         hashed = seq.hashed_blocks if self.prefix_caching else 0
         keyed: list[Block] = seq.blocks
-        private = max(0, hashed - len(keyed))
+        private = hashed - len(keyed) if hashed > len(keyed) else 0
         plain = seq.extra_blocks - private
         self.free_blocks += seq.extra_blocks
         if plain:

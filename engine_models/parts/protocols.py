@@ -254,7 +254,7 @@ class StepCost:
 
     @abstractmethod
     def few_s(self, shapes: Series[Batch], steps: int) -> list[float]:
-        """`run_s` as plain numbers."""
+        """`run_s` as plain numbers, in a list that is the caller's."""
 
     @abstractmethod
     def host_s(self, batch: Batch) -> float:

@@ -465,7 +465,7 @@ class ContinuousScheduler(Scheduler):
     ) -> bool:
         """Admit from the waiting queue; return whether the head is blocked for want of rows or blocks."""
         rules, kv = self.rules, self.kv
-        drafts = rules.speculative_tokens
+        drafts, longest = rules.speculative_tokens, rules.max_model_len
         served_before = bool(served or batch.decode_rows)
         # a request that lacks one token brings drafts too, unless a prompt is being computed in this step
         pads = drafts > 0 and rules.pads_lone_token and all(seq.drafts for seq, _ in served)
@@ -521,11 +521,13 @@ class ContinuousScheduler(Scheduler):
                 want = budget
             free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
             if rules.reserve_full_prompt:
-                whole = min(seq.length, rules.max_model_len)
+                whole = seq.length if seq.length < longest else longest
                 if kv.admission_blocks(found, whole, whole=True) > free:
                     blocked = len(aside) == passed
                     break
-            slots = min(hit + want + lookahead, rules.max_model_len)
+            slots = hit + want + lookahead
+            if slots > longest:
+                slots = longest
             if kv.admission_blocks(found, slots, whole=False) > free:
                 blocked = len(aside) == passed
                 break

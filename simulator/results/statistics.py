@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +122,9 @@ def batch_means_ci95(ordered_values: FloatArray) -> list[float] | None:
     """
     if len(ordered_values) < 2 * BATCHES:
         return None
-    means = np.array([chunk.mean() for chunk in np.array_split(ordered_values, BATCHES)])
+    size, longer = divmod(len(ordered_values), BATCHES)
+    edges = [size * at + min(at, longer) for at in range(BATCHES + 1)]
+    means = np.array([np.add.reduce(ordered_values[a:b]) / (b - a) for a, b in pairwise(edges)])
     return around(float(ordered_values.mean()), means)
 
 

@@ -200,14 +200,14 @@ class LoopedFrontEnd:
         """`send_until` where much waits: passes that nothing delays all at once, the others one by one."""
         rounds, sent = self._rounds, self._log.sent_s
         counts, rows, prompts = np.fromiter(chain.from_iterable(self.waiting), np.int64).reshape(-1, 3).T
-        ends = np.array(self._log.end_s[len(sent) : len(sent) + int(counts.sum())])
+        up_to = counts.cumsum()
+        ends = np.array(self._log.end_s[len(sent) : len(sent) + int(up_to[-1])])
         total = int(np.searchsorted(ends, until_s, side="right"))
         if not total:
             return
         ends = ends[:total]
-        of_rows, of_prompts = (np.repeat(column, counts)[:total].astype(np.float64) for column in (rows, prompts))
-        own = self._step_s + self._row_s * (of_rows + of_prompts)
-        joined = self._merged_row_s * of_rows + self._row_s * of_prompts
+        own = np.repeat(self._step_s + self._row_s * (rows + prompts), counts)[:total]
+        joined = np.repeat(self._merged_row_s * rows + self._row_s * prompts, counts)
         out = ends + own
         begun = ends.copy()
         inside = np.zeros(total, dtype=bool)  # of rounds in which several steps end
@@ -250,7 +250,9 @@ class LoopedFrontEnd:
                 done += 1
         self._begin_s, self._end_s = float(begun[-1]), float(out[-1])
         sent.frombytes(out.tobytes())
-        self._sent(total)
+        whole = int(np.searchsorted(up_to, total, side="right"))  # entries of which all steps are sent
+        del self.waiting[:whole]
+        self._sent(total - int(up_to[whole - 1]) if whole else total)
         while rounds and rounds[0][1] <= ends[-1]:
             rounds.popleft()
 

@@ -252,13 +252,15 @@ class Replica:
                     self.clock_s = end_s
                 ended = False
                 self._may_schedule = True
-                for rank, batch in zip(taking, batches, strict=False):
-                    finished = rank.scheduler.settle(batch)
+                number = 0
+                for batch in batches:
+                    finished = taking[number].scheduler.settle(batch)
                     if self._on_batch is not None:
                         self._on_batch(batch)
                     if finished:
                         ended, self._priced = True, None
-                        self._end(rank, finished, end_s)
+                        self._end(taking[number], finished, end_s)
+                    number += 1  # noqa: SIM113  quicker than to enumerate one
                 if ended and stop_after_finish:
                     return True
                 continue
@@ -557,7 +559,7 @@ class Replica:
 
     def _jump(self, limit_s: float) -> bool:
         """Take the steps of a run that are formed before the limit; False if none is proven, or the host is late."""
-        flight, now = self._in_flight, self.clock_s
+        flight, now, sync = self._in_flight, self.clock_s, self._sync
         first = now
         if flight:
             ahead = flight[0]
@@ -577,49 +579,54 @@ class Replica:
         if now >= bound_s:
             return False
         # a synchronous step is scheduled when the one before it ends; with one batch ahead, when the one before it starts
-        if self._sync:
-            n = 1 + bisect_left(ends, bound_s, 0, len(ends) - 1)
+        n = steps = len(ends)
+        if sync:
+            n = 1 + bisect_left(ends, bound_s, 0, steps - 1)
         elif now + host_s > first:
             return False
-        elif first >= bound_s or len(ends) < 2:
+        elif first >= bound_s:
             n = 1
-        else:
-            n = 2 + bisect_left(ends, bound_s, 0, len(ends) - 2)
+        elif steps > 1:
+            n = 2 + bisect_left(ends, bound_s, 0, steps - 2)
         self._priced = None
-        if n < len(ends):
-            if bound_s == limit_s and n + vain < len(ends):  # nothing but the limit cuts it
+        if n < steps:
+            if bound_s == limit_s and n + vain < steps:  # nothing but the limit cuts it
                 self._priced = ranks, deaf, until_s, host_s, ends[n - 1], vain, ends[n:]
             ends, vain = ends[:n], False
-        if not self._sync:
+        if not sync:
             flight.popleft()
             if self._on_batch is not None:
                 for batch in ahead[1]:
                     self._on_batch(batch)
         batches: list[Batch] = []
-        idle_s = host_s if self._sync else 0.0
+        idle_s = host_s if sync else 0.0
         after: Batch | None = None  # the step in vain
-        for number, rank in enumerate(ranks):
+        number = 0
+        for rank in ranks:
             if deaf[number] and rank.inbox:
                 batch = self._take_deaf(rank, first, ends, idle_s)
             else:
-                batch, kv_steps, kv_peak = rank.scheduler.take(n - vain)
+                scheduler = rank.scheduler
+                batch, kv_steps, kv_peak = scheduler.take(n - vain)
                 if vain:
-                    found = rank.scheduler.take_vain(batch)
+                    found = scheduler.take_vain(batch)
                     if found is None:
                         del ends[-1]
                         n -= 1
                     else:
                         after, held = found
                         kv_steps += held
-                        kv_peak = max(kv_peak, held)
-                running, waiting, _, _ = rank.scheduler.state()
+                        if held > kv_peak:
+                            kv_peak = held
+                running, waiting, _, _ = scheduler.state()
                 rank.log.run(first, ends, idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens)
                 if rank.loop is not None:
                     rank.loop.waiting.append((n, batch.decode_rows, 0))
             batches.append(batch)
-        times_s = [now, first, *ends]  # a step is formed when the one before the last one ends, and starts when that does
-        formed_s, start_s, end_s = times_s[-3:]
-        if self._sync:
+            number += 1  # noqa: SIM113
+        end_s, start_s = ends[-1], ends[-2] if n > 1 else first
+        formed_s = ends[-3] if n > 2 else first if n > 1 else now  # when the step before the one before it ends
+        if sync:
             formed_s = start_s
             self._may_schedule = False
         elif after is None:
@@ -630,7 +637,7 @@ class Replica:
             self.clock_s = formed_s + host_s
             self._stage_free_s[0] = end_s
             self._may_schedule = False
-            formed_s, start_s, end_s = times_s[-4:-1]
+            formed_s, start_s, end_s = ends[-4] if n > 3 else first if n > 2 else now, formed_s, start_s
         for batch in batches:
             batch.t_sched, batch.t_start, batch.t_end = formed_s, start_s, end_s
         flight.append((ranks, batches, end_s))
@@ -806,9 +813,9 @@ class Replica:
 
 def few_ends(device_s: list[float], first_s: float, host_s: float) -> list[float]:
     """End times of steps one after the other, the first starting at `first_s`; the same sums as `many_ends`."""
-    ends = list(accumulate([device + host_s for device in device_s] if host_s else device_s, initial=first_s))
-    del ends[0]
-    return ends
+    times_s = [device + host_s for device in device_s] if host_s else device_s
+    times_s[0] += first_s  # quicker than to name it the initial one
+    return list(accumulate(times_s))
 
 
 def many_ends(device_s: FloatArray, first_s: float, host_s: float) -> list[float]:
