@@ -131,6 +131,10 @@ SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
         {"hardware": "h200-sxm-141gb", "tensor_parallel": 2, **args(max_model_len=4000)},
         "moonshotai/Kimi-Linear-48B-A3B-Instruct",
     ),
+    "vllm-pair-windows-over-latents": pair(
+        {"hardware": "b200-sxm-180gb", "tensor_parallel": 4, "speculative": MTP, **args(max_model_len=4000)},
+        "deepseek-ai/DeepSeek-V4-Flash",
+    ),
     "vllm-pair-states-mtp": pair({"tensor_parallel": 4, "speculative": MTP, **args(max_model_len=4000)}, QWEN3_NEXT),
     "vllm-pair-windows-drafts": pair({**DRAFTS, **args(num_gpu_blocks_override=900, max_model_len=4000)}, "openai/gpt-oss-20b"),
 }

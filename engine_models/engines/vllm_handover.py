@@ -142,14 +142,12 @@ def _seen(window: int | None) -> str:
 
 def _check_windows(request: PoolRequest, version: Version, cache: Cache, connector: str) -> None:
     """Refuse sliding windows where vLLM does not move them group by group, and what is not modelled of it."""
-    latents = request.arch.has("mla")
     uneven = cache.told is not None and len({tokens for *_, tokens in cache.told[0].kinds}) > 1
     no_pools_with(
         {
             "sliding windows over Mooncake before vLLM 0.33": connector == MOONCAKE and version.number < MOONCAKE_GROUPS_SINCE,
             "recurrent layers before vLLM 0.33": STATE_WINDOW in cache.windows and version.number < STATES_SINCE,
             "sliding windows or recurrent layers and pipeline stages": request.pipeline_parallel > 1,
-            "sliding windows over layers of latents": latents and any(w not in (None, STATE_WINDOW) for w in cache.windows),
             "sliding windows over layers of unequal size": uneven,
         }
     )
