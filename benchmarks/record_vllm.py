@@ -118,7 +118,9 @@ def built(config: Case, transfer: Any = None) -> Any:
     )
     whole = Given(
         scheduler_config=Given(**{**defaults, **config}),
-        cache_config=Given(**{"enable_prefix_caching": True, **config}, mamba_cache_mode="none"),
+        cache_config=Given(
+            **{"enable_prefix_caching": True, **config}, mamba_cache_mode="none", prefix_cache_retention_interval=0
+        ),
         model_config=Given(max_model_len=config["max_model_len"], runner_type="generate", get_total_num_kv_heads=lambda: 1),
         parallel_config=Given(
             pipeline_parallel_size=1,

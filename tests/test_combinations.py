@@ -126,6 +126,21 @@ SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
     "trtllm-pair-pipeline-at-once": pair(
         {**TRTLLM, **args(**FIRM)}, style="generation_first", prefill={"pipeline_parallel": 3}
     ),
+    "vllm-windows-offload": given(
+        {**SPILL, **args(num_gpu_blocks_override=700, max_model_len=6000)}, CROWD, "openai/gpt-oss-20b"
+    ),
+    "vllm-windows-drafts-offload": given(
+        {**SPILL, **DRAFTS, **args(num_gpu_blocks_override=900, max_model_len=6000)}, CROWD, "google/gemma-3-4b-it"
+    ),
+    "vllm-pipeline-states-mtp-store": given(
+        {
+            "hardware": "h200-sxm-141gb", "tensor_parallel": 2, "pipeline_parallel": 2, "speculative": MTP,
+            "kv_tiers": [{"kind": "shared", "bytes": 1e11, "bytes_per_s": 2e10, "connector": "MooncakeStoreConnector"}],
+            **args(num_gpu_blocks_override=60, max_model_len=6000, enable_prefix_caching=True),
+        },
+        CROWD,
+        QWEN3_NEXT,
+    ),
     "vllm-pair-states": pair({"tensor_parallel": 4, **args(num_gpu_blocks_override=40, max_model_len=4000)}, QWEN3_NEXT),
     "vllm-pair-states-over-latents": pair(
         {"hardware": "h200-sxm-141gb", "tensor_parallel": 2, **args(max_model_len=4000)},

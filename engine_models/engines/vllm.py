@@ -55,7 +55,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         adapters = adapters_of_pool(request, said, first=first)
     backend = experts(request, flags, version.number, said.warnings)
     memory, least_share = budget_of(request, version, serving, cache, adapters, backend, said)
-    tiers = tiers_of(request, version, cache.windows, cache.block_bytes, cache.block, said)
+    tiers = tiers_of(request, version, cache, said)
     if request.role != "mixed":
         from engine_models.engines.vllm_handover import handover_of
 

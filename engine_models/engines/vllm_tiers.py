@@ -9,7 +9,7 @@ filter says; a request asks the host, then the disk for what follows, and both a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
+    from engine_models.engines.vllm_cache import Cache
     from engine_models.memory.kv_tiers import KvTiers, Level
 
 GIB = 1 << 30
@@ -32,6 +33,9 @@ LMCACHE_HOST_GIB = 5.0
 """Host memory of a rank unless `max_local_cpu_size` says otherwise [GiB] (datasheet: as above)."""
 OFFLOAD_BYTES_SINCE = (0, 14)
 """First version whose own connector takes the size of host memory in bytes (datasheet: releases and vLLM's blog of 2026-01)."""
+SPANS_SINCE = (0, 33)
+"""Version whose own connector and Mooncake's store were read to keep the blocks of each KV group; LMCache's connector keeps
+none of windows (`SupportsHMA` in `kv_connector/v1`). Earlier releases that do are not told apart."""
 WHERE_FLAG = "deployment.engine_args.kv_transfer_config"
 
 
@@ -49,6 +53,8 @@ class TierPlan:
     network_bytes_per_s: float
     stores_outputs: bool
     ranked: bool = False
+    needed_blocks: int = 0  # whose windows' and states' blocks it takes to resume behind them, 0 without any
+    side_bytes: float = 0.0  # of these blocks of one place, on one rank
 
     @property
     def unit_bytes(self) -> int:
@@ -77,9 +83,17 @@ class TierPlan:
                 rank_block_bytes=self.block_bytes,
                 device_link=Link(self.host_bytes_per_s),
             )
-        return KvTiers(
+        kind: type[KvTiers] = KvTiers
+        sides: dict[str, Any] = {}
+        if self.needed_blocks:
+            from engine_models.memory.resumable_tiers import ResumableTiers
+
+            kind, needed = ResumableTiers, -(-self.needed_blocks // self.unit_blocks)
+            sides = {"needed_units": needed, "side_units": self.side_bytes / self.block_bytes}
+        return kind(
             [self._level(tier) for tier in self.tiers],
             self.block_tokens,
+            **sides,
             unit_blocks=self.unit_blocks,
             unit_bytes=self.unit_bytes,
             rank_unit_bytes=self.block_bytes * self.unit_blocks,
@@ -128,6 +142,7 @@ class TierPlan:
 
 def recorded_tiers(knobs: Mapping[str, Any]) -> TierPlan:
     """Host memory of a recorded scheduler, from the knobs of its `config` line; a block is a byte."""
+    windows = [group["window"] for group in knobs.get("kv_groups") or () if "window" in group]
     return TierPlan(
         tiers=(KvTier("host", float(knobs["host_blocks"]), inf),),
         connector=NATIVE,
@@ -138,7 +153,9 @@ def recorded_tiers(knobs: Mapping[str, Any]) -> TierPlan:
         host_bytes_per_s=1 / knobs["load_block_s"],
         network_bytes_per_s=0.0,
         stores_outputs=not knobs["offload_prompt_only"],
-        ranked=True,
+        ranked=not windows,
+        needed_blocks=_needed_blocks(windows, knobs["block_size"]),
+        side_bytes=len(windows),
     )
 
 
@@ -151,20 +168,23 @@ def tier_words(tier: KvTier) -> str:
 def tiers_of(
     request: PoolRequest,
     version: Version,
-    windows: tuple[int | None, ...],
-    block_bytes: int,
-    block_tokens: int,
+    cache: Cache,
     said: Said,
 ) -> TierPlan | None:
     """The tiers that a pool asks for, None for none; InputError for what is not modelled or cannot be."""
     flags = request.flags
-    tiers = _tier_plan(request, version, windows, block_bytes, block_tokens)
+    tiers = _tier_plan(request, version, cache)
     config = beyond(flags)
     if config.get("kv_connector") == NATIVE:
         unread = sorted(_extra(flags).keys() - _NATIVE_KEYS)
         said.warnings += [f"kv_connector_extra_config `{key}` is not modelled and was ignored" for key in unread]
     if tiers is not None:
         said.notes += tiers.notes
+        if tiers.needed_blocks:
+            said.notes.append(
+                "KV offload of windows and states (rules of vLLM 0.33; states and Mooncake's store not recorded): what they need is "
+                "kept before a prompt's end and where shared prefixes were seen to end, so that a prefix is found up to such a place"
+            )
         if request.data_parallel > 1:
             said.notes.append("KV offload: each data-parallel rank is an engine with host memory of its own, of the stated size")
     elif config and request.role == "mixed":
@@ -175,10 +195,10 @@ def tiers_of(
     return tiers
 
 
-def _tier_plan(
-    request: PoolRequest, version: Version, windows: tuple[int | None, ...], block_bytes: int, block_tokens: int
-) -> TierPlan | None:
+def _tier_plan(request: PoolRequest, version: Version, cache: Cache) -> TierPlan | None:
     flags, has_tiers = request.flags, version.offloads_further
+    block_tokens, several = cache.block, cache.windows != (None,)
+    block_bytes = int(cache.block_bytes * cache.full_groups)
     connector = _connector(request, has_tiers)
     chunk = _chunk_tokens(flags, connector, block_tokens)
     if connector == NATIVE:
@@ -189,7 +209,7 @@ def _tier_plan(
     if not tiers or connector is None:
         return None
     kinds = [tier.kind for tier in tiers]
-    _check(request, windows, tiers, connector)
+    _check(request, version, cache, tiers, connector)
     if connector == NATIVE and kinds[0] != "host":
         raise InputError(
             f"{NATIVE} brings everything by way of host memory, and kv_tiers begins with {kinds[0]}",
@@ -225,7 +245,13 @@ def _tier_plan(
         next((tier.bytes_per_s for tier in tiers if tier.kind == "host"), request.host_link_bytes_per_s or inf),
         request.network_bytes_per_s * ranks,
         (version.offloads_outputs and connector == NATIVE) or connector == KVBM,
-        ranked=version.offload_ranks_requests and connector == NATIVE and kinds == ["host"] and chunk == block_tokens,
+        ranked=version.offload_ranks_requests
+        and connector == NATIVE
+        and kinds == ["host"]
+        and chunk == block_tokens
+        and not several,
+        needed_blocks=_needed_blocks(cache.windows, block_tokens),
+        side_bytes=cache.block_bytes * sum(window is not None for window in cache.windows),
     )
     for tier in tiers:
         if tier.capacity_bytes < plan.unit_bytes:
@@ -235,6 +261,11 @@ def _tier_plan(
                 mend="give more, or leave the tier out (0)",
             )
     return plan
+
+
+def _needed_blocks(windows: Iterable[int | None], block_tokens: int) -> int:
+    """Blocks before a place whose parts in the windows, the widest, or states it takes to resume there; 0 without any."""
+    return max((max(1, -(-(window - 1) // block_tokens)) for window in windows if window is not None), default=0)
 
 
 def _chunk_tokens(flags: Mapping[str, Any], connector: str | None, block_tokens: int) -> int:
@@ -307,21 +338,22 @@ def _connector(request: PoolRequest, has_tiers: bool) -> str | None:
     return None
 
 
-def _check(request: PoolRequest, windows: tuple[int | None, ...], tiers: tuple[KvTier, ...], connector: str) -> None:
+def _check(request: PoolRequest, version: Version, cache: Cache, tiers: tuple[KvTier, ...], connector: str) -> None:
     """Refuse tiers where they are not modelled or cannot be."""
-    if not request.flags.get("enable_prefix_caching", True):
+    if not cache.prefix_caching:
         raise InputError(
             "KV offload finds blocks by the hashes of the prefix cache, which is off",
             where="deployment.engine_args.enable_prefix_caching",
-            mend="leave prefix caching on, or offload out",
+            mend="write enable_prefix_caching: true, or leave offload out",
         )
     key = "offload" if [tier.kind for tier in tiers] == ["host"] else "kv_tiers"
-    if windows != (None,):
-        raise InputError(
-            "KV offload for models with sliding windows is not modelled yet",
-            where=f"deployment.{key}",
-            mend=f"remove `deployment.{key}`",
-        )
+    several = cache.windows != (None,)
+    spans = {
+        "models with sliding windows or recurrent layers before vLLM 0.33": several and version.number < SPANS_SINCE,
+        "models with sliding windows or recurrent layers": several and connector not in (NATIVE, MOONCAKE),
+    }
+    cause = f"KV offload by {connector} for {{}} is not modelled"
+    none_of(spans, cause, where=f"deployment.{key}", mend=f"remove `deployment.{key}`")
     # vLLM's own names of blocks tell adapters apart; whether the others' do was not read
     beside = {"LoRA adapters": request.lora is not None and connector != NATIVE}
     cause = f"KV offload by {connector} beside {{}} is not modelled yet"

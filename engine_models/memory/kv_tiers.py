@@ -389,7 +389,7 @@ class KvTiers:
             self._loading_keys[key] = seq.index
         return 0.0
 
-    def send(self, units: int, now_s: float) -> float:
+    def send(self, units: float, now_s: float) -> float:
         """Copy units from host memory to the device; return when they are there [s]."""
         return self._link.send(units * self._device_unit_s, now_s)
 

@@ -604,14 +604,19 @@ class ContinuousScheduler(Scheduler):
         if not more:
             return ""
         free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
-        if self.rules.reserve_full_prompt and kv.admission_blocks(found, seq.length, whole=True) > free:
-            return "full"
         tokens = hit + more * kv.block_tokens
+        # of windows only what a token behind what is loaded sees takes a block
+        coming = tokens - kv.replayed_tokens if isinstance(kv, HybridKV) else 0
+        whole = self.rules.reserve_full_prompt
+        if whole and kv.admission_blocks(found, seq.length, whole=True, computed_tokens=coming) > free:
+            return "full"
         owed = sum(kv.missing(other, other.length) for rows in (self._loading, self.partial) for other in rows)
-        if kv.admission_blocks(found, tokens, whole=False) + owed > free:
+        if kv.admission_blocks(found, tokens, whole=False, computed_tokens=coming) + owed > free:
             return "full"
         self._queue.take()
-        if hit:
+        if isinstance(kv, HybridKV):
+            kv.hold(seq, found, coming)
+        elif hit:
             kv.hold(seq, found)
         kv.grow(seq, tokens)
         seq.computed = hit

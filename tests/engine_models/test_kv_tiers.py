@@ -11,6 +11,7 @@ from engine_models.engines.known import parse_engine_args
 from engine_models.engines.vllm_flags import FLAGS, offload_settings
 from engine_models.flags import reconcile
 from engine_models.memory.kv_tiers import BlockStore, FrequencyFilter, KvTiers, Level, Stored
+from engine_models.memory.resumable_tiers import ResumableTiers
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link
 from hardware_profiles.errors import InputError
@@ -277,8 +278,15 @@ def test_what_is_not_modelled_is_refused(deployment: dict[str, Any], message: st
         simulate({**CHAT, "deployment": pool})
 
 
-def test_sliding_windows_are_refused() -> None:
-    pool = {"engine": "vllm", "hardware": "h100-sxm-80gb", "offload": {"kv_offloading_size": 8}}
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"engine": "vllm@0.30", "offload": {"kv_offloading_size": 8}},
+        {"engine": "vllm", "kv_tiers": [{"kind": "host", "bytes": 10**9, "connector": "LMCacheConnectorV1"}]},
+    ],
+)
+def test_sliding_windows_are_refused_where_nobody_keeps_them(own: dict[str, Any]) -> None:
+    pool = {"hardware": "h100-sxm-80gb", **own}
     with pytest.raises(InputError, match="sliding windows"):
         simulate({**CHAT, "model": "google/gemma-3-4b-it", "deployment": pool})
 
@@ -347,3 +355,32 @@ def test_tiers_in_order_are_asked_for_what_follows_the_nearer_hit() -> None:
     tiers.load(asks, 0, 4, 9, 9.0)
     assert [level.read_units for level in tiers.levels] == [1, 3]  # 3 is in the host too, behind what the disk has
     assert tiers.find(seq_of([5], 70, 7), 0, 9, 9.0) == 0
+
+
+def test_beside_windows_a_prefix_is_found_up_to_a_place_that_can_be_resumed_from() -> None:
+    """Worked by hand: two blocks of one window before a place, which is that before a prompt's last token."""
+    tiers = ResumableTiers(
+        [Level("host", BlockStore(100))],
+        BLOCK,
+        unit_bytes=1000,
+        rank_unit_bytes=1000,
+        device_link=Link(1e6),
+        stores_outputs=False,
+        needed_units=2,
+        side_units=1.0,
+    )
+    tiers.store(seq_of(list(range(1, 11)), 160), 160, 0)
+    assert tiers.blocks == 10 + 2  # the tenth block ends behind the place, which is that of nine: the eighth and the ninth
+    assert tiers.find(seq_of([1, 2, 3, 4, 5, 31, 32], 112, 1), 0, 1) == 0  # it shares five
+    again = seq_of([*range(1, 11), 41], 180, 2)
+    assert tiers.find(again, 0, 1) == 9
+    assert tiers.find(again, 4, 1) == 5
+    tiers.load(again, 4, 5, 1, 3.0)
+    assert again.loaded_s == pytest.approx(3.007)
+    tiers.end_load(again, 9 * BLOCK)
+    seen = seq_of([1, 2, 3, 4, 5, 31, 32], 112, 1)
+    seen.junction_tokens = 5 * BLOCK  # where the cache of the device saw that the two part
+    tiers.store(seen, 112, 1)
+    assert tiers.find(seq_of([1, 2, 3, 4, 5, 51, 52], 112, 3), 0, 2) == 5
+    tiers.store(seq_of([61, 62, 63], 48, 4), 48, 2)
+    assert tiers.find(seq_of([61, 71, 72], 48, 5), 0, 3) == 1  # what begins the prompt needs no whole window
