@@ -182,8 +182,8 @@ def tiers_of(
         said.notes += tiers.notes
         if tiers.needed_blocks:
             said.notes.append(
-                "KV offload of windows and states (rules of vLLM 0.33; states and Mooncake's store not recorded): what they need is "
-                "kept before a prompt's end and where shared prefixes were seen to end, so that a prefix is found up to such a place"
+                "KV offload of windows and states (rules of vLLM 0.33; states and Mooncake's store not recorded): what they need "
+                "is kept before a prompt's end and where shared prefixes were seen to end, so a prefix is found up to such a place"
             )
         if request.data_parallel > 1:
             said.notes.append("KV offload: each data-parallel rank is an engine with host memory of its own, of the stated size")

@@ -49,7 +49,7 @@ class ResumableTiers(KvTiers):
         self._mark(seq, 0)
 
     def _mark(self, seq: Sequence, before: int) -> int:
-        """Note the sides before places behind more than `before` units, as far as these are stored and named; how many are new."""
+        """Note the sides before places behind more than `before` units, as far as they are stored and named; how many are new."""
         names, size, had = self._names(seq), self.block_tokens * self.unit_blocks, len(self._sides)
         there = min(seq.host_blocks, len(names))
         for tokens in (seq.prompt_tokens - 1, seq.junction_tokens):
