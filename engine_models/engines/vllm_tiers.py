@@ -183,7 +183,7 @@ def tiers_of(
         if tiers.needed_blocks:
             said.notes.append(
                 "KV offload of windows and states (rules of vLLM 0.33; states and Mooncake's store not recorded): what they need "
-                "is kept before a prompt's end and where shared prefixes were seen to end, so a prefix is found up to such a place"
+                "is kept before a prompt's end and where shared prefixes were seen to end; a prefix is found up to such a place"
             )
         if request.data_parallel > 1:
             said.notes.append("KV offload: each data-parallel rank is an engine with host memory of its own, of the stated size")

@@ -389,9 +389,9 @@ class KvTiers:
             self._loading_keys[key] = seq.index
         return 0.0
 
-    def send(self, units: float, now_s: float) -> float:
-        """Copy units from host memory to the device; return when they are there [s]."""
-        return self._link.send(units * self._device_unit_s, now_s)
+    def send(self, number: float, now_s: float) -> float:
+        """Copy a number of units from host memory to the device; return when they are there [s]."""
+        return self._link.send(number * self._device_unit_s, now_s)
 
     def end_load(self, seq: Sequence, tokens: int) -> None:
         """The load has ended: its units may be loaded by others again."""

@@ -74,9 +74,9 @@ class ResumableTiers(KvTiers):
         self._brought = min((held_blocks + blocks) // self.unit_blocks, self._needed)
         return super().load(seq, held_blocks, blocks, batch, now_s)
 
-    def send(self, units: float, now_s: float) -> float:
+    def send(self, number: float, now_s: float) -> float:
         """As of the base, with the sides."""
-        return super().send(units + self._brought * self._side_units, now_s)
+        return super().send(number + self._brought * self._side_units, now_s)
 
 
 __all__ = ["ResumableTiers"]
