@@ -504,7 +504,7 @@ def _fleet(
     scenario, services, half_rtt_s = prepared.scenario, prepared.services, prepared.scenario.client.network_rtt_ms / 2e3
     by_role: dict[str, list[Servers]] = {"prefill": [], "decode": [], "mixed": []}
     for each in prepared.pools:
-        by_role[each.pool.role].append(_servers(each, joins=False))
+        by_role[each.pool.role].append(_servers(each, joins=joins_store(prepared.pools)))
     service_of = {each.pool.name: number for number, service in enumerate(services) for each in service.pools}
     owners = [service_of[each.pool.name] for each in prepared.pools]
     stages = Stages(by_role["prefill"], by_role["decode"], by_role["mixed"], owners)

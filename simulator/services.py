@@ -10,6 +10,7 @@ from hardware_profiles.errors import InputError
 from simulator.pools import POOLS, blended_price, joint_limits, paths_of, told, unique
 from simulator.prepared import Prepared, Service
 from simulator.routed import check_paired
+from simulator.tiers import check_store
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
@@ -78,6 +79,7 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
     pools, elastic, changing = with_roles(scenario, pools)
     disturbances, said = disturbances_of(scenario, pools)
     services = services_of(pools)
+    check_store(pools)
     for each in services:
         handover = each.pools[0].plan.handover
         if each.paired and handover is not None:
@@ -104,7 +106,7 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
 def _check_around(scenario: Scenario) -> None:
     """Refuse what is not modelled around pools of which some pass requests on and others do not."""
     around = scenario.deployment
-    given = {"deployment.kv_tiers": bool(around.kv_tiers)}
+    given = {}
     for number, pool in enumerate(around.pools):
         if pool.replicas or pool.autoscaler is not None:
             given[f"{POOLS}.{number}.models"] = pool.models is not None

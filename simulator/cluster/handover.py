@@ -110,6 +110,7 @@ class HandoverCluster(Cluster):
     ) -> None:
         """Note the pools of both stages and what lies between them."""
         self._stages = (prefill, decode)
+        self._store: dict[object, Scheduler] = {}  # who keeps the store that several pools share
         self._paths, self._disturbances = paths, disturbances
         self._first = sum(servers.replicas for servers in prefill)  # the first decode replica
         handover = decode[0].plan.handover
@@ -123,11 +124,10 @@ class HandoverCluster(Cluster):
         self._turning: list[TurningReplica] = []
         self._makers: list[Callable[[], Scheduler]] = []  # by replica: what makes it a fresh scheduler
         self._together: list[list[int]] = []  # by replica: those that are advanced with it, itself among them
-        store: dict[object, Scheduler] = {}
         around_store: list[int] = []
         for stage, on_finish in zip(self._stages, (self._prefilled, self._finished), strict=True):
             for servers in stage:
-                joins = Joins(servers.plan, mode, servers.replicas, servers.nodes, store if servers.joins_store else None)
+                joins = Joins(servers.plan, mode, servers.replicas, servers.nodes, self._store if servers.joins_store else None)
                 executor, front = servers.plan.executor, servers.plan.front.unqueued()
                 convoy = around_store if servers.joins_store else list[int]()
                 for number in range(servers.replicas):

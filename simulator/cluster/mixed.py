@@ -81,6 +81,7 @@ class MixedCluster(Cluster):
     def _gather(self, destinations: Destinations, routers: Sequence[Routing], before_s: Sequence[float]) -> None:
         """Note who may get which requests."""
         self._destinations, self._routings = destinations, routers
+        self._store: dict[object, Scheduler] = {}  # who keeps the store that several pools share
         groups = destinations.groups
         self._own_before_s = before_s
         self._group_before_s = [min(before_s)] * len(groups)  # from the send to the router's choice
@@ -100,10 +101,9 @@ class MixedCluster(Cluster):
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         made: list[Replica] = []
-        store: dict[object, Scheduler] = {}
         convoy: list[ConvoyReplica] = []
         for pool in self._pools:
-            joins = Joins(pool.plan, mode, pool.replicas, pool.nodes, store if pool.joins_store else None)
+            joins = Joins(pool.plan, mode, pool.replicas, pool.nodes, self._store if pool.joins_store else None)
             self._joins_of.append(joins)
             mine = self._joined(joins, pool.plan, pool.cost, pool.replicas, pool.plan.executor.ranks)
             if pool.joins_store:

@@ -29,6 +29,7 @@ from simulator.cluster.routers import router_of
 from simulator.cluster.routing.llm_d import Scored
 from simulator.cluster.servers import Servers
 from simulator.cluster.transfer import Paths
+from simulator.serving.convoy import ConvoyReplica
 from simulator.serving.replica import Replica
 
 
@@ -102,7 +103,14 @@ class Fleet(HandoverCluster, MixedCluster):
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         pairs = HandoverCluster._made(self, plan, cost, replicas, ranks, mode)
-        return [*pairs, *MixedCluster._made(self, plan, cost, replicas, ranks, mode)]
+        made = [*pairs, *MixedCluster._made(self, plan, cost, replicas, ranks, mode)]
+        joins = [pool.joins_store for pool in self._all() for _ in range(pool.replicas)]
+        around_store = [
+            each for each, shares in zip(made, joins, strict=True) if shares and isinstance(each, ConvoyReplica)
+        ]
+        for each in around_store:
+            each.members = around_store
+        return made
 
     def _all(self) -> list[Servers]:
         return [*super()._all(), *self._pools]
