@@ -263,6 +263,8 @@ def test_breakers_open_on_failures_in_a_row_and_half_open_after_a_while() -> Non
         ("sglang-router", {"policy": "bucket"}, "random, round_robin"),
         ("vllm-router", {"balance_abs_threshold": 1.5}, "whole number"),
         ("dynamo", {"router_temperature": -1.0}, "out of range"),
+        ("vllm-router", {"balance_rel_threshold": 0.5}, "out of range"),
+        ("vllm-router", {"retry_max_retries": 0}, "out of range"),
         ("dynamo", {"use_kv_events": 1}, "true or false"),
         ("production-stack", {"routing_logic": "kvaware"}, "roundrobin"),
     ],

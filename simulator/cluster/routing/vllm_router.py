@@ -7,6 +7,7 @@ Sources: `src/policies/*.rs` of vllm-project/router (read 2026-11), `router_args
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
+from dataclasses import replace
 from random import Random
 
 from simulator.cluster.routing import sglang_router
@@ -17,17 +18,18 @@ from simulator.cluster.routing.sticky import Homes
 from simulator.cluster.routing.system import BREAKERS, RETRIES, Flag, Flags, RouterSystem
 
 POLICIES = ("random", "round_robin", "cache_aware", "power_of_two", "consistent_hash", "sticky_least_loaded")
+ABOVE_ZERO = ("retry_max_retries", "retry_initial_backoff_ms", "cb_timeout_duration_secs")
+"""Flags that may be zero in SGLang's router alone (measured, 2026-11-30: with lower values than these 0.1.17 does not start)."""
 FLAGS = (
     Flag("policy", "cache_aware", POLICIES),
     Flag("prefill_policy", None, POLICIES, like=""),
     Flag("decode_policy", None, POLICIES, like=""),
     Flag("cache_threshold", 0.3, low=0.0, high=1.0),
     Flag("balance_abs_threshold", 64, low=0),
-    Flag("balance_rel_threshold", 1.5, low=0.0),
-    Flag("eviction_interval_secs", 120, low=0),
-    Flag("max_tree_size", 2**25, low=0),
-    *RETRIES,
-    *BREAKERS,
+    Flag("balance_rel_threshold", 1.5, low=1.0),
+    Flag("eviction_interval_secs", 120, low=1),
+    Flag("max_tree_size", 2**25, low=1),
+    *(replace(each, low=1) if each.name in ABOVE_ZERO else each for each in (*RETRIES, *BREAKERS)),
 )
 UNMODELLED = {
     "max_concurrent_requests": "limits of a router are `deployment.admission`",
