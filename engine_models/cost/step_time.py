@@ -242,7 +242,7 @@ class StepTimeModel(StepCost):
     def _along(self, rows: int, fixed: float, least: float, attended: Sequence[float]) -> list[float]:
         table = self._decode.full(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
-        i = bisect_right(nodes, attended[0]) or 1  # where the stretch that holds the first ends
+        i = bisect_right(nodes, float(attended[0])) or 1  # where the stretch that holds the first ends
         if i == len(nodes) or attended[-1] < nodes[i]:  # and all: they rise
             node, value, slope = nodes[i - 1], values[i - 1], slopes[i - 1]
             alike = [fixed + (value + slope * (x - node)) for x in attended]

@@ -119,7 +119,7 @@ class BlockPool:
             else:
                 blocks -= entry.blocks  # type: ignore[union-attr]
                 entry.blocks = 0  # type: ignore[union-attr]
-            queue.popitem(last=False)
+            del queue[entry]
 
 
 class PagedKV(BlockPool):
