@@ -83,8 +83,10 @@ def points_of_results(path: Path, deployment: Deployment) -> tuple[list[Point], 
         notes += _check_model(one, path, deployment.prepared)
         done = one.totals.get("completed", math.inf)
         lost = one.totals.get("failed", 0.0)
-        values = _values(one)
-        if done < FEWEST:
+        values, below = _values(one), next((name for name, each in one.metrics.items() if each.get("mean", 0.0) < 0), None)
+        if below is not None:
+            left.append(Left(one.label, f"its mean {below} is {one.metrics[below]['mean']:g}, and no time is below zero"))
+        elif done < FEWEST:
             left.append(Left(one.label, f"{done:.0f} requests are too few, {FEWEST} are needed"))
         elif lost > 0.1 * done:
             left.append(Left(one.label, f"{lost:.0f} requests failed, of {done + lost:.0f}"))

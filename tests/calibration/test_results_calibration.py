@@ -273,6 +273,7 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"mean_tpot_ms": 2.0}, [], "cannot do it in less than .* above the roofline"),
     ({"mean_tpot_ms": 40.0}, [], "the scenario does not describe the server"),
     ({"mean_ttft_ms": 4.0}, [], "ttft_mean_ms is 4, .* above the roofline"),
+    ({"mean_ttft_ms": -3.0}, [], "its mean ttft_ms is -3, and no time is below zero"),
     ({"mean_tpot_ms": 1e29}, [], "it is no time of this deployment"),
     ({"completed": 3}, [], "too few points: none is left .*3 requests are too few"),
     ({"failed": 9}, [], "9 requests failed, of 21"),

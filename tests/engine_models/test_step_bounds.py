@@ -31,7 +31,7 @@ SLACK = 1 - 1e-9
 
 
 def pools() -> Iterator[tuple[str, str, str, str]]:
-    """Engine, device, format and model: each engine on each device that it runs on, in one of its formats after the other."""
+    """Engine, device, format and model: each engine on each device that it runs on, in all of its formats."""
     turn, seen = count(), set()
     for device in all_devices():
         profile = device.name if device.kind == "cpu" else device.name.rpartition("-")[0]  # one size of memory
@@ -41,8 +41,8 @@ def pools() -> Iterator[tuple[str, str, str, str]]:
         for engine in map(engine_named, BUILT_IN):
             loads = [name for name in (*FORMATS, *PACKED_FORMATS) if {name, format_named(name).family} & engine.formats.keys()]
             if device.kind in engine.devices:
-                place = next(turn)
-                yield engine.name, device.name, loads[place % len(loads)], MODELS[place % len(MODELS)]
+                for weights in loads:
+                    yield engine.name, device.name, weights, MODELS[next(turn) % len(MODELS)]
 
 
 def prepared(engine: str, device: str, weights: str, model: str) -> Prepared | None:
@@ -100,4 +100,4 @@ def test_so_it_is_of_every_engine_on_every_device() -> None:
             except AssertionError as error:
                 raise AssertionError(pool) from error
             checked[pool[0]] += 1
-    assert min(checked.values()) >= 10, checked
+    assert min(checked.values()) >= 40, checked
