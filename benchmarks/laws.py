@@ -12,6 +12,7 @@ ten values of a chip left out, and what share of a chip lies within the width of
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from anchored import Measured, after_one
-from cases import EARLY, FILES, MIDDLE, SLOW_BLAS, Case, read
+from cases import EARLY, FILES, MIDDLE, SLOW_BLAS, Case, Unsaid, cpu_batched, read
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
@@ -34,13 +35,13 @@ from hardware_profiles.kernel_physics import causal_pairs, moe_active_experts
 from hardware_profiles.kernels import operations_of
 from simulator.calibration.fit import FOLLOWED, FOLLOWED_ON_CPUS, Known
 from simulator.calibration.results import QUANTILE
-from simulator.results.intervals import INTERVAL_OF_MEAN_ERROR
 
 Array = NDArray[np.float64]
 Constants = dict[str, float]
 HOST_S = {"llama_cpp": 1e-4, EARLY: 1e-4, MIDDLE: 1e-4, "mlx_lm": 5e-5, "exllamav2": 5e-5}
 """Host time of a step that the engines add (`engine_models/cost/overheads/`)."""
 SENSITIVITY: Mapping[str, tuple[float, float, float]] = {
+    "processes": (0.5, 0.5, 0.0),
     "decode": (0.0, 1.0, 0.0),
     "batch": (0.1, 0.9, 0.0),
     "few tokens": (0.5, 0.5, 0.0),
@@ -49,21 +50,27 @@ SENSITIVITY: Mapping[str, tuple[float, float, float]] = {
 """What of a time follows the scales of a calibration, by what was measured (`benchmarks/anchored.py` simulates it)."""
 LEFT_OUT_STEPS = 4
 """Steps of the fit without a chip: it starts at the constants of all of them."""
+SHARED_WEIGHT = 0.25
+"""Weight of a chip's rows of several processes, over its others' (assumed: they tell of threads, and little of the memory)."""
 HOLD = 0.02
 """What holds a constant at its start that no row tells anything of, as an error of the logarithm."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A device as a class of rows sees it: which one, of which build, with how many threads."""
+    """A device as a class of rows sees it: which one, of which build, with how many threads, beside how many processes."""
 
     device: str
     build: str
     threads: int
+    processes: int = 1
 
     def ops(self, law: Law) -> LawOps:
-        """Its operations under a law."""
-        return LawOps.under(law, load_device(self.device), "", self.threads)
+        """Its operations under a law; of several processes each has its part of the bandwidth."""
+        device = load_device(self.device)
+        ops = LawOps.under(law, device, "", self.threads)
+        most = device.memory_bandwidth_bytes_per_s.value / self.processes
+        return replace(ops, peaks=replace(ops.peaks, hbm_bytes_per_s=min(ops.peaks.hbm_bytes_per_s, most)))
 
 
 @dataclass(frozen=True)
@@ -174,8 +181,12 @@ class Fit:
         self.groups = np.array(devices if len(set(devices)) > 1 else [f"{c.model} {c.weights}" for c in cases])
         self.work = [work_of(case, chunk_of(case)) for case in cases]
         self.log_rates = np.log([measured(case) for case in cases])
-        count = Counter(self.groups)
-        self.weight = np.array([count[group] ** -0.5 for group in self.groups])
+        shared = [chip.processes > 1 for chip in self.chips]
+        count = Counter(zip(self.groups, shared, strict=True))
+        self.weight = np.array([
+            (SHARED_WEIGHT if beside else 1.0) * count[group, beside] ** -0.5
+            for group, beside in zip(self.groups, shared, strict=True)
+        ])  # fmt: skip
         self.weight /= self.weight.mean()
 
     def errors(self, x: Array, rows: NDArray[np.int64]) -> Array:
@@ -246,6 +257,8 @@ def measured(case: Case) -> float:
 
 def kind_of(case: Case) -> str:
     """What a case measures."""
+    if "processes" in case.args:
+        return "processes"
     if "decode_tok_s" in case.reported:
         return "decode" if case.batch == 1 else "batch"
     return "prompt" if case.new > 64 else "few tokens"
@@ -260,8 +273,9 @@ def chunk_of(case: Case) -> int:
 def chip_of(case: Case) -> Chip:
     """The chip of a case; builds of early 2024 stand apart on NVIDIA's."""
     old = case.engine == EARLY
-    threads = case.args.get("threads", 0)
-    return Chip(case.hardware, "2024" if old else "", threads if isinstance(threads, int) else 0)
+    threads, processes = (case.args.get(name, default) for name, default in (("threads", 0), ("processes", 1)))
+    assert isinstance(processes, int)
+    return Chip(case.hardware, "2024" if old else "", threads if isinstance(threads, int) else 0, processes)
 
 
 # -- classes --------------------------------------------------------------------------------------------------
@@ -299,10 +313,11 @@ def _cpu(c: Constants, chip: Chip) -> Law:
     share = (c["read_desktop"] if desktop else c["read"]) * two
     unpack = {"": c["unpack"], "q8_0": c["unpack_8"], "16": 0.0, "q5_0": c["unpack_5"], "iq4_nl": c["unpack_5"]}
     unpack |= dict.fromkeys(iq, c["unpack_iq"])
-    matrix = {fmt: share * c["matrix"] / server.matrix[""] for fmt, share in server.matrix.items()} | {"q8_0": c["matrix_8"]}
-    return replace(server, read={"": share}, unpack=unpack, matrix=matrix, kv_share=c["kv"] * two,
-                   attend=(c["attend"] * two, c["cell"]),
-                   vector={"": c["vector"], "q8_0": c["vector_8"]}, launch_s=c["launch"], core_launch_s=c["core"])  # fmt: skip
+    matrix = laws.cpu_matrix(c["matrix"]) | {"q8_0": c["matrix_8"] / 4}  # type: ignore[operator]
+    return replace(server, read={"": share}, unpack=unpack, matrix=matrix, kv_share=min(c["kv"], 0.95) * two,
+                   attend=(min(c["attend"], 0.9) * two, c["cell"]), crowding_share=c["crowd"],
+                   vector={"": c["vector"], "q8_0": c["vector_8"]}, launch_s=min(c["launch"], 1.2e-5),
+                   core_launch_s=c["core"])  # fmt: skip
 
 
 def _mlx(c: Constants, chip: Chip) -> Law:
@@ -406,9 +421,9 @@ CLASSES: Mapping[str, Class] = {
     ),
     "cpu": (
         lambda c: c.engine == "llama_cpp" and load_device(c.hardware).kind == "cpu",
-        {"read": 0.42, "read_desktop": 0.72, "two": 0.55, "launch": 1e-5, "core": 2e-7, "unpack": 3, "unpack_8": 4, "unpack_5": 6,
-         "unpack_iq": 7.5, "vector": 0.35, "vector_8": 0.7, "matrix": 0.51, "matrix_8": 0.9, "kv": 0.66,
-         "attend": 0.32, "cell": 900},
+        {"read": 0.45, "read_desktop": 0.77, "two": 0.6, "launch": 1e-5, "core": 2e-7, "unpack": 3, "unpack_8": 5, "unpack_5": 6,
+         "unpack_iq": 7.5, "vector": 0.5, "vector_8": 1.2, "matrix": 0.5, "matrix_8": 1.4, "kv": 0.7, "attend": 0.4, "cell": 900,
+         "crowd": 0.01},
         _cpu,
     ),
     "mlx": (
@@ -471,6 +486,28 @@ def split(case: Case) -> list[Case]:
     return [replace(case, reported={metric: value}) for metric, value in case.reported.items()]
 
 
+def beside(folder: Path) -> Iterable[Case]:
+    """Batches of one of several processes on a CPU, each with its share of the cores: those of many rows, which compute.
+
+    Fewer read what all processes share, of whose file the last cache of some chips holds a part.
+    """
+    with (folder / "measured_cpu_batched.csv").open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            processes, threads = int(row["n_proc"]), int(row["threads"])
+            if processes == 1 or int(row["batch"]) < FEWEST_SHARED_ROWS:
+                continue
+            try:
+                case = cpu_batched({**row, "n_proc": "1"}, f"cpu_batched-{number}")
+            except Unsaid:
+                continue
+            cores = threads // 2 if "SMT" in row["cpu"] else threads
+            reported = {metric: rate / processes for metric, rate in case.reported.items()}
+            yield replace(case, args=case.args | {"threads": cores, "processes": processes}, reported=reported)
+
+
+FEWEST_SHARED_ROWS = 8
+
+
 def main() -> None:
     """Fit the classes asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -482,21 +519,22 @@ def main() -> None:
     rates = {"prefill_tok_s", "decode_tok_s", "ttft_median_ms"}
     for name in asked.classes or CLASSES:
         wanted, starts, built = CLASSES[name]
-        cases = medians([c for c in every if c.engine in HOST_S and set(c.reported) <= rates and wanted(c) and plain(c)])
+        fitting = [c for c in every if c.engine in HOST_S and set(c.reported) <= rates and wanted(c) and plain(c)]
+        cases = [*medians(fitting), *(beside(asked.folder) if name == "cpu" else ())]
         fit = Fit(cases, starts, built)
         rows = np.arange(len(cases))
         x = fit.fit(rows, fit.start, 60)
         print(f"{name}: {len(cases)} rows of {len(set(fit.groups))} chips")
         print("  " + ", ".join(f"{key} {value:.3g}" for key, value in zip(starts, np.exp(x), strict=True)))
         inside = np.abs(np.expm1(fit.errors(x, rows)))
-        for what in ("decode", "batch", "few tokens", "prompt"):
+        for what in ("decode", "batch", "few tokens", "prompt", "processes"):
             some = [e for e, case in zip(inside, cases, strict=True) if kind_of(case) == what]
             if some:
                 print(f"  {what}: {100 * float(np.median(some)):.1f} % in the fit, {len(some)} rows")
         if len(set(fit.groups)) > 1:
             law = fit.built(dict(zip(starts, np.exp(x).tolist(), strict=True)), fit.chips[0])
             followed = FOLLOWED_ON_CPUS if load_device(fit.chips[0].device).kind == "cpu" else FOLLOWED
-            known = Known.of_error(math.log1p(INTERVAL_OF_MEAN_ERROR * max(law.off_pct) / 100) / QUANTILE, followed)
+            known = Known.of_error(law.within.decode_width / QUANTILE, followed)
             for what, errors in fit.left_out(x, known).items():
                 logs = {chip: some for chip, (some, _) in errors.items()}
                 medians_of = {chip: 100 * float(np.median(np.abs(np.expm1(some)))) for chip, some in logs.items()}

@@ -92,6 +92,7 @@ class Law:
     slower : factor on `launch_s` by architecture, or by the word "ultra" for chips of two dies.
     older : factor on the share of matrix kernels by architecture. lighter : on `unpack`.
     core_launch_s, core_bytes_per_s : of a CPU: what a core more adds to `launch_s`, and the most that a core reads.
+    crowding_share : c, where each of n threads of a process computes 1 / (1 + c n) of what it would do alone.
     """
 
     title: str
@@ -126,7 +127,7 @@ class Law:
     lighter: Mapping[str, float] = field(default_factory=dict)
     core_launch_s: float = 0.0
     core_bytes_per_s: float = 0.0
-
+    crowding_share: float = 0.0
 
     def prompt_share(self, kv_heads: int) -> float:
         """Share of the 16-bit peak that attention of prompts reaches; no `kv_heads`: over latent keys."""
@@ -169,7 +170,8 @@ class LawOps(Roofline):
         rates.setdefault("fp32", half)
         cores = int(device.multiprocessors.value) if device.multiprocessors else 1
         used = min(threads or cores, cores) if law.core_bytes_per_s else cores
-        share = used / cores * law.older.get(device.architecture, 1.0)
+        working = used / cores / (1.0 + law.crowding_share * used)
+        share = working * law.older.get(device.architecture, 1.0)
         peak = {kind: share * factor * rates.get(name, half) for kind, (name, factor) in law.arithmetic.items()}
         word = "ultra" if "-ultra-" in device.name else device.architecture
         launch_s = law.launch_s * law.slower.get(word, 1.0) + law.core_launch_s * used
@@ -190,7 +192,7 @@ class LawOps(Roofline):
                 "law_within": asdict(law.within),
             },
             law=law,
-            fp32_flops_per_s=rates["fp32"] * used / cores,
+            fp32_flops_per_s=rates["fp32"] * working,
             matrix_peak=peak,
             launch_s=launch_s,
         )

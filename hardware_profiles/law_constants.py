@@ -278,50 +278,60 @@ XE_HPG = replace(
     matrix={"": 0.2, "16": 0.35},
 )
 
-#: Shares of a CPU's matrix kernels by format: some are rewritten for several rows of weights at once when they are loaded, the
-#: I formats look their weights up. kind: fitted, 2026-11, source: prompts of Llama-3.1-8B in 16 formats on one Ryzen 7950X.
-CPU_MATRIX = {
-    **dict.fromkeys(("q4_0", "iq4_nl"), 0.83),
-    "q5_0": 0.71,
-    "q2_k": 0.78,
-    "q4_k": 0.69,
-    **dict.fromkeys(_IQ2, 0.29),
-    **dict.fromkeys(_IQ3, 0.2),
+#: Shares of a CPU's matrix kernels by format, over that of the others: some are rewritten for several rows of weights at once
+#: when they are loaded, the I formats look their weights up. kind: fitted, 2026-11, source: prompts of Llama-3.1-8B in 16 formats
+#: on one Ryzen 7950X.
+CPU_FORMATS = {
+    **dict.fromkeys(("q4_0", "iq4_nl"), 1.63),
+    "q5_0": 1.39,
+    "q2_k": 1.53,
+    "q4_k": 1.35,
+    "q8_0": 3.05,
+    **dict.fromkeys(_IQ2, 0.57),
+    **dict.fromkeys(_IQ3, 0.39),
 }
 
+
+def cpu_matrix(share: float) -> Mapping[str, float]:
+    """Shares of a CPU's matrix kernels by a share of its 32-bit rate; of packed formats over four times that, bytes' products."""
+    return {"": share / 4, "16": share, **{fmt: ratio * share / 4 for fmt, ratio in CPU_FORMATS.items()}}
+
+
 #: llama.cpp on servers' CPUs. kind: fitted, 2026-11, source: batches on five servers (Milan, Genoa, Ice Lake in two sockets,
-#: Sapphire Rapids, AmpereOne), all threads in one process; prompts, formats and threads of one Ryzen 7950X. Every sequence
-#: scans the cells of all: its time goes by heads and cells, hardly by their width.
+#: Sapphire Rapids, AmpereOne), all threads in one process, and of eight rows and more in up to 24 processes with a share of the
+#: cores each (a quarter of the weight); prompts, formats and threads of one Ryzen 7950X. The threads of a process disturb each
+#: other: of 96 each computes 0.55 of what it does alone. Every sequence scans the cells of all: its time goes by heads and cells.
 CPU_SERVER = Law(
     title="servers' CPUs under llama.cpp",
-    off_pct=(31.0, 47.0),
-    within=Within(decode_width=0.84, batch_width=0.58, few_width=0.84, prompt_width=1.0),
-    read={"": 0.418},
-    unpack={"": 3.0, "q8_0": 5.4, "16": 0.0, "q5_0": 6.1, "iq4_nl": 6.1, **dict.fromkeys((*_IQ2, *_IQ3), 7.5)},
-    launch_s=9.8e-6,
-    core_launch_s=2.25e-7,
-    core_bytes_per_s=3e10,
-    vector={"": 0.345, "q8_0": 0.76},
+    off_pct=(15.0, 17.5),
+    within=Within(decode_width=0.85, batch_width=0.45, few_width=0.84, prompt_width=0.7),
+    read={"": 0.519},
+    unpack={"": 2.92, "q8_0": 5.44, "16": 0.0, "q5_0": 5.97, "iq4_nl": 5.97, **dict.fromkeys((*_IQ2, *_IQ3), 7.16)},
+    launch_s=1.2e-5,
+    core_launch_s=2.83e-7,
+    core_bytes_per_s=3.04e10,
+    crowding_share=0.0085,
+    vector={"": 0.704, "q8_0": 1.57},
     vector_rows=4,
-    matrix={"": 0.51, "q8_0": 0.963, **CPU_MATRIX},
+    matrix=cpu_matrix(0.591),
     fill_tokens=0.0,
     expert_fill_tokens=0.0,
-    kv_share=0.667,
+    kv_share=0.95,
     attention_share=0.2,
-    attend=(0.32, 920.0),
-    arithmetic={"": ("fp32", 1.0), "16": ("fp32", 1.0)},
+    attend=(0.46, 763.0),
+    arithmetic={"": ("fp32", 4.0), "16": ("fp32", 1.0)},
 )
-#: Two sockets: 0.55 of the shares of one for weights, half of attention's arithmetic, whose cells lie at either, and 0.75 of its
-#: reading (kind: fitted, 2026-11, the rows of Ice Lake alone). Desktops, by two memory channels: 0.79 (the Ryzen's).
+#: Two sockets: half of the shares of one for weights, reading keys and values and attention's arithmetic, whose cells lie at
+#: either (kind: fitted, 2026-11, the rows of Ice Lake alone). Desktops, by two memory channels: 0.77 (the Ryzen's).
 CPU_TWO = replace(
-    CPU_SERVER, title="CPUs in two sockets under llama.cpp", read={"": 0.23}, kv_share=0.5, attend=(0.16, 920.0)
+    CPU_SERVER, title="CPUs in two sockets under llama.cpp", read={"": 0.261}, kv_share=0.478, attend=(0.231, 763.0)
 )
 CPU_DESKTOP = replace(
     CPU_SERVER,
     title="desktop CPUs under llama.cpp",
     off_pct=(15.0, 25.0),
     within=Within(decode_width=0.28, batch_width=0.6, few_width=0.4, prompt_width=0.35),
-    read={"": 0.79},
+    read={"": 0.765},
 )
 
 #: MLX on Apple's GPUs. kind: fitted, 2026-11, source: mlx_lm.benchmark and Rapid-MLX on two M3 Ultra, MLX-LM on M1 and M2 Max.

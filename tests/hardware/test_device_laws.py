@@ -189,10 +189,14 @@ def test_prompts_attend_to_latent_keys_under_llama_cpp_and_to_expanded_ones_unde
 
 
 def test_threads_of_a_cpu() -> None:
-    """Arithmetic goes by the threads, memory only as far as few of them can read."""
+    """Arithmetic goes by the threads, which disturb each other, memory only as far as few of them can read."""
     cpu = operations_of(load_device("ryzen-9-7950x-1s"), "llama_cpp")
+    law = law_of(load_device("ryzen-9-7950x-1s"), "llama_cpp")
+    assert law is not None
+    quicker = 8 * (1 + 2 * law.crowding_share) / (1 + 16 * law.crowding_share)
+    assert quicker < 7.5
     two, all_of_them, more = (cpu.on_threads(n) for n in (2, 16, 64))
-    assert float(two.gemm_s("q4_k_m", 512, N, K)) == pytest.approx(8 * float(cpu.gemm_s("q4_k_m", 512, N, K)), rel=0.05)
+    assert float(two.gemm_s("q4_k_m", 512, N, K)) == pytest.approx(quicker * float(cpu.gemm_s("q4_k_m", 512, N, K)), rel=0.05)
     assert float(two.gemm_s("fp16", 1, N, K)) == pytest.approx(float(cpu.gemm_s("fp16", 1, N, K)), rel=0.15)
     assert float(cpu.on_threads(1).gemm_s("fp16", 1, N, K)) > 1.9 * float(cpu.gemm_s("fp16", 1, N, K))
     assert float(all_of_them.gemm_s("q8_0", 1, N, K)) == float(cpu.gemm_s("q8_0", 1, N, K))

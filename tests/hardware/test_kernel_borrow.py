@@ -252,7 +252,7 @@ def test_show_hardware_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     show_command("hardware", "xeon-8480-2s", False)
     said = capsys.readouterr().out
     assert "typical efficiencies" in said
-    assert "llama_cpp        31       47" in said
+    assert "llama_cpp        15       18" in said
     show_command("hardware", "mi300x-192gb", False)
     assert "about 12 % off" in " ".join(capsys.readouterr().out.split())
 
