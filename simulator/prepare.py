@@ -170,6 +170,11 @@ def resolve_formats(
     if own and by_engine is None and arch.kv_quantization in native and since is not None and version >= since:
         auto = str(arch.kv_quantization)
         notes.append(f"the KV cache is kept in {auto}, as the checkpoint states for {engine.title} (assumed of all of NVIDIA's)")
+    elif own and by_engine is None and arch.kv_quantization and since is not None and version >= since:
+        notes.append(
+            f"the checkpoint states a KV cache in {arch.kv_quantization}, for which {device.title} has no arithmetic: here it is "
+            f"kept in {auto}; servers there are reported not to start with it unless told otherwise (an RTX 3090, 2025-10)"
+        )
     if by_engine is not None:
         notes.append(f"the KV cache is kept in {by_engine}, as {engine.title} does on {device.title} unless told otherwise")
     kv = format_named(by_engine or auto if own else str(pool.kv_cache), where="deployment.kv_cache")

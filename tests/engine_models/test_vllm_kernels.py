@@ -290,6 +290,25 @@ def test_the_cache_is_kept_as_nvidias_checkpoints_state(
     assert found.formats.kv_cache.name == wanted
 
 
+@pytest.mark.parametrize(
+    ("engine", "hardware", "pool", "said"),
+    [
+        ("vllm", "a100-sxm-80gb", {}, True),
+        ("vllm", "a100-sxm-80gb", {"kv_cache": "bf16"}, False),
+        ("vllm@0.13.0", "a100-sxm-80gb", {}, False),
+        ("vllm", H200, {}, False),
+    ],
+)
+def test_a_stated_cache_that_a_device_cannot_keep_is_told(
+    engine: str, hardware: str, pool: dict[str, Any], said: bool
+) -> None:
+    """Where an engine would take it from the checkpoint, servers are reported not to start."""
+    deployment = {"engine": engine, "hardware": hardware, "tensor_parallel": 4, **pool}
+    model = "nvidia/Llama-3.3-70B-Instruct-FP8"
+    found = prepare(load_scenario({"model": model, "deployment": deployment, "workload": WORKLOAD}))
+    assert any("reported not to start" in text for text in found.assumptions) == said
+
+
 @pytest.mark.parametrize("hardware", ["b200-sxm-180gb", "rtx-pro-6000-96gb", H200])
 def test_activations_before_experts_in_mxfp4_are_told_as_they_are_priced(hardware: str) -> None:
     told, asked = (prepared("openai/gpt-oss-120b", "0.33.0", hardware, **more) for more in ({}, {"activations": "bf16"}))
