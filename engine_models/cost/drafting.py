@@ -417,12 +417,11 @@ class Drafting(StepCost):
         if self._by_host and not batch.decode_rows:
             return device_s, prefill_s
         if self._more:
-            attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
-            passes_s = 0.0
-            proposers, attended = rows * self._branches, attended * self._branches
-            for pass_s in self._later.passes_s(proposers, range(attended, attended + self._more * proposers, proposers)):
-                passes_s += pass_s
-            device_s += passes_s
+            attended = batch.decode_kv_tokens
+            for new, prior in batch.prefill:
+                attended += new + prior
+            proposers = rows * self._branches
+            device_s += self._later.passes_s(proposers, (attended * self._branches,), self._more)[0]
             device_s += self._more * float(self._joins[proposers])
         if self._by_host:
             device_s += self._caught_up_s(batch)
@@ -490,10 +489,7 @@ class Drafting(StepCost):
             return [step_s + (pass_s + join_s) for step_s, pass_s in zip(device_s, first_s, strict=True)]
         proposers = rows * self._branches
         of_steps = [kv_tokens * self._branches for kv_tokens in attended] if self._branches > 1 else attended
-        passes_s = self._later.passes_s(proposers, of_steps)
-        for number in range(1, self._more):
-            later_s = self._later.passes_s(proposers, [kv_tokens + number * proposers for kv_tokens in of_steps])
-            passes_s = [sum_s + pass_s for sum_s, pass_s in zip(passes_s, later_s, strict=True)]
+        passes_s = self._later.passes_s(proposers, of_steps, self._more)
         joins_s = self._more * float(self._joins[proposers])
         parts_s = zip(device_s, first_s, passes_s, strict=True)
         return [step_s + (pass_s + join_s) + sum_s + joins_s for step_s, pass_s, sum_s in parts_s]

@@ -231,13 +231,34 @@ class StepTimeModel(StepCost):
             return [max(fixed + attention, least) for attention in self._decode.few(shape, steps)]
         return self._along(rows, fixed, least, attended_by(shape, steps) if attended is None else attended)
 
-    def passes_s(self, rows: int, attended: Sequence[float]) -> list[float]:
-        """Device seconds of steps of `rows` rows of one token, by the KV tokens that they attend to, which rise."""
+    def passes_s(self, rows: int, attended: Sequence[float], passes: int = 1) -> list[float]:
+        """Device seconds of so many passes in turn of `rows` rows of one token, each of which attends to that of the one before
+        too, by the KV tokens that the first attends to, which rise.
+        """
         fixed, least = self._linear_s[rows] + self._rows_s[rows], self._least_s[rows]
         if self._decode.windows:
-            each = [Batch(0, rows, rows, int(kv_tokens), tokens=rows) for kv_tokens in attended]
-            return [max(fixed + self._decode.batch_s(batch), least) for batch in each]
-        return self._along(rows, fixed, least, attended)
+            found = [0.0] * len(attended)
+            for ahead in range(0, passes * rows, rows):
+                each = [Batch(0, rows, rows, int(kv_tokens) + ahead, tokens=rows) for kv_tokens in attended]
+                later_s = [max(fixed + self._decode.batch_s(batch), least) for batch in each]
+                found = [sum_s + pass_s for sum_s, pass_s in zip(found, later_s, strict=True)]
+            return found
+        table = self._decode.full(rows)
+        nodes = table.nodes
+        i = bisect_right(nodes, float(attended[0])) or 1
+        if i == len(nodes) or attended[-1] + (passes - 1) * rows < nodes[i]:  # all in one stretch: as `_along`, without its calls
+            node, value, slope = nodes[i - 1], table.values[i - 1], table.slopes[i - 1]
+            found = [fixed + (value + slope * (x - node)) for x in attended]
+            if found[0] > least and slope >= 0.0:
+                for ahead in range(rows, passes * rows, rows):
+                    pairs = zip(found, attended, strict=True)
+                    found = [sum_s + (fixed + (value + slope * (x + ahead - node))) for sum_s, x in pairs]
+                return found
+        found = self._along(rows, fixed, least, attended)
+        for ahead in range(rows, passes * rows, rows):
+            later_s = self._along(rows, fixed, least, [kv_tokens + ahead for kv_tokens in attended])
+            found = [sum_s + pass_s for sum_s, pass_s in zip(found, later_s, strict=True)]
+        return found
 
     def _along(self, rows: int, fixed: float, least: float, attended: Sequence[float]) -> list[float]:
         table = self._decode.full(rows)

@@ -652,8 +652,11 @@ class Replica:
         the other, then the scheduler takes them all, in parts only where somebody arrives.
         """
         scheduler, flight, cost = rank.scheduler, self._in_flight, self.cost
+        for step in flight:
+            if ends_a_request(step):
+                return False
         run = scheduler.run()
-        if run is None or len(flight) != len(run.turns) or any(map(ends_a_request, flight)):
+        if run is None or len(flight) != len(run.turns):
             return False
         until_s = run.until_s
         if self.clock_s >= until_s:
@@ -680,7 +683,7 @@ class Replica:
         starts_s: list[float] = []
         idle_s: list[float] = []
         free_s = self._stage_free_s
-        first_free_s, later = free_s[0], range(1, len(free_s))
+        first_free_s, last_free_s, between = free_s[0], free_s[-1], tuple(range(1, len(free_s) - 1))
         stop_s = next_s if next_s < bound_s and not deaf else bound_s
         halt_s = stop_s if stop_s < next_s else next_s
         joins = turns < self.depth  # who arrives is let in beside the batches in flight
@@ -706,8 +709,9 @@ class Replica:
             now = begin_s + host
             start = now if now > first_free_s else first_free_s
             end = first_free_s = start + device
-            for stage in later:
+            for stage in between:
                 end = free_s[stage] = (end if end > free_s[stage] else free_s[stage]) + device
+            end = last_free_s = (end if end > last_free_s else last_free_s) + device
             starts_s.append(start)
             due_s.append(end)
             idle_s.append(end - start - device)
@@ -717,7 +721,7 @@ class Replica:
         done = len(starts_s)
         if not done:
             return False
-        free_s[0] = first_free_s
+        free_s[0], free_s[-1] = first_free_s, last_free_s
         kv_used = self._take_turns(rank, done - taken, flying, formed_s, starts_s, due_s, settles=settles)
         self._log_turns(rank, taken, starts_s, due_s, idle_s, running, waiting, kv_used, tokens)
         flight.clear()
