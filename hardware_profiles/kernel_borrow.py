@@ -277,11 +277,11 @@ def through_host(links: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def on_stated_links(model: KernelModel, device: Device) -> tuple[KernelModel, str | None]:
-    """The model over links that a deployment states otherwise than the device's profile has them, and a sentence if it does.
+    """The model over links that a deployment states otherwise than the device's file has them, and a sentence if it does.
 
     Devices whose own collectives were measured read each other's memory there, so that theirs go through the host now.
     """
-    if device.link is None or device.link == device_of(model.device).link:
+    if device.link is None or device.link == load_device(device.name).link:
         return model, None
     reads, own = device.link.peer_access, load_links(model.device)
     if any(key.startswith("collective/") for key in own):

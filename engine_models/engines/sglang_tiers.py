@@ -27,6 +27,9 @@ POLICIES: dict[str, WritePolicy] = {
 LOCAL_BACKENDS = ("file",)
 """Backends on the disks of a machine; all others are shared."""
 WHERE = "deployment.engine_args.hicache_storage_backend"
+WINDOW_POOLS = ("deepseek_v4", "gemma4", "gpt_oss", "llama4", "mimo_v2_flash", "step3p5")
+"""Types of models whose layers with windows have a pool of their own; all layers of others keep all tokens (datasheet:
+`is_hybrid_swa_model` in `configs/model_config.py` of SGLang, public copy of 2026, read 2026-11; older releases know fewer)."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _parts_of(request: PoolRequest, token_bytes: float) -> tuple[float, float]:
     """Of the bytes of a token those that all tokens of a prefix have; and the bytes that only its end has: windows, states."""
     groups = kv_groups(request.arch, request.formats.kv_cache, request.tensor_parallel, request.pipeline_parallel)
     slides = [group for group in groups if group.window_tokens]
-    if not slides:
+    if not slides or request.arch.family not in WINDOW_POOLS:
         return token_bytes, state_bytes(request)
     share = COMPRESSED_WINDOW_SHARE if compressed(request.arch) else 1
     seen = sum(group.bytes_per_token_per_rank for group in slides)

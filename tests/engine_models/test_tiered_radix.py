@@ -10,6 +10,10 @@ import pytest
 from engine_models.memory.radix import Content, Node
 from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
 from engine_models.parts.tiers import Link
+from engine_models.schedulers.prefill_first_tiered import TieredPrefillFirstScheduler
+from simulator import load_scenario
+from simulator.prepare import prepare
+from tests.guard.cases import CHATS, given
 
 Write = Literal["through", "back", "selective"]
 
@@ -149,3 +153,18 @@ def test_what_only_the_end_of_a_prefix_has_comes_with_every_load() -> None:
     assert tier.read(10, 1.0) == pytest.approx(1.0105)
     tier.write(first, 60, 2.0)
     assert (tier.read_bytes, tier.written_bytes) == (10_500, 60_500)
+
+
+@pytest.mark.parametrize(
+    ("model", "pooled"), [("openai/gpt-oss-20b", True), ("google/gemma-3-4b-it", False), ("mistralai/Mistral-7B-v0.1", False)]
+)
+def test_layers_with_windows_keep_all_tokens_where_they_have_no_pool_of_their_own(model: str, pooled: bool) -> None:
+    """`is_hybrid_swa_model`: gpt-oss has one; of the others all that a token has comes back, though each of Mistral's slides."""
+    tiers = [{"kind": "host", "bytes": 5e9}, {"kind": "nvme", "bytes": 5e10, "bytes_per_s": 5e9}]
+    found = prepare(load_scenario(given({"engine": "sglang", "kv_tiers": tiers}, CHATS, model)))
+    scheduler = found.plan.scheduler("step")
+    assert isinstance(scheduler, TieredPrefillFirstScheduler)
+    further = scheduler.kv.tree.further
+    assert further is not None
+    assert (further.end_bytes > 0) == (further.token_bytes < found.plan.memory.kv_bytes_per_token) == pooled
+    assert (scheduler.kv.copy_s(0, 1) > 0) == pooled

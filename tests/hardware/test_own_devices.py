@@ -61,6 +61,21 @@ def test_a_file_is_a_device(tmp_path: Path) -> None:
     assert len(hashes) == 2
 
 
+@pytest.mark.parametrize("profile", [{}, {"kernel_profile": "l40s-48gb"}])
+def test_two_devices_of_a_file_talk_over_its_link(profile: dict[str, str], tmp_path: Path) -> None:
+    """Nobody said otherwise, whatever link the device has whose kernels it borrows; a deployment may."""
+    rate = {"value": 6.4e10, "unit": "byte/s", "kind": "datasheet", "source": "sheet"}
+    link = {"kind": "pcie5", "topology": "pcie", "bytes_per_s_per_direction": rate}
+    path = tmp_path / "my-pair.yaml"
+    path.write_text(yaml.safe_dump({**sheet(1e12), **profile, "link": link, "node_size": {**rate, "value": 2, "unit": "device"}}))
+    said = []
+    for more in ({}, {"peer_access": True}, {"peer_access": False}):
+        given = scenario(str(path))
+        given["deployment"] |= {"tensor_parallel": 2, **more}
+        said.append(any("as the deployment says" in text for text in prepare(load_scenario(given)).assumptions))
+    assert said == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
