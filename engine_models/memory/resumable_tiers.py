@@ -14,7 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 from engine_models.memory.kv_tiers import KvTiers
+from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import TierKind
 
 
 class ResumableTiers(KvTiers):
@@ -56,7 +58,10 @@ class ResumableTiers(KvTiers):
             last = tokens // size
             if last > before:
                 self._sides.update(names[max(0, last - self._needed) : min(last, there)])
-        return len(self._sides) - had
+        new = len(self._sides) - had
+        if had + new > 2 * sum(level.store.units for level in self.levels):
+            self._sides -= {name for name in self._sides if not any(lv.store.has(name, INFINITY) for lv in self.levels)}
+        return new
 
     def find(self, seq: Sequence, held_blocks: int, batch: int, now_s: float = 0.0) -> int | None:
         """As of the base, up to the last place that can be resumed from; the last token is computed again."""
@@ -73,6 +78,13 @@ class ResumableTiers(KvTiers):
         """As of the base."""
         self._brought = min((held_blocks + blocks) // self.unit_blocks, self._needed)
         return super().load(seq, held_blocks, blocks, batch, now_s)
+
+    def join(self, other: KvTiers, kind: TierKind) -> None:
+        """As of the base; what others mark in a store that is shared can be resumed from here too."""
+        super().join(other, kind)
+        if kind == "shared":
+            assert isinstance(other, ResumableTiers)
+            self._sides = other._sides
 
     def send(self, number: float, now_s: float) -> float:
         """As of the base, with the sides."""

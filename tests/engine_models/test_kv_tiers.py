@@ -357,10 +357,10 @@ def test_tiers_in_order_are_asked_for_what_follows_the_nearer_hit() -> None:
     assert tiers.find(seq_of([5], 70, 7), 0, 9, 9.0) == 0
 
 
-def test_beside_windows_a_prefix_is_found_up_to_a_place_that_can_be_resumed_from() -> None:
-    """Worked by hand: two blocks of one window before a place, which is that before a prompt's last token."""
-    tiers = ResumableTiers(
-        [Level("host", BlockStore(100))],
+def resumable(level: Level) -> ResumableTiers:
+    """A tier that takes two units before a place."""
+    return ResumableTiers(
+        [level],
         BLOCK,
         unit_bytes=1000,
         rank_unit_bytes=1000,
@@ -369,6 +369,30 @@ def test_beside_windows_a_prefix_is_found_up_to_a_place_that_can_be_resumed_from
         needed_units=2,
         side_units=1.0,
     )
+
+
+def test_what_one_stores_of_windows_in_a_shared_store_another_resumes_from() -> None:
+    def of_a_store(capacity: int) -> ResumableTiers:
+        return resumable(Level("shared", BlockStore(capacity), [Link(1e9)], [Link(1e9)]))
+
+    keeper, one, other = (of_a_store(100) for _ in range(3))
+    for each in (one, other):
+        each.join(keeper, "shared")
+    one.store(seq_of(list(range(1, 11)), 160), 160, 0)
+    assert other.find(seq_of([*range(1, 11), 41], 180, 1), 0, 1, 9.0) == 9
+
+
+def test_of_what_is_pushed_out_the_places_are_forgotten() -> None:
+    few = resumable(Level("host", BlockStore(20)))
+    for number in range(30):  # two prompts have room; the first comes back within another, without its place
+        few.store(seq_of(list(range(100 * number, 100 * number + 10)), 160, number), 160, number)
+    few.store(seq_of([*range(10), 9001, 9002, 9003, 9004], 224, 30), 224, 30)
+    assert few.find(seq_of([*range(10), 9011], 176, 31), 0, 32) == 0
+
+
+def test_beside_windows_a_prefix_is_found_up_to_a_place_that_can_be_resumed_from() -> None:
+    """Worked by hand: two blocks of one window before a place, which is that before a prompt's last token."""
+    tiers = resumable(Level("host", BlockStore(100)))
     tiers.store(seq_of(list(range(1, 11)), 160), 160, 0)
     assert tiers.blocks == 10 + 2  # the tenth block ends behind the place, which is that of nine: the eighth and the ninth
     assert tiers.find(seq_of([1, 2, 3, 4, 5, 31, 32], 112, 1), 0, 1) == 0  # it shares five
