@@ -29,6 +29,7 @@ from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
 from simulator.scaled import _mixed_passes
 from simulator.validation.schedules import RecordedClock
+from tests.clusters import is_refused
 from tests.guard.cases import CHATS, TIGHT, args, given, poisson
 from tests.invariants.core_cases import CLOCK, Case, cases, plain_workload, plan_of, workload_of
 
@@ -155,6 +156,21 @@ def test_dynamo_by_an_sla_sizes_pools_of_roles_each_by_itself() -> None:
     found = simulate(data).result["fleet"]["pools"]
     assert [pool["name"] for pool in found] == ["prefill", "decode"]
     assert max(found[1]["over_time"]["up"]) > 1
+
+
+@pytest.mark.parametrize("roles", [("mixed",), ("prefill", "decode")])
+def test_dynamo_by_an_sla_beside_drafts_is_refused(roles: tuple[str, ...]) -> None:
+    """A pass yields several tokens of a row there; a prefill pool by itself has none that matter."""
+    drafts = {"method": "eagle3", "num_speculative_tokens": 2, "acceptance": 0.6}
+    own = {"engine": "vllm", "hardware": "h100-sxm-80gb", "speculative": drafts}
+    pools: list[dict[str, Any]] = [{**own, "name": role, "role": role} for role in roles]
+    data = {"model": "meta-llama/Llama-3.1-8B-Instruct", "workload": {"arrivals": poisson(5), **LENGTHS, "duration": 10}}
+    is_refused({**data, "deployment": {"pools": pools, "autoscaler": SLA}}, "optimization_target: sla beside drafts")
+    pools[0]["autoscaler"] = SLA
+    if roles == ("mixed",):
+        is_refused({**data, "deployment": {"pools": pools}}, "optimization_target: sla beside drafts")
+    else:
+        prepare(load_scenario({**data, "deployment": {"pools": pools}}))
 
 
 QUEUEING = {"alpha_ms": 10, "beta_ms": 0.4, "gamma_ms": 5, "delta_ms": 0.01, "ttft_ms": 200, "itl_ms": 14}

@@ -13,6 +13,7 @@ from simulator.cluster.outcome import FINISHED
 from simulator.prepare import prepare
 from simulator.run import _cluster
 from simulator.workload.build import build_workload
+from tests.clusters import jumps_as_it_steps
 
 CHATS: dict[str, Any] = {
     "arrivals": {"kind": "poisson", "rate": 1.5},
@@ -80,6 +81,18 @@ def test_a_store_behind_radix_trees_is_shared_and_read_ahead() -> None:
     slow = 0.2e9
     waits = [shared(policy, slow).result["metrics"]["ttft_ms"]["p99"] for policy in ("wait_complete", "timeout")]
     assert waits[0] > waits[1]  # patience has an end
+
+
+def test_what_a_prompt_writes_at_its_end_comes_before_what_others_do_later() -> None:
+    """Of a store behind radix trees, in runs by runs of steps too: prompts in flight end before those that began behind them."""
+    burst = {
+        "arrivals": {"kind": "poisson", "rate": 25},
+        "prompt_tokens": {"kind": "lognormal", "mean": 1200, "p99": 5000, "max": 6000},
+        "output_tokens": {"kind": "constant", "value": 30},
+        "shared_prefix": {"groups": 4, "tokens": 800},
+        "duration": 3,
+    }
+    jumps_as_it_steps({**scenario([HOST, STORE], burst, replicas=4, **RADIX), "seed": 3})
 
 
 def test_hicache_flags_say_tiers() -> None:

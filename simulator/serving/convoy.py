@@ -11,11 +11,16 @@ from heapq import heapify, heapreplace
 import numpy as np
 
 from engine_models.parts.protocols import INFINITY
-from simulator.serving.replica import Replica, ends_a_request
+from simulator.serving.replica import Replica, Step, ends_a_request
 from simulator.serving.turning import TurningReplica
 
 LOOKAHEAD = 3
 """Ends of steps from the last of a run back to one before which it is surely not over: it is formed up to two steps ahead."""
+
+
+def writes_when_over(step: Step) -> bool:
+    """Whether blocks may be written once a step is over: of requests that end, and of prompts (as SGLang's tree has it)."""
+    return ends_a_request(step) or any(batch.prefill for batch in step[1])
 
 
 class ConvoyReplica(Replica):
@@ -38,13 +43,17 @@ class ConvoyReplica(Replica):
         Steps of a proven run do not; the decision after it falls into the last but one at the earliest.
         """
         due_s = self.next_event_s()
-        if self._staged or self._wake_s() < INFINITY or any(map(ends_a_request, self._in_flight)):
+        if self._staged or self._wake_s() < INFINITY or any(map(writes_when_over, self._in_flight)):
             return due_s
         if self._priced is None:
             self._priced = self._price(INFINITY)
         if self._priced is None or len(self._priced[-1]) < LOOKAHEAD:
             return due_s
         return max(due_s, min(self._priced[-1][-LOOKAHEAD], self.next_arrival_s()))
+
+    def _jump(self, limit_s: float) -> bool:
+        """As of the base, which settles the step in flight before its end: not one whose end others see in what is shared."""
+        return not any(map(writes_when_over, self._in_flight)) and super()._jump(limit_s)
 
     def advance(self, limit_s: float, *, stop_after_finish: bool = False, lags: bool = False) -> bool:
         """As of the base, of the others as far as they act before the limit; True as soon as a request of any has ended."""
