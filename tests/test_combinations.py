@@ -198,7 +198,9 @@ def test_states_go_with_the_last_tokens_of_a_prompt() -> None:
 class TwoStages(StepCost):
     """A step of 3 s on each of two stages, and a drafter of 1 s behind it on the last."""
 
-    last_s = 1.0
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_s = 1.0
 
     def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:
         """As of the base."""

@@ -267,5 +267,9 @@ def test_what_is_not_modelled_is_said() -> None:
     decode["deployment"]["pools"][1]["kv_tiers"] = HOST
     unlike = stored(None, None, [STORE | MOONCAKE])
     unlike["deployment"]["pools"][1]["tensor_parallel"] = 2
-    for data, words in ((decode, "beside decode pools"), (unlike, "cannot share a store of KV blocks: tensor parallelism")):
+    flagged = scenario()
+    flagged["deployment"]["pools"][1]["engine_args"] = {"enable_hierarchical_cache": True}
+    flagged["deployment"]["kv_tiers"] = [STORE]
+    beside = "beside decode pools"
+    for data, words in ((decode, beside), (flagged, beside), (unlike, "cannot share a store of KV blocks: tensor parallelism")):
         is_refused(data, words)

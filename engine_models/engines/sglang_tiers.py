@@ -115,9 +115,9 @@ def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens:
 def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int) -> TierPlan | None:
     flags = request.flags
     asked = {tier.kind: tier for tier in request.tiers}
-    if request.role == "decode" and asked.keys() == {"shared"}:
-        return None
     wanted, backend = bool(flags.get("enable_hierarchical_cache")), flags.get("hicache_storage_backend")
+    if request.role == "decode" and asked.keys() == {"shared"} and not wanted:
+        return None
     if not wanted and not asked:
         if backend:
             raise InputError(
