@@ -78,6 +78,7 @@ def result_of(run: Finished) -> tuple[dict[str, Any], dict[str, Any], str]:
     warnings = [*prepared.warnings, *run.workload.warnings, *_warnings(prepared, run.workload, run.raw, figures, slo)]
     if run.reserves:
         warnings += _held_queue(prepared, figures)
+    warnings += _idle_pools(prepared, figures)
     if prepared.side_by_side and figures.pools:
         devices_by_pool = cluster.devices_of_pools(window.start_s, window.end_s) or [each.devices for each in prepared.pools]
         parts = zip(prepared.pools, figures.pools, devices_by_pool, strict=True)
@@ -360,6 +361,18 @@ def _held_queue(prepared: Prepared, figures: Figures) -> list[str]:
         f"{_count(held, 'request')} without workload.max_output_tokens: {engine} reserves memory for the longest answer that the "
         f"context leaves to each. So at most {most:,.0f} ran at once on a replica, with up to {used:.0%} of the KV cache taken, "
         f"and requests waited {waited:.0%} of the time; give the limit that clients send"
+    ]
+
+
+def _idle_pools(prepared: Prepared, figures: Figures) -> list[str]:
+    """A warning for each of several pools that computed nothing while requests came, though its devices are paid for."""
+    if not (figures.inside and figures.pools):
+        return []
+    return [
+        f"pool '{load['name']}' computed nothing in the measured window, though the cost counts its "
+        + _count(pool.devices, "device")
+        for pool, load in zip(prepared.pools, figures.pools, strict=True)
+        if pool.devices and not load["gpu_busy_fraction"]
     ]
 
 

@@ -202,3 +202,13 @@ def test_a_pool_in_two_groups_is_seen_by_both_routers() -> None:
     assert set(frame[frame["class"] == "long"]["pool"]) == {"any"}
     here = frame[frame["class"] == "short"]["pool"].value_counts()
     assert here["little"] > 1.3 * here["any"]  # those of role any are busy with long prompts, as their other router knows
+
+
+def test_a_pool_to_which_nothing_was_sent_is_told() -> None:
+    """Prompts of 100 to 3,000 tokens, and a pool that takes longer ones alone."""
+    pools = pool("all", prompt_tokens=[1, 4000]), pool("longer", prompt_tokens=[4001, 9000], tensor_parallel=2)
+    words = "pool 'longer' computed nothing in the measured window, though the cost counts its 2 devices"
+    found = simulate(load_scenario(scenario(*pools))).result
+    assert [text for text in found["warnings"] if "computed nothing" in text] == [words]
+    busy = simulate(load_scenario(scenario(*(each | {"prompt_tokens": [1, 9000]} for each in pools)))).result
+    assert not any("computed nothing" in text for text in busy["warnings"])
