@@ -95,14 +95,27 @@ def split(text: str) -> tuple[str, str | None]:
 
 
 def _parted(text: str) -> tuple[str, str]:
-    """What stands before and after the mark of a version; the latter is empty where there is none."""
-    name, *version = re.split(r"@|==|:|[ -]v?(?=\d)", text, maxsplit=1)
+    """What stands before and after the mark of a version; the latter is empty where there is none.
+
+    A number that follows a name is a version of engines of this package alone: a plug-in's name may end with one.
+    """
+    name, *version = re.split(r"@|==|:", text, maxsplit=1)
+    if not version:
+        before, *version = re.split(r"[ -]v?(?=\d)", text, maxsplit=1)
+        known = _underscored(before)
+        if known not in BUILT_IN and known not in SPELLINGS:
+            return text, ""
+        name = before
     return name, "".join(version)
 
 
 def _key(text: str) -> str:
     """The name in `text` in lower case with underscores."""
-    return re.sub(r"[-. ]", "_", _parted(text)[0].strip().lower())
+    return _underscored(_parted(text)[0])
+
+
+def _underscored(name: str) -> str:
+    return re.sub(r"[-. ]", "_", name.strip().lower())
 
 
 def names() -> list[str]:

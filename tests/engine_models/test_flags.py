@@ -271,6 +271,9 @@ def test_an_engine_without_a_table_keeps_its_keys_and_refuses_commands() -> None
         ("MLX LM", ("mlx_lm", None)),
         ("exllamav2", ("exllamav2", None)),
         ("lmdeploy-pytorch@0.18", ("lmdeploy", "0.18")),
+        ("tensorrt-llm v1.0", ("trtllm", "1.0")),
+        ("batch-2", ("batch-2", None)),  # a plug-in's
+        ("batch-2@1.0", ("batch-2", "1.0")),
     ],
 )
 def test_engines_and_versions_are_read_as_people_spell_them(text: str, parts: tuple[str, str | None]) -> None:
