@@ -23,12 +23,25 @@ _FORMAT_SUFFIXES = {
     "-fp8-dynamic": "fp8",
     "-fp8-block": "fp8_block",
     "-fp8-static": "fp8",
+    "-int4-sym-gptq-inc": "gptq",
+    "-unsloth-bnb-4bit": "nf4",
+    "-w-mxfp4-a-fp8": "mxfp4",
+    "-qat-w4a16-ct": "int4",
+    "-int4-autoround": "int4",
     "-gptq-int4": "gptq",
     "-gptq-int8": "int8_wo",
     "-gptq-4bit": "gptq",
     "-awq-int4": "awq",
     "-int4-awq": "awq",
     "-awq-4bit": "awq",
+    "-4bit-awq": "mlx_4bit",
+    "-awq-8bit": "int8_wo",
+    "-mxfp4-asq": "mxfp4",
+    "-mxfp4-q4": "mxfp4",
+    "-mxfp4-q8": "mxfp4",
+    "-int4-ov": "int4",
+    "-int8-ov": "int8_wo",
+    "-fp16-ov": "fp16",
     "-w4a16-g128": "int4",
     "-bnb-4bit": "nf4",
     "-quantized.w8a8": "int8",
@@ -40,6 +53,7 @@ _FORMAT_SUFFIXES = {
     "-mxfp4": "mxfp4",
     "-w8a8": "int8",
     "-w4a16": "int4",
+    ".w8a8": "int8",
     "-bf16": "bf16",
     "-gptq": "gptq",
     "-int8": "int8",
@@ -51,7 +65,8 @@ _FORMAT_SUFFIXES = {
 
 # Names of packed files: MLX's by bits, EXL2's and EXL3's by bits a weight.
 _PACKED = (
-    (re.compile(r"-(?:mlx-)?([234568])bit(?:-dwq)?$"), "mlx_{}bit"),
+    (re.compile(r"-(?:mlx-)?(?:qat-)?([234568])bit(?:-dwq)?$"), "mlx_{}bit"),
+    (re.compile(r"-(q[34]f16-[012])-mlc$"), "{}"),
     (re.compile(r"-([1-8](?:\.\d{1,2})?)bpw(?:-h\d)?-exl2$"), "exl2_{}"),
     (re.compile(r"-exl2-([1-8](?:\.\d{1,2})?)bpw(?:-h\d)?$"), "exl2_{}"),
     (re.compile(r"-exl3-([1-8](?:\.\d{1,2})?)bpw(?:-h\d)?$"), "exl3_{}"),
@@ -69,6 +84,33 @@ _LLAMA = re.compile(r"(^|/)meta-llama-")
 
 # What stands behind a format where a checkpoint was made again: "-NVFP4-v2", "-MXFP4-Preview".
 _ISSUE = re.compile(r"-(v\d+|preview)$")
+
+# Names of models that are no decoders, or decode as no scheduler here does, and why they are refused.
+_NOT_MODELLED = (
+    (
+        r"llada|diffusiongemma|(^|/)dream-",
+        "it fills in the tokens of a block in several passes (diffusion), which no scheduler here runs",
+    ),
+    (
+        r"stable-diffusion|stable-audio|diffusers$|(^|/)(flux|wan2|ltx|z-image|cosmos3|qwen-image|glm-image|longcat-image)",
+        "it makes images, sound or video by diffusion, which no scheduler here runs",
+    ),
+    (
+        r"whisper|voxtral|-(asr|tts)(-|d|$)|transcribe|voicegenerator|soundeffect",
+        "it hears or speaks, whose steps are not modelled",
+    ),
+    (
+        r"embed|rerank|(^|/)(bge|e5|gte|mxbai|all-minilm)-",
+        "its answer is a vector or a score: it generates no tokens",
+    ),
+    (
+        r"eagle3?(-|$)|-assistant$|-dflash(-|$)|speculator",
+        "it drafts for another model: name that one, and this one as its draft",
+    ),
+    (r"nemotron-(super-49b|ultra-253b)", "its layers are of unequal shape"),
+    (r"llama-3\.2-(11|90)b-vision", "its decoder attends to the image across stacks"),
+    (r"unlimited-ocr", "its windows keep the image's tokens, which is not modelled"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +132,7 @@ def catalogue() -> dict[str, dict[str, Any]]:
 def _whole(entry: dict[str, Any], stored: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if "like" not in entry:
         return entry
-    inherited = {key: value for key, value in stored[entry["like"]].items() if key != "aliases"}
+    inherited = {key: value for key, value in _whole(stored[entry["like"]], stored).items() if key != "aliases"}
     return {**inherited, **{key: value for key, value in entry.items() if key != "like"}}
 
 
@@ -182,7 +224,7 @@ def find_model(name: str) -> CatalogueModel | None:
                 plain, quantization = spelling[: -len(suffix)], stored
     for pattern, packed in _PACKED if quantization is None else ():
         if (named := pattern.search(plain)) is not None:
-            plain, quantization = plain[: named.start()], packed.format(named[1])
+            plain, quantization = plain[: named.start()], packed.format(named[1].replace("-", "_"))
             break
     if quantization == "fp8" and organisation in _BLOCK_FP8_ORGANISATIONS:
         quantization = "fp8_block"
@@ -190,6 +232,16 @@ def find_model(name: str) -> CatalogueModel | None:
         if spelling in index:
             return _entry(index[spelling], quantization)
     return None
+
+
+def why_not_modelled(name: str) -> str | None:
+    """Why a model of this name is refused, if the name alone says that it is none that is modelled.
+
+    >>> why_not_modelled("openai/whisper-large-v3")
+    'it hears or speaks, whose steps are not modelled'
+    """
+    plain = _plain(name)
+    return next((reason for pattern, reason in _NOT_MODELLED if re.search(pattern, plain)), None)
 
 
 def _entry(key: str, quantization: str | None) -> CatalogueModel:

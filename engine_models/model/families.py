@@ -183,6 +183,7 @@ FAMILIES: dict[str, Family] = {
     "laguna": Family(qk_norm="head", gate="heads", router_bias=True),
     "afmoe": Family(qk_norm="head", gate="channels", norms_per_layer=4, router_bias=True),
     "beam": Family(qk_norm="head", gate="channels", norms_per_layer=4),
+    "muse_glimmer_text": Family(gate="channels", norms_per_layer=4),
     "kolibri1": Family(shared_gate=True),
     "flint": Family(qk_norm="head"),
     "mellum": Family(qk_norm="head"),

@@ -364,7 +364,7 @@ def kimi_delta_layer(read: ConfigReader) -> AttentionBlock:
     return mixers.kimi_delta(
         read.count("hidden"),
         number("num_heads", "linear_num_heads", *("num_attention_heads",)),
-        number("head_dim", "linear_head_dim"),
+        number("head_dim", "linear_head_dim", "head_dim"),
         number("short_conv_kernel_size", "linear_conv_kernel_dim", "short_conv_kernel_size"),
         low_rank_decay=not full_rank,
         low_rank_gate=not (full_rank or nested.get("use_full_rank_gate", False)),

@@ -25,7 +25,7 @@ from engine_models.model.blocks import (
     Tower,
     parts_left_by_format,
 )
-from engine_models.model.catalogue import find_model, nearest_names
+from engine_models.model.catalogue import find_model, nearest_names, why_not_modelled
 from engine_models.model.config import Config, ConfigReader
 from engine_models.model.families import FAMILIES, REFUSED, REFUSED_KEYS
 from engine_models.model.family import (
@@ -369,6 +369,12 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
         return _from_file(path)
     found = find_model(spec)
     if found is None:
+        if (reason := why_not_modelled(spec)) is not None:
+            raise InputError(
+                f"model '{spec}' is not modelled: {reason}",
+                where="model",
+                mend="use a model that generates text token after token",
+            )
         near = nearest_names(spec)
         hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine_models.model.architecture import active_parameters, load_architecture, parameters
-from engine_models.model.catalogue import catalogue, find_model, model_names
+from engine_models.model.catalogue import catalogue, find_model, model_names, why_not_modelled
 from hardware_profiles.errors import InputError
 
 # Tensor totals of the published checkpoints, exact: the Hub's safetensors metadata as public repositories
@@ -81,6 +81,42 @@ REMEMBERED = {
     "huggyllama/llama-65b": 65_285_660_672,
     "allenai/OLMoE-1B-7B-0924": 6_919_161_856,
     "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "EleutherAI/pythia-70m": 70_426_624,
+    "EleutherAI/pythia-160m": 162_322_944,
+    "EleutherAI/pythia-410m": 405_334_016,
+    "EleutherAI/pythia-1b": 1_011_781_632,
+    "EleutherAI/pythia-1.4b": 1_414_647_808,
+    "EleutherAI/pythia-2.8b": 2_775_208_960,
+    "openai-community/gpt2-medium": 354_823_168,
+    "openai-community/gpt2-large": 774_030_080,
+    "bigscience/bloom-560m": 559_214_592,
+    "bigscience/bloom-1b7": 1_722_408_960,
+    "bigscience/bloom-3b": 3_002_557_440,
+    "facebook/opt-2.7b": 2_651_596_800,
+    "microsoft/phi-1_5": 1_418_270_720,
+    "mosaicml/mpt-7b": 6_649_286_656,
+    "Qwen/Qwen1.5-0.5B": 463_987_712,
+    "Qwen/Qwen1.5-1.8B": 1_836_828_672,
+    "Qwen/Qwen1.5-4B": 3_950_369_280,
+    "Qwen/Qwen1.5-110B": 111_209_914_368,
+    "Qwen/Qwen-7B": 7_721_324_544,
+    "Qwen/Qwen-14B": 14_167_290_880,
+    "01-ai/Yi-Coder-9B-Chat": 8_829_407_232,
+    "deepseek-ai/deepseek-coder-1.3b-base": 1_346_471_936,
+    "tiiuae/Falcon3-1B-Instruct": 1_669_408_768,
+    "tiiuae/Falcon3-3B-Instruct": 3_227_655_168,
+    "allenai/OLMo-1B-hf": 1_176_764_416,
+    "allenai/OLMo-2-0425-1B": 1_484_916_736,
+    "stabilityai/stablelm-2-1_6b": 1_644_515_328,
+    "stabilityai/stablelm-zephyr-3b": 2_795_443_200,
+    "CohereLabs/aya-expanse-8b": 8_028_033_024,
+    "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct": 2_405_327_360,
+    "internlm/internlm2-1_8b": 1_889_110_016,
+    "google/gemma-3-270m-it": 268_098_176,
+    "LiquidAI/LFM2-1.2B": 1_170_340_608,
+    "LiquidAI/LFM2-350M": 354_483_968,
 }
 
 ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors state them (from memory)
@@ -151,7 +187,95 @@ ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors sta
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": 8.89,
     "speakleash/Bielik-11B-v2.3-Instruct": 11.2,
     "upstage/Solar-Open-100B": 102.6,
+    "LGAI-EXAONE/EXAONE-3.5-32B-Instruct": 32.0,
+    "ibm-granite/granite-3.0-8b-instruct": 8.17,
+    "ibm-granite/granite-4.0-micro": 3.4,
+    "ibm-granite/granite-8b-code-base": 8.05,
+    "openbmb/MiniCPM-2B-sft-bf16": 2.72,
+    "openbmb/MiniCPM3-4B": 4.07,
+    "openbmb/MiniCPM4-0.5B": 0.434,
+    "nvidia/Mistral-NeMo-Minitron-8B-Base": 8.41,
+    "nvidia/NVIDIA-Nemotron-Nano-12B-v2": 12.31,
+    "mistralai/Devstral-Small-2-24B-Instruct-2512": 23.6,
+    "baidu/ERNIE-4.5-0.3B-PT": 0.36,
+    "arcee-ai/Trinity-Mini": 26.1,
+    "arcee-ai/Trinity-Large-Thinking": 398,
+    "poolside/Laguna-XS.2": 33.4,
+    "thinkingmachines/Inkling": 975,
+    "inclusionAI/Ling-3.0-flash": 124,
+    "skt/A.X-K1": 519,
 }
+
+# Billions of the whole checkpoints of models with towers, as their pages state them (from memory, and the page of a public
+# catalogue, read 2026-11-30), and those of parts that are not counted, by the same pages.
+WITH_TOWERS = {
+    "Qwen/Qwen3-VL-2B-Instruct": (2.13, 0.0),
+    "Qwen/Qwen2-VL-2B-Instruct": (2.21, 0.0),
+    "Qwen/Qwen2-VL-7B-Instruct": (8.29, 0.0),
+    "Qwen/Qwen2-VL-72B-Instruct": (73.4, 0.0),
+    "google/gemma-4-E2B-it": (5.1, 0.3 + 0.038 + 0.016),  # audio; a third matrix in the tower's MLPs, its positions
+    "google/gemma-4-E4B-it": (8.0, 0.3 + 0.038 + 0.016),
+    "google/gemma-3n-E2B-it": (5.44, 0.3 + 0.68),  # vision, audio
+    "google/gemma-3n-E4B-it": (7.85, 0.3 + 0.68),
+    "deepseek-ai/DeepSeek-OCR": (3.336, 0.096),  # SAM
+    "deepseek-ai/DeepSeek-OCR-2": (3.39, 0.096),
+    "stepfun-ai/Step3-VL-10B": (10.0, 0.0),
+    "stepfun-ai/Step-3.7-Flash": (198, 0.0),
+    "meta-models/Muse-Glimmer-30B": (29.8, 0.0),
+    "PaddlePaddle/PaddleOCR-VL": (0.959, 0.038 + 0.015),  # 32,768 positions of the tower, its pooling head
+    "OpenGVLab/InternVL2_5-8B": (8.08, 0.0),
+    "OpenGVLab/InternVL3-8B": (7.94, 0.0),
+    "OpenGVLab/InternVL3-38B": (38.4, 0.0),
+    "OpenGVLab/InternVL3_5-8B": (8.53, 0.0),
+    "OpenGVLab/InternVL3_5-38B": (38.4, 0.0),
+    "OpenGVLab/InternVL3_5-30B-A3B": (30.85, 0.0),
+    "OpenGVLab/InternVL3_5-241B-A28B": (240.7, 0.0),
+    "XiaomiMiMo/MiMo-VL-7B-RL": (8.31, 0.0),
+    "llava-hf/llava-1.5-7b-hf": (7.06, 0.0),
+    "llava-hf/llava-v1.6-mistral-7b-hf": (7.57, 0.0),
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": (8.03, 0.0),
+    "openbmb/MiniCPM-V-2_6": (8.10, 0.068),  # its resampler
+    "openbmb/MiniCPM-V-4_5": (8.70, 0.088),
+    "microsoft/Phi-3.5-vision-instruct": (4.15, 0.0),
+    "rednote-hilab/dots.ocr": (3.04, 0.0),
+    "zai-org/GLM-4.1V-9B-Thinking": (10.29, 0.15),  # the merger's own MLP
+}
+
+
+@pytest.mark.parametrize(("name", "published"), WITH_TOWERS.items())
+def test_parameters_with_towers_are_the_published_total(name: str, published: tuple[float, float]) -> None:
+    arch = load_architecture(name)
+    towers = sum(extra.rows.units * extra.rows.size for extra in arch.extras if extra.name == "vision tower")
+    total, uncounted = published
+    assert (parameters(arch) + towers) / 1e9 + uncounted == pytest.approx(total, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("inclusionAI/LLaDA2.1-flash", "diffusion"),
+        ("nvidia/diffusiongemma-26B-A4B-it-NVFP4", "diffusion"),
+        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "by diffusion"),
+        ("openai/whisper-large-v3", "hears or speaks"),
+        ("Qwen/Qwen3-TTS-12Hz-1.7B-Base", "hears or speaks"),
+        ("Qwen/Qwen3-Embedding-8B", "generates no tokens"),
+        ("BAAI/bge-m3", "generates no tokens"),
+        ("yuhuili/EAGLE3-LLaMA3.1-Instruct-8B", "drafts for another model"),
+        ("google/gemma-4-12B-it-assistant", "drafts for another model"),
+        ("nvidia/Llama-3_3-Nemotron-Super-49B-v1_5", "unequal shape"),
+        ("meta-llama/Llama-3.2-11B-Vision-Instruct", "across stacks"),
+        ("baidu/Unlimited-OCR", "windows"),
+    ],
+)
+def test_what_is_no_decoder_is_refused_by_its_reason(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"is not modelled: .*{reason}"):
+        load_architecture(name)
+
+
+def test_no_entry_bears_a_name_that_is_refused() -> None:
+    names = [name for key, entry in catalogue().items() for name in (key, *entry.get("aliases", ()))]
+    assert [name for name in names if why_not_modelled(name)] == []
+    assert len({name.lower() for name in names}) == len(names)
 
 
 @pytest.mark.parametrize(("name", "billions"), ROUNDED.items())
@@ -273,6 +397,10 @@ def test_every_entry_is_readable_and_sourced() -> None:
         ("gemma-3-27b", "google/gemma-3-27b-it"),
         ("QWEN/qwen3-8b", "Qwen/Qwen3-8B"),
         ("Qwen2.5-7B-Instruct-AWQ", "Qwen/Qwen2.5-7B-Instruct"),
+        ("gg-hf-gg/gemma-4-E2B-it", "google/gemma-4-E2B-it"),
+        ("deepseek-ai/DeepSeek-V4-Flash-0731", "deepseek-ai/DeepSeek-V4-Flash"),
+        ("zai-org/Glyph-FP8", "zai-org/GLM-4.6V-Flash"),
+        ("nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-NVFP4", "nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B"),
     ],
 )
 def test_names_are_forgiven(spelling: str, key: str) -> None:
@@ -297,6 +425,19 @@ def test_names_are_forgiven(spelling: str, key: str) -> None:
         ("lmstudio-community/Qwen3-8B-MLX-6bit", "mlx_6bit"),
         ("mlx-community/Qwen3-30B-A3B-4bit-DWQ", "mlx_4bit"),
         ("unsloth/Llama-3.1-8B-Instruct-bnb-4bit", "nf4"),
+        ("unsloth/Qwen3-14B-unsloth-bnb-4bit", "nf4"),
+        ("google/gemma-4-E4B-it-qat-w4a16-ct", "int4"),
+        ("amd/gpt-oss-120b-w-mxfp4-a-fp8", "mxfp4"),
+        ("mlx-community/gpt-oss-20b-MXFP4-Q8", "mxfp4"),
+        ("mlx-community/gemma-3-27b-it-qat-4bit", "mlx_4bit"),
+        ("mlx-community/Qwen3-8B-4bit-AWQ", "mlx_4bit"),
+        ("cpatonn/GLM-4.5-Air-AWQ-8bit", "int8_wo"),
+        ("Intel/Qwen3-Coder-30B-A3B-Instruct-int4-AutoRound", "int4"),
+        ("OpenVINO/Qwen3-8B-int4-ov", "int4"),
+        ("OpenVINO/Qwen3-8B-fp16-ov", None),
+        ("mlc-ai/Llama-3-8B-Instruct-q4f16_1-MLC", "q4f16_1"),
+        ("nytopop/Qwen3-30B-A3B.w8a8", "int8"),
+        ("mistralai/Devstral-Small-2-24B-Instruct-2512", "fp8"),
         ("LoneStriker/Llama-2-70b-hf-2.4bpw-h6-exl2", "exl2_2.4"),
         ("turboderp/Llama-3.1-8B-Instruct-exl2-4.65bpw", "exl2_4.65"),
     ],
