@@ -121,6 +121,8 @@ FLEETS: dict[str, dict[str, Any]] = {
     "alike": {"pools": [pool("a"), pool("b", hardware="a100-sxm-80gb")], "router": "least_requests"},
     "two-models": {"pools": [pool("a"), pool("q", model=QWEN)], "admission": {"max_inflight": 3, "on_full": "wait"}},
     "roles-beside": {"pools": [*PAIR, pool("q", model=QWEN)]},
+    "pair-that-turns": {"pools": [{**each, "engine": "sglang"} for each in PAIR]},
+    "turning-beside": {"pools": [*({**each, "engine": "sglang"} for each in PAIR), pool("q", model=QWEN)]},
     "deciding": {"pools": [*PAIR, pool("m")], "router": {"system": "llm-d", "non_cached_tokens": 400}},
 }
 

@@ -338,7 +338,7 @@ class Cluster:
                     self._settle(sink, INFINITY)
             self._limit_s = self._end_s if self._releases.all_sent else self._last_sent_s + source.drain_s
             for replica in self.replicas:  # all as far as the last arrival took the first, however short the drain
-                replica.advance(max(self._limit_s, self._last_sent_s + self._before_s))
+                replica.end(max(self._limit_s, self._last_sent_s + self._before_s))
         except Stopped:
             self.stopped_at_s = self._limit_s = reached_s(self.replicas, max(self._limit_s, self._clock.now_s))
             for rows in self._blocks:

@@ -310,6 +310,10 @@ class Replica:
             elif not again and not self._sleep(limit_s):  # after preemptions alone: again, with the blocks they freed
                 return False
 
+    def end(self, limit_s: float) -> None:
+        """Advance to the end of a load."""
+        self.advance(limit_s)
+
     def _receive(self, now_s: float) -> None:
         """Hand the requests that have arrived to the schedulers."""
         for rank in self.ranks:
