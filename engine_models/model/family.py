@@ -371,6 +371,11 @@ def kimi_delta_layer(read: ConfigReader) -> AttentionBlock:
     )
 
 
+def ling_layer(read: ConfigReader) -> AttentionBlock:
+    """Ling's recurrence: Kimi delta attention where a short convolution is named (3.0), lightning attention else (2.5, 2.6)."""
+    return linear_layer(read) if read.raw("short_conv_kernel_size") is None else kimi_delta_layer(read)
+
+
 # -- MLPs ---------------------------------------------------------------------------------------------------
 
 _UNGATED = frozenset({"relu2", "xielu", "relu_squared", "squared_relu"})

@@ -204,6 +204,8 @@ ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors sta
     "thinkingmachines/Inkling": 975,
     "inclusionAI/Ling-3.0-flash": 124,
     "skt/A.X-K1": 519,
+    "inclusionAI/Ling-2.6-flash": 104,
+    "poolside/Laguna-S-2.1": 117.6,
 }
 
 # Billions of the whole checkpoints of models with towers, as their pages state them (from memory, and the page of a public
@@ -338,6 +340,10 @@ def test_parameters_equal_the_published_tensor_total(name: str, published: int) 
         ("google/gemma-4-12B-it", 11.96e9, 11.96e9, 0.005),
         ("google/gemma-4-26B-A4B-it", 25.2e9, 3.8e9, 0.02),
         ("Qwen/Qwen3.5-122B-A10B", 122e9, 10e9, 0.1),
+        ("inclusionAI/Ling-2.6-flash", 104e9, 6.8e9, 0.02),  # 7.4 B with the input embedding
+        ("inclusionAI/Ling-2.5-1T", 1.0e12, 63e9, 0.03),
+        ("poolside/Laguna-S-2.1", 118e9, 8e9, 0.06),
+        ("arcee-ai/Trinity-Large-Thinking", 398e9, 13e9, 0.02),
     ],
 )
 def test_mixtures_match_their_model_cards(name: str, total: float, active: float, tolerance: float) -> None:
