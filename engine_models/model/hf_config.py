@@ -53,6 +53,7 @@ def _layers(read: ConfigReader, family: Family, gated: bool, context: int) -> li
     kinds, settled = layer_kinds.mixer_kinds(read, layers, family.chunked)
     experts = (
         read.given("experts")
+        and read.number("num_local_experts", 1) > 0  # Granite 4 writes 0 where it has none
         and read.count("experts", 1) > 1
         and read.raw("is_moe", "enable_moe_block") is not False
     )

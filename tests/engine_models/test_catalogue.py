@@ -204,6 +204,18 @@ ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors sta
     "thinkingmachines/Inkling": 975,
     "inclusionAI/Ling-3.0-flash": 124,
     "skt/A.X-K1": 519,
+    "arcee-ai/Trinity-Nano-Preview": 6.12,
+    "ibm-granite/granite-4.0-h-tiny": 6.94,
+    "ibm-granite/granite-4.0-h-micro": 3.19,
+    "ibm-granite/granite-3.1-1b-a400m-instruct": 1.33,
+    "ibm-granite/granite-3.1-3b-a800m-instruct": 3.3,
+    "ibm-granite/granite-20b-code-base": 20.07,
+    "mosaicml/mpt-30b": 29.96,
+    "tiiuae/falcon-11B": 11.1,
+    "tiiuae/Falcon-H1-7B-Instruct": 7.59,
+    "tiiuae/Falcon-H1-0.5B-Instruct": 0.521,
+    "internlm/internlm-7b": 7.32,
+    "baichuan-inc/Baichuan-7B": 7.0,
     "inclusionAI/Ling-2.6-flash": 104,
     "poolside/Laguna-S-2.1": 117.6,
 }
@@ -478,6 +490,12 @@ def test_the_nearest_name_is_of_the_same_family_and_version(written: str, meant:
     with pytest.raises(InputError) as caught:
         load_architecture(written)
     assert f"did you mean {meant}? " in str(caught.value.mend)
+
+
+def test_no_experts_may_be_written_as_zero() -> None:
+    named = catalogue()["ibm-granite/granite-4.0-h-micro"]
+    written = {**named, "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 8192}
+    assert parameters(load_architecture(written)) == parameters(load_architecture("ibm-granite/granite-4.0-h-micro"))
 
 
 def test_instruct_variants_differ_where_their_configs_do() -> None:
