@@ -117,6 +117,7 @@ REMEMBERED = {
     "google/gemma-3-270m-it": 268_098_176,
     "LiquidAI/LFM2-1.2B": 1_170_340_608,
     "LiquidAI/LFM2-350M": 354_483_968,
+    "LiquidAI/LFM2-700M": 742_489_344,
 }
 
 ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors state them (from memory)
@@ -216,6 +217,12 @@ ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors sta
     "tiiuae/Falcon-H1-0.5B-Instruct": 0.521,
     "internlm/internlm-7b": 7.32,
     "baichuan-inc/Baichuan-7B": 7.0,
+    "nvidia/Nemotron-H-8B-Base-8K": 8.1,
+    "inceptionai/Jais-2-8B-Chat": 8.09,
+    "adept/persimmon-8b-chat": 9.4,
+    "sarvamai/sarvam-30b": 32.15,
+    "IQuestLab/IQuest-Coder-V1-40B-Instruct": 39.8,
+    "facebook/cwm": 32.6,
     "inclusionAI/Ling-2.6-flash": 104,
     "poolside/Laguna-S-2.1": 117.6,
 }
