@@ -273,3 +273,26 @@ def test_what_is_not_modelled_is_said() -> None:
     beside = "beside decode pools"
     for data, words in ((decode, beside), (flagged, beside), (unlike, "cannot share a store of KV blocks: tensor parallelism")):
         is_refused(data, words)
+
+
+def test_rows_that_wait_for_blocks_yield_nothing_meanwhile() -> None:
+    """The last row keeps its blocks while a step in flight writes them; the next serves none but those whose prompts came."""
+    data = stored([SMALL_HOST | {"bytes": 3e9}], [SMALL_HOST | {"bytes": 3e9}], admission={"max_inflight": 4, "on_full": "wait"})
+    pools = data["deployment"]["pools"]
+    pools[1]["replicas"] = 1
+    pools.append({**pools[0], "name": "m", "role": "mixed", "replicas": 3, "prompt_tokens": [0, 800]})
+    for each in pools[:2]:
+        each["prompt_tokens"] = [801, 100_000]
+    data["deployment"] |= {"router": "least_requests"}
+    data["deployment"]["admission"]["max_queue"] = 5
+    data["seed"] = 2051
+    data["workload"] = {
+        "arrivals": {"kind": "poisson", "rate": 25},
+        "prompt_tokens": {"kind": "lognormal", "mean": 1200, "p99": 5000, "max": 6000},
+        "output_tokens": {"kind": "lognormal", "mean": 50, "p99": 250},
+        "shared_prefix": {"groups": 4, "tokens": 800},
+        "duration": 7,
+    }
+    _, result = ran(data)
+    for row in np.flatnonzero(result.status == FINISHED).tolist():
+        assert sum(last - first + 1 for _, first, last in result.emissions.of(row)) == result.output_tokens[row]

@@ -250,6 +250,8 @@ class ContinuousScheduler(Scheduler):
             admitted = len(served)
             reason = self._admit(batch, served, budget, cap, now_s)
             self.blocked = pure and reason and len(served) == admitted
+            if not admitted and served and self.decodes.count and not batch.decode_rows:
+                self._let_wait()
         if not served and not batch.decode_rows:
             if batch.preempted:
                 self.blocked = False
@@ -404,6 +406,12 @@ class ContinuousScheduler(Scheduler):
         for seq in idle:  # a step of preemptions alone takes no number
             self._set_aside(seq, self.next_number if taken else last)
         return budget
+
+    def _let_wait(self) -> None:
+        """The next batch serves none of the decoding rows, as the first has no block and nobody may give it one, but others."""
+        for seq in [seq for seq in self.running if seq.state == "decoding"]:
+            self._leave_decodes(seq, self.next_number - 1)
+            self._set_aside(seq, self.next_number)
 
     def _fenced(self, seq: Sequence) -> bool:
         """Whether a step in flight may still write the row's blocks: it keeps them then, as a load could overtake that."""
