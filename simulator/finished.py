@@ -184,12 +184,13 @@ def _add_model_error(run: Finished, result: dict[str, Any]) -> None:
         result["assumptions"].append(
             f"percentiles of this many requests are read from histograms: relative error up to {figures.quantile_error:.2%}"
         )
+    rates, served = result["totals"]["interval"], result["totals"]["request_throughput"]
+    more = rates["request_throughput"][1] / served if figures.overload is not None and served else 1.0
     if figures.verdict is not None:
-        attained = result["totals"]["interval"]["goodput_fraction"]
-        result["slo"] = with_model_error(figures.verdict, figures.stats, attained)
+        result["slo"] = with_model_error(figures.verdict, figures.stats, rates["goodput_fraction"], more)
     for kind in result["classes"]:
         if kind["slo"]:
-            kind["slo"] = with_model_error(kind["slo"], kind["metrics"])
+            kind["slo"] = with_model_error(kind["slo"], kind["metrics"], None, more)
 
 
 def _manifest(run: Finished, result: dict[str, Any], digest: str) -> dict[str, Any]:

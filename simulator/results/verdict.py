@@ -139,12 +139,16 @@ def with_model_error(
     judged: dict[str, Any],
     stats: Mapping[str, Mapping[str, Any]],
     attainment_interval: Sequence[float] | None = None,
+    served_factor: float = 1.0,
 ) -> dict[str, Any]:
     """Return a verdict in which also the checks are close whose bound lies inside the interval of the model's error.
 
     `stats` are the metrics of the run, each with `interval`: {percentile: [low, high or null]} in ms, or null;
-    `attainment_interval` is that of the share of good requests.
+    `attainment_interval` is that of the share of good requests. Intervals are those of requests served: a percentile that lies
+    among those lost is open only if as many may be served, which are `served_factor` times those that are.
     """
+    answered = stats.get("e2el_ms", {}).get("count", judged["requests"])
+    served_share = min(1.0, served_factor * answered / judged["requests"]) if judged["requests"] else 1.0
     checks = []
     for check in judged["checks"]:
         named = (stats[check["metric"]].get("interval") or {}).get(check["percentile"])
@@ -152,6 +156,7 @@ def with_model_error(
             named is not None
             and named[0] <= check["bound_ms"]
             and (named[1] is None or check["bound_ms"] <= named[1])
+            and (check["actual_ms"] is not None or served_share >= float(check["percentile"][1:].replace("_", ".")) / 100)
         )
         checks.append({**check, "close": check["close"] or inside})
     wanted, attainment = judged["attainment_wanted"], judged["attainment"]

@@ -108,6 +108,17 @@ def test_the_model_s_error_opens_a_verdict() -> None:
     assert not with_model_error(found, {"ttft_ms": {"interval": None}})["close"]
 
 
+def test_the_model_s_error_does_not_bring_back_lost_requests() -> None:
+    """A quarter is lost, so the 90th percentile is; a tenth more served does not reach it, a fifth more does."""
+    values = late(0.0)
+    values[::4] = np.nan
+    found = judge(values)
+    stats = {"ttft_ms": {"interval": {"p90": [60.0, 110.0]}}, "e2el_ms": {"count": 75 * len(values) // 100}}
+    assert not with_model_error(found, stats)["close"]
+    assert not with_model_error(found, stats, None, 1.1)["close"]
+    assert with_model_error(found, stats, None, 1.21)["close"]
+
+
 def test_the_model_s_error_opens_the_attainment() -> None:
     found = judge(late(0.05), {"ttft_ms": {"p50": 100.0}, "attainment": 0.9})
     assert found["holds"]
