@@ -408,9 +408,34 @@ def test_quantities_carry_their_unit_in_their_name() -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_compiled_class_is_one_of_abc() -> None:
-    """Compiled, they share what `ABC` remembers of `isinstance`, and answer for one another."""
+def _compiled() -> list[Path]:
+    """The modules that a compiled build compiles."""
     builds = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
     assert len(builds["include"]) > 30
-    for module in builds["include"]:
-        assert not re.search(r"\bABC(Meta)?\b", (ROOT / module.lstrip("/")).read_text().split('"""', 2)[2]), module
+    return [ROOT / module.lstrip("/") for module in builds["include"]]
+
+
+def test_no_compiled_class_is_one_of_abc() -> None:
+    """Compiled, they share what `ABC` remembers of `isinstance`, and answer for one another."""
+    for module in _compiled():
+        assert not re.search(r"\bABC(Meta)?\b", module.read_text().split('"""', 2)[2]), module
+
+
+def test_compiled_classes_say_that_interpreted_ones_build_on_them() -> None:
+    """A class that does not is refused as a base when the interpreted module is imported."""
+    compiled = _compiled()
+    closed = {
+        (module, node.name)
+        for module in compiled
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and "mypyc_attr(allow_interpreted_subclasses=True)" not in map(ast.unparse, node.decorator_list)
+    }
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path not in compiled):
+        tree = ast.parse(path.read_text())
+        bases = {ast.unparse(base) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                module = ROOT / f"{node.module.replace('.', '/')}.py"
+                for alias in node.names:
+                    assert not ((module, alias.name) in closed and (alias.asname or alias.name) in bases), (path, alias.name)

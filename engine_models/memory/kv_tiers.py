@@ -27,6 +27,8 @@ from collections import OrderedDict
 from collections.abc import Sequence as Series
 from heapq import heappop, heappush
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link, TierCount, TierKind, through
@@ -163,6 +165,7 @@ class Level:
         return self.kind == "host"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class KvTiers:
     """The tiers of one replica, the nearest first.
 
