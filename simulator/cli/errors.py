@@ -37,17 +37,17 @@ ASKED_AS = {
 }
 """Words that people try for a command -> what answers their question."""
 KEYS = {
-    **dict.fromkeys(("gpus", "num-gpus"), "deployment.replicas=2 for servers, deployment.tensor_parallel=4 for GPUs of one"),
+    **dict.fromkeys(("gpus", "num_gpus"), "deployment.replicas=2 for servers, deployment.tensor_parallel=4 for GPUs of one"),
     "replicas": "deployment.replicas=2",
-    **dict.fromkeys(("tp", "tensor-parallel", "tensor-parallel-size"), "deployment.tensor_parallel=4"),
-    **dict.fromkeys(("gpu", "hardware", "device"), "deployment.hardware=h100-sxm-80gb"),
-    **dict.fromkeys(("rate", "request-rate", "qps", "rps"), "workload.arrivals.rate=5"),
+    "tensor_parallel": "deployment.tensor_parallel=4",
+    "hardware": "deployment.hardware=h100-sxm-80gb",
+    "rate": "workload.arrivals.rate=5",
     "engine": "deployment.engine=NAME",
     "model": "model=Qwen/Qwen3-8B",
     "trace": "workload.trace=FILE",
     "duration": "workload.duration=600",
 }
-"""Options that people try -> how to say the key of the scenario."""
+"""Keys of the scenario that people try as options, by these or the names of other tools -> how to say them."""
 BELOW = {
     ("trace", word): answer
     for words, answer in (
@@ -121,8 +121,12 @@ def _usage(error: Any) -> PlanError:
     if below is not None:
         return InputError(said, mend=f"that is asked as `capacity-plan {below}`")
     option = re.match(r"No such option: --([\w-]+)", said)
-    if option and option[1] in KEYS and context is not None and any("--set" in each.opts for each in context.command.params):
-        return InputError(f"No such option: --{option[1]}", mend=f"keys of the scenario are given so: --set {KEYS[option[1]]}")
+    if option and context is not None and any("--set" in each.opts for each in context.command.params):
+        from simulator.config.problems import SHORT_NAMES
+
+        key = option[1].replace("-", "_")
+        if (given := KEYS.get(SHORT_NAMES.get(key, key))) is not None:
+            return InputError(f"No such option: --{option[1]}", mend=f"keys of the scenario are given so: --set {given}")
     missing = re.match(r"Missing argument '([^']+)'", said)
     if missing and missing[1] in MISSING and (missing[1] != "name" or command.endswith(" show")):
         return InputError(said, mend=f"{MISSING[missing[1]]}; `{command} --help` lists the rest")

@@ -62,7 +62,7 @@ def verdict_word(slo: dict[str, Any], metrics: dict[str, Any] | None = None) -> 
 
 def _only_short(slo: dict[str, Any], metrics: dict[str, Any]) -> bool:
     """Whether a verdict is close because the run has too few requests for its percentiles, and for no other reason."""
-    from simulator.results.verdict import needed
+    from simulator.results.verdict import needed, percent_of
 
     def apart(check: dict[str, Any]) -> bool:
         low, high = (metrics[check["metric"]]["interval"] or {}).get(check["percentile"]) or (0.0, None)
@@ -70,7 +70,7 @@ def _only_short(slo: dict[str, Any], metrics: dict[str, Any]) -> bool:
 
     near = [check for check in slo["checks"] if check["close"]]
     requests = slo.get("requests", math.inf)
-    few = (requests < needed(float(check["percentile"][1:].replace("_", "."))) for check in near)
+    few = (requests < needed(percent_of(check["percentile"])) for check in near)
     return bool(near) and not slo.get("attainment_close") and all(few) and all(map(apart, near))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simulator.results.verdict import percent_of
+
 Row = Mapping[str, Any]
 
 
@@ -41,7 +43,7 @@ def latency_column(rows: Sequence[Row], slo: Mapping[str, Mapping[str, float]]) 
     """Column of the latency that is traded against cost: the SLO's first metric at its highest percentile."""
     for metric, named in slo.items():
         if named:
-            highest = max(named, key=lambda name: float(name[1:].replace("_", ".")))
+            highest = max(named, key=percent_of)
             if any(f"{metric}_{highest}" in row for row in rows):
                 return f"{metric}_{highest}"
     return "e2el_ms_p99"

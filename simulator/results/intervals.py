@@ -23,6 +23,7 @@ from typing import Any
 
 from hardware_profiles.records import dataclass
 from simulator.results.scales import Scale
+from simulator.results.verdict import percent_of
 
 LEVEL = 0.9
 
@@ -427,7 +428,7 @@ def coherent(
 def share_below(stats: Mapping[str, Any], bound: float) -> float:
     """Share of a metric's values at or below a bound, read from its percentiles, linear between them."""
     named = sorted(
-        (float(k[1:].replace("_", ".")) / 100, float(v))
+        (percent_of(k) / 100, float(v))
         for k, v in stats.items()
         if k[0] == "p" and k[1:2].isdigit()
     )

@@ -35,13 +35,22 @@ def class_slo(kind: RequestClass, shared: dict[str, Any]) -> dict[str, Any]:
     return slo
 
 
+def percent_of(name: str) -> float:
+    """The percentile that a key names.
+
+    >>> percent_of("p99_9")
+    99.9
+    """
+    return float(name[1:].replace("_", "."))
+
+
 def slo_bounds(slo: dict[str, Any]) -> dict[str, float]:
     """Bound of each latency that a single request must keep: the value of the highest percentile named."""
     bounds: dict[str, float] = {}
     for metric, named in slo.items():
         if metric == "attainment" or not named:
             continue
-        highest = max(named, key=lambda name: float(name[1:].replace("_", ".")))
+        highest = max(named, key=percent_of)
         bounds[metric] = float(named[highest])
     return bounds
 
@@ -70,7 +79,7 @@ def verdict(stats: Mapping[str, Statistic], late: Share, slo: dict[str, Any]) ->
     """
     checks: list[dict[str, Any]] = []
     for metric, name, bound in named_bounds(slo):
-        percent = float(name[1:].replace("_", "."))
+        percent = percent_of(name)
         actual, holds = stats[metric].judged(percent, bound)
         beyond = stats[metric].beyond(bound)
         holds = holds or (not beyond.total and late.total > 0)
@@ -114,7 +123,7 @@ def needed(percent: float) -> int:
 def too_short(slo: dict[str, Any], requests: int) -> list[str]:
     """What of an SLO a run of so few requests is too short for, in words."""
     named = sorted({name for _, name, _ in named_bounds(slo)})
-    wants = [(name, needed(float(name[1:].replace("_", ".")))) for name in named]
+    wants = [(name, needed(percent_of(name))) for name in named]
     if slo.get("attainment") is not None:
         percent = 100 * slo["attainment"]
         wants.append((f"an attainment of {percent:g} %", needed(min(percent, MOST_PERCENT))))
@@ -156,7 +165,7 @@ def with_model_error(
             named is not None
             and named[0] <= check["bound_ms"]
             and (named[1] is None or check["bound_ms"] <= named[1])
-            and (check["actual_ms"] is not None or served_share >= float(check["percentile"][1:].replace("_", ".")) / 100)
+            and (check["actual_ms"] is not None or served_share >= percent_of(check["percentile"]) / 100)
         )
         checks.append({**check, "close": check["close"] or inside})
     wanted, attainment = judged["attainment_wanted"], judged["attainment"]
