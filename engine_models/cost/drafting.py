@@ -154,6 +154,7 @@ def speculation_of(
 
     settings : `method`, `num_speculative_tokens`, `model`, `weights`, `draft_tensor_parallel_size`, `eagle_topk`,
         `num_draft_tokens` and one of `acceptance`, `acceptance_rates`, `acceptance_length`, `task`; None counts as left out.
+        Of engines also `vocab_difference`, by how many tokens the vocabulary of a draft model may differ.
     load : architecture of a draft model by name.
     data_parallel : ranks that share the experts of the model.
 
@@ -283,7 +284,7 @@ def _with_draft_model(
         draft = load(str(name))
     except InputError as error:
         raise InputError(error.message, where=f"{WHERE}.model", mend=error.mend) from None
-    if draft.vocab != arch.vocab:
+    if abs(draft.vocab - arch.vocab) > int(given.get("vocab_difference", 0)):
         raise InputError(
             f"{draft.name} has a vocabulary of {draft.vocab:,} tokens, {arch.name} one of {arch.vocab:,}",
             where=f"{WHERE}.model",
@@ -378,9 +379,9 @@ class Drafting(StepCost):
         self.shared: Shard | None = None
         terms, ops = model.shard.terms, model.shard.ops
         rows, tokens = up_to.rows, up_to.step_tokens
-        self._heads = _matrices_s(ops, speculation.heads, rows)
-        self._joins = _matrices_s(ops, speculation.joins, max(tokens, rows * self._branches))
-        self._first_joins = _matrices_s(ops, (*speculation.joins, *speculation.first_joins), tokens)
+        self._heads = matrices_s(ops, speculation.heads, rows)
+        self._joins = matrices_s(ops, speculation.joins, max(tokens, rows * self._branches))
+        self._first_joins = matrices_s(ops, (*speculation.joins, *speculation.first_joins), tokens)
         if speculation.heads:
             logits = sum(n for n, _ in speculation.heads[1::2])
             grid = np.arange(rows + 1, dtype=np.float64)
@@ -533,7 +534,7 @@ class DraftingByRows(StepCost):
         return self._of(batch).host_s(batch)
 
 
-def _matrices_s(ops: Ops, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:
+def matrices_s(ops: Ops, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:
     """Seconds of products with 16-bit matrices (n, k), all in turn, for 0 to `highest` tokens."""
     if not matrices:
         return np.zeros(highest + 1)
@@ -564,6 +565,7 @@ __all__ = [
     "Drafting",
     "Speculation",
     "head_layer",
+    "matrices_s",
     "speculation_of",
     "summary_note",
 ]

@@ -68,7 +68,13 @@ class StepCosts:
         model = StepTimeModel(shard, self.up_to)
         if self.parts is not None:
             layers = self.host_layers
-            return self._in_parts(model if layers is None else layers.before(model, ops, self.formats, terms, self.up_to))
+            after = model if layers is None else layers.before(model, ops, self.formats, terms, self.up_to)
+            in_parts = self._in_parts(after)
+            if drafts is None:
+                return in_parts
+            from engine_models.cost.drafted_parts import DraftedParts
+
+            return DraftedParts(in_parts, drafts, ops, self.terms, self.parts, self.up_to)
         if self.stream is not None:
             from engine_models.cost.weight_stream import Streamed
 

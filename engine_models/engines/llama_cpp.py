@@ -15,13 +15,14 @@ from typing import Any
 
 from engine_models.arguments import parse_flags
 from engine_models.cost.overheads import load_overheads
-from engine_models.declaration import Engine, EnginePlan, FrontEnd, Mode, PoolRequest, Replay, Support
+from engine_models.declaration import Engine, EnginePlan, FrontEnd, PoolRequest, Replay, Support
 from engine_models.engines.llama_cpp_flags import FLAGS
 from engine_models.engines.llama_cpp_recorded import replay as replay_recorded
 from engine_models.engines.llama_cpp_recorded import transcribe
 from engine_models.engines.llama_server import backend_of, cuts_anywhere, llama_server
-from engine_models.schedulers.slots import SlotScheduler
+from engine_models.engines.llama_server_drafts import draft_settings
 from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InputError
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -36,18 +37,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         kernels = f"{kernels or ENGINE.kernels}_{backend}"
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
 
-    def scheduler(mode: Mode) -> SlotScheduler:
-        return SlotScheduler(
-            server.rules, server.prompts(), aggregate=mode != "step", record_rows=mode == "record"
-        )
-
     return EnginePlan(
         engine=ENGINE.name,
         version=version,
         kernels=kernels,
         limits=server.limits(),
         memory=server.memory,
-        scheduler=scheduler,
+        scheduler=server.scheduler,
         costs=server.costs(overheads, kernels or ENGINE.kernels),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=server.rules.cache_prompt,
@@ -58,6 +54,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
 def _with_defaults(request: PoolRequest, version: str) -> PoolRequest:
     """The pool with the defaults of an older version, whose slots are parts of one pool."""
+    if request.speculation is not None and version != ENGINE.newest:
+        raise InputError(
+            f"llama.cpp {version} verified the drafts of each slot in a call of its own, which is not simulated",
+            where="deployment.speculative",
+            mend="leave the version out, or remove speculative",
+        )
     older = {flag: value for flag, value in ENGINE.switches(version).items() if flag != "kernels"}
     if not older or "context_shift" in request.flags or not cuts_anywhere(request):
         older.pop("context_shift", None)
@@ -108,10 +110,12 @@ ENGINE = Engine(
     files={"mxfp4": "mxfp4_moe"},  # ggml-org's gpt-oss: 11.27 and 59.02 GiB, what is no expert in Q8_0 (llama-bench, 2026)
     kv_formats=(),
     features={
+        "speculative": Support(_KINDS, f"{_SOURCE}: common/speculative.cpp, tools/server/server-context.cpp"),
         "pipeline_parallel": Support(frozenset({"gpu", "apu"}), f"{_SOURCE}: --split-mode layer, the default"),
     },
     flags=lambda: FLAGS,
     same_as={"rows": "parallel", "context": "ctx_size", "step_tokens": "batch_size"},
+    drafts=draft_settings,
     kernels="llama_cpp",
     plan=plan,
     replay=replay,

@@ -15,6 +15,7 @@ from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launcher import Launcher
 from engine_models.model.formats import quant_of
+from hardware_profiles.errors import InputError, nearest
 
 KV_TYPES = {
     "f32": "fp32",
@@ -28,6 +29,15 @@ HUB_DEFAULT = "q4_k_m"
 """The file taken of a repository that names none (datasheet: ``--hf-repo``)."""
 _ONE_FILE = re.compile(r"ggml-org/gpt-oss-\w+-GGUF", re.IGNORECASE)
 """Repositories without such a file, but with one of experts in the checkpoint's mxfp4, which is taken (datasheet: cards)."""
+
+DRAFT_TYPES = {"draft-simple": "draft_model", "draft-mtp": "mtp", "draft-eagle3": "eagle3"}
+"""Values of ``--spec-type`` and methods of a pool's `speculative`."""
+_UNKNOWN_TYPES = (
+    "drafts by n-grams come only where the text repeats, as many as 48 at once, and how often is no key of a scenario; "
+    "dflash, dspark and several types together are not modelled"
+)
+_PACKED = re.compile(r"(?i)[-_.](?:UD-)?(?:I?Q\d\w*|F16|BF16|F32|MXFP4\w*)?\.gguf$|[-_]GGUF$")
+"""What a packed file's or repository's name adds to that of the model."""
 
 _MODELLED: dict[str, Flag] = {
     "model_file": Flag("str"),
@@ -61,6 +71,13 @@ _MODELLED: dict[str, Flag] = {
     "fit": Flag("str", "on", choices=("on", "off")),
     "fit_target": Flag("ints", [1024], low=0),
     "fit_ctx": Flag("int", 4096, low=1),
+    "spec_type": Flag("str", "none"),
+    "spec_draft_model": Flag("str", None),
+    "spec_draft_hf": Flag("str", None),
+    "spec_draft_n_max": Flag("int", 3, low=1, high=128),
+    "spec_draft_n_min": Flag("int", 0, low=0),
+    "spec_draft_type_k": Flag("str", "f16", choices=tuple(KV_TYPES)),
+    "spec_draft_type_v": Flag("str", "f16", choices=tuple(KV_TYPES)),
 }
 
 _SWITCHES = """
@@ -88,7 +105,7 @@ _HARMLESS = """
     dry_penalty_last_n dry_sequence_breaker adaptive_target adaptive_decay dynatemp_range dynatemp_exp mirostat mirostat_lr
     mirostat_ent cache_list direct_io dump_kv_cache hf_file_v hf_repo_v list_devices log_append log_format log_new memory_f32
     model_vocoder penalize_nl slots_endpoint_disable static_path system_prompt_file verbose_prompt
-    samplers sampler_seq logit_bias control_vector control_vector_scaled control_vector_layer_range
+    spec_draft_p_split samplers sampler_seq logit_bias control_vector control_vector_scaled control_vector_layer_range
 """
 _CHANGING = {
     "the speed of a CPU": (
@@ -110,28 +127,35 @@ _CHANGING = {
     "where rarely used tensors are read from": "lazy_mode=auto|off",
     "which devices compute": "tensor_split",
     "adapters, which are not simulated": "lora lora_scaled lora_init_without_apply",
+    "how many drafts are made where the drafter is less sure": "spec_draft_p_min=0|0.0",
+    "how fast the drafter is on a CPU": (
+        "spec_draft_threads spec_draft_threads_batch spec_draft_cpu_mask spec_draft_cpu_range spec_draft_cpu_strict "
+        "spec_draft_prio spec_draft_poll spec_draft_cpu_mask_batch spec_draft_cpu_range_batch spec_draft_cpu_strict_batch "
+        "spec_draft_prio_batch spec_draft_poll_batch"
+    ),
+    "where drafts are sampled": "spec_draft_backend_sampling=true",
 }
 _REFUSED = {
     "how the model is split over several devices": "split_mode=layer|none rpc",
     "which part of the model the CPU computes": (
         "override_tensor n_cpu_ffn=0 moe_cache_mib=0 kv_offload=true"
     ),
-    "how many tokens a step yields (drafts are not simulated for llama.cpp)": (
-        "spec_type=none spec_default spec_draft_model spec_draft_hf spec_draft_n_max spec_draft_n_min spec_draft_p_split "
-        "spec_draft_p_min spec_draft_backend_sampling spec_draft_sampling spec_draft_device spec_draft_ngl spec_draft_type_k "
-        "spec_draft_type_v spec_draft_threads spec_draft_threads_batch spec_draft_cpu_mask spec_draft_cpu_range "
-        "spec_draft_cpu_strict spec_draft_prio spec_draft_poll spec_draft_cpu_mask_batch spec_draft_cpu_strict_batch "
-        "spec_draft_prio_batch spec_draft_poll_batch spec_draft_override_tensor cpu_moe_draft spec_draft_n_cpu_moe "
-        "spec_synth_len spec_synth_rates spec_ngram_mod_n_min spec_ngram_mod_n_max spec_ngram_mod_n_match "
+    "where the drafter computes": (
+        "spec_draft_device spec_draft_ngl=auto|all|99|999|-1 spec_draft_override_tensor cpu_moe_draft spec_draft_n_cpu_moe=0"
+    ),
+    "how often there are drafts: those found in the text come only where it repeats": (
+        "spec_default spec_ngram_mod_n_min spec_ngram_mod_n_max spec_ngram_mod_n_match "
         "spec_ngram_simple_size_n spec_ngram_simple_size_m spec_ngram_simple_min_hits spec_ngram_map_k_size_n "
         "spec_ngram_map_k_size_m spec_ngram_map_k_min_hits spec_ngram_map_k4v_size_n spec_ngram_map_k4v_size_m "
-        "spec_ngram_map_k4v_min_hits spec_ngram_size_n spec_ngram_size_m spec_ngram_min_hits draft_max draft_min "
-        "lookup_cache_static lookup_cache_dynamic fim_qwen_7b_spec fim_qwen_14b_spec"
+        "spec_ngram_map_k4v_min_hits spec_ngram_size_n spec_ngram_size_m spec_ngram_min_hits "
+        "lookup_cache_static lookup_cache_dynamic"
     ),
+    "how many drafts are accepted, by chance (give it as the pool's `speculative`)": "spec_synth_len spec_synth_rates",
     "what the server computes": "embedding rerank embd_gemma_default tts_oute_default tts_use_guide_tokens",
     "which models a server holds": (
         "models_dir models_preset models_max=1 models_autoload fim_qwen_1.5b_default fim_qwen_3b_default fim_qwen_7b_default "
-        "fim_qwen_30b_default gpt_oss_20b_default gpt_oss_120b_default vision_gemma_4b_default vision_gemma_12b_default"
+        "fim_qwen_7b_spec fim_qwen_14b_spec fim_qwen_30b_default gpt_oss_20b_default gpt_oss_120b_default "
+        "vision_gemma_4b_default vision_gemma_12b_default"
     ),
     "when the model is unloaded": "sleep_idle_seconds=-1",
 }
@@ -197,9 +221,11 @@ _ALIASES = {
     "n_gpu_layers_draft": "spec_draft_ngl",
     "cache_type_k_draft": "spec_draft_type_k",
     "cache_type_v_draft": "spec_draft_type_v",
-    "draft": "draft_max",
-    "draft_n": "draft_max",
-    "draft_n_min": "draft_min",
+    "draft": "spec_draft_n_max",
+    "draft_n": "spec_draft_n_max",
+    "draft_max": "spec_draft_n_max",
+    "draft_min": "spec_draft_n_min",
+    "draft_n_min": "spec_draft_n_min",
     "n_parallel": "parallel",
     "n_ctx": "ctx_size",
     "n_batch": "batch_size",
@@ -254,6 +280,40 @@ def _of_repository(value: str, flags: Mapping[str, Any], pool: Mapping[str, Any]
     return quant_of(value) or ("mxfp4_moe" if _ONE_FILE.fullmatch(value) else HUB_DEFAULT)
 
 
+def _drafts(_value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the flags of drafts say together of a pool's `speculative`."""
+    given = pool.get("speculative") or {}
+    words = [word.strip() for word in str(flags.get("spec_type") or "none").split(",")]
+    types = [word for word in words if word != "none"]
+    drafter = flags.get("spec_draft_hf") or flags.get("spec_draft_model")
+    if not types and not drafter and not given:
+        return None  # as the server: a number of drafts alone drafts nothing
+    if len(types) > 1 or (types and types[0] not in DRAFT_TYPES):
+        near = nearest(types[0], list(DRAFT_TYPES))
+        raise InputError(
+            f"--spec-type {','.join(types)} is not simulated: {_UNKNOWN_TYPES}",
+            where="deployment.engine_args.spec_type",
+            mend=f"did you mean {near}?" if near and len(types) == 1 else f"one of {', '.join(DRAFT_TYPES)}",
+        )
+    found: dict[str, Any] = {}
+    if types:
+        found["method"] = DRAFT_TYPES[types[0]]
+    elif not given.get("method"):
+        found["method"] = "eagle3" if "eagle3" in str(drafter).lower().replace("-", "") else "draft_model"
+    if "spec_draft_n_max" in flags:
+        found["num_speculative_tokens"] = flags["spec_draft_n_max"]
+    if drafter and (found.get("method") or given.get("method")) == "draft_model":
+        stem = str(drafter).rstrip("/").rpartition("/")[2]
+        if not given.get("model"):
+            found["model"] = re.sub(_PACKED, "", stem.partition(":")[0])
+        if not given.get("weights"):
+            tag = stem.partition(":")[2]
+            quant = quant_of(tag) if tag else quant_of(stem)
+            if quant or flags.get("spec_draft_hf"):
+                found["weights"] = quant or HUB_DEFAULT
+    return found
+
+
 _LAUNCHER = Launcher(
     programs=(r"llama-server(?:\.exe)?", r"llama serve", r"llama-cpp-server"),
     example="llama-server --model MODEL.gguf --flag value",
@@ -274,6 +334,10 @@ FLAGS = FlagTable(
         "hf_file": Typed("weights", quant_of),
         "cache_type_k": Typed("kv_cache", KV_TYPES.get),
         "cache_type_v": Typed("kv_cache", KV_TYPES.get),
+        **{
+            name: Typed("speculative", beside=_drafts)
+            for name in ("spec_type", "spec_draft_model", "spec_draft_hf", "spec_draft_n_max")
+        },
     },
     environment={
         **{f"LLAMA_ARG_{name.upper()}": name for name in (*_MODELLED, *_NAMES)},

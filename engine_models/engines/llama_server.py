@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine_models.cost.drafting import Speculation
 from engine_models.cost.overheads import Overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.sub_batches import Parts
 from engine_models.cost.terms import Terms
-from engine_models.declaration import Limits, MemoryBudget, PoolRequest
+from engine_models.declaration import Limits, MemoryBudget, Mode, PoolRequest
+from engine_models.engines.llama_server_drafts import drafts_of, notes_of
+from engine_models.engines.llama_server_drafts import rules_of as draft_rules
 from engine_models.engines.llama_server_memory import MIB, memory_of
 from engine_models.engines.llama_server_split import COPY_BYTES_PER_S, Split
 from engine_models.memory.whole_prompts import WholePrompts
 from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.refusals import no_expert_parallelism, no_layers
-from engine_models.schedulers.slots import PAD_CELLS, SlotRules, padded
+from engine_models.schedulers.slots import PAD_CELLS, SlotRules, SlotScheduler, padded
+from engine_models.schedulers.slots_drafted import DraftedSlotScheduler
 from hardware_profiles.errors import InputError
 from hardware_profiles.packed_formats import GGUF_KV_TYPES
 from hardware_profiles.records import dataclass
@@ -35,7 +39,7 @@ ENDLESS = 1 << 40
 class LlamaServer:
     """One server, resolved. `cells` are those of its whole cache; `ram_bytes` 0: no prompts are kept in host memory.
 
-    `split` says what its devices hold of the model; the CPU beside them has the rest.
+    `split` says what its devices hold of the model; the CPU beside them has the rest. `drafts` are None where it makes none.
     """
 
     request: PoolRequest
@@ -45,6 +49,14 @@ class LlamaServer:
     ram_bytes: float
     token_bytes: float
     split: Split
+    drafts: Speculation | None = None
+
+    def scheduler(self, mode: Mode) -> SlotScheduler:
+        """Its slots, all empty."""
+        if self.drafts is not None:
+            drafts = draft_rules(self.drafts, self.request.flags)
+            return DraftedSlotScheduler(self.rules, self.prompts(), drafts, record_rows=mode == "record")
+        return SlotScheduler(self.rules, self.prompts(), aggregate=mode != "step", record_rows=mode == "record")
 
     def prompts(self) -> WholePrompts | None:
         """An empty cache in host memory; None without. Where its bytes have no limit, it holds as many tokens as the context."""
@@ -82,6 +94,7 @@ class LlamaServer:
                 threads=max(threads, 0),
             ),
             TableRange(max(rules.n_ubatch, rules.n_parallel), rules.n_parallel, longest),
+            speculation=self.drafts,
             parts=Parts(self.token_bytes / COPY_BYTES_PER_S, devices),
             host_layers=self.split.host_layers(request, kernels),
         )
@@ -117,6 +130,7 @@ class LlamaServer:
             *self._backend_words(),
             *((spread,) if devices > 1 else ()),
             *self.split.notes(self.request),
+            *notes_of(self.drafts, rules),
             f"states are copied to and from host memory at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed), while all slots wait",
             "the host's time (0.1 ms a row, for sampling and streaming) and the front end (1 ms) are assumed",
         )
@@ -143,7 +157,8 @@ def llama_server(request: PoolRequest) -> LlamaServer:
     slots = asked if asked > 0 else AUTO_SLOTS
     unified = bool(flags.get("kv_unified", asked <= 0))
     split = Split.of(request)
-    cells, memory = memory_of(request, split, slots, unified=unified)
+    drafts = drafts_of(request, slots, int(flags.get("batch_size", 2048)))
+    cells, memory = memory_of(request, split, slots, unified=unified, drafts=drafts)
     split.check_host(request, cells)
     context = cells if unified else cells // slots
     per_slot = flags.get("kv_unified_per_slot")
@@ -183,7 +198,9 @@ def llama_server(request: PoolRequest) -> LlamaServer:
     )
     ram_bytes = float("inf") if ram_mib < 0 else float(ram_mib * MIB)
     token_bytes = float(kv_bytes_per_token(arch, request.formats.kv_cache)) + ENTRY_BYTES
-    return LlamaServer(request, rules, cells, memory, ram_bytes, token_bytes, split)
+    if drafts is not None:  # a saved prompt has both caches
+        token_bytes += drafts.kv_bytes_per_token()
+    return LlamaServer(request, rules, cells, memory, ram_bytes, token_bytes, split, drafts)
 
 
 def cuts_anywhere(request: PoolRequest) -> bool:

@@ -215,12 +215,14 @@ class Batch:
 class PartedBatch(Batch):
     """A step that the device computes in `parts` one after the other, each of which reads the weights and has its own shape.
 
-    `copied_tokens` are those whose states are copied between device and host before it.
+    `copied_tokens` are those whose states are copied between device and host before it. With drafts, `passes` are those of the
+    drafter before it, each as parts, and `tokens_beyond` what its decode rows yield besides one a row.
     """
 
-    __slots__ = ("copied_tokens", "parts")
+    __slots__ = ("copied_tokens", "parts", "passes", "tokens_beyond")
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.parts: list[Batch] = []
-        self.copied_tokens = 0
+        self.passes: list[list[Batch]] = []
+        self.copied_tokens = self.tokens_beyond = 0

@@ -89,7 +89,7 @@ class Wish(NamedTuple):
     n_discard: int = 0
 
 
-class _Row:
+class SlotRow:
     """A request, or one answer of several to it (`answer` above 0)."""
 
     __slots__ = (
@@ -116,25 +116,20 @@ class _Row:
         self.tokens = seq.final_length - seq.prompt_tokens  # of the answer
         self.got = 0
         self.phase: Literal["started", "prompt", "waits", "generates"] = "started"
-        self.siblings: list[_Slot] = []
+        self.siblings: list[Slot] = []
         self.ended: Why | None = None
         self.shifted = False
         self.torn = False  # it has got a prompt that was not computed to its end
 
-    def note_tokens(self) -> None:
-        """Let the range of the tokens, one an iteration, end with the latest."""
-        if self.got:
-            self.seq.end_emissions(self.seq.emissions[-2] + self.got - 1)
 
-
-class _Slot:
+class Slot:
     """A slot: the first `tokens` of `content` are its cache, `cells` of them in memory (the others in the batch being formed)."""
 
     __slots__ = ("cells", "content", "index", "row", "tokens", "used")
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.row: _Row | None = None
+        self.row: SlotRow | None = None
         self.content = Content(())
         self.tokens = self.cells = 0
         self.used = -1  # when it was last released, as a count
@@ -143,11 +138,11 @@ class _Slot:
         self.tokens = self.cells = 0
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """Tokens of a slot in a batch: `tokens` after `first` others; whether it generates, whether its last one yields a token."""
 
-    slot: _Slot
-    row: _Row
+    slot: Slot
+    row: SlotRow
     tokens: int
     first: int
     decodes: bool
@@ -157,7 +152,7 @@ class _Entry(NamedTuple):
 class Task(NamedTuple):
     """What became of a request taken from the queue: its slot (None: deferred), how that was chosen, what host memory did."""
 
-    row: _Row
+    row: SlotRow
     slot: int | None
     by: str | None
     events: list[tuple[str | int | float, ...]]
@@ -182,7 +177,7 @@ class Start(NamedTuple):
     """A prompt that begins: tokens found in the cache (None: it is too long), and runs moved there (tokens, from, to)."""
 
     slot: int
-    row: _Row
+    row: SlotRow
     found: int | None
     moved: list[tuple[int, int, int]]
 
@@ -190,8 +185,8 @@ class Start(NamedTuple):
 class End(NamedTuple):
     """A request that ends in a slot, the tokens in the cache there, and whether the cache goes too."""
 
-    slot: _Slot
-    row: _Row
+    slot: Slot
+    row: SlotRow
     why: Why
     left: int
     clears: bool
@@ -207,11 +202,11 @@ class SlotBatch(PartedBatch):
         self.ends: list[End] = []
         self.tasks: list[Task] = []
         self.starts: list[Start] = []
-        self.shifts: list[tuple[int, _Row, int, int]] = []
-        self.entries: list[_Entry] = []
+        self.shifts: list[tuple[int, SlotRow, int, int]] = []
+        self.entries: list[Entry] = []
         self.calls: list[Call] = []
-        self.emitted: list[_Row] = []
-        self.popped: list[_Row] = []
+        self.emitted: list[SlotRow] = []
+        self.popped: list[SlotRow] = []
 
 
 def padded(cells: int) -> int:
@@ -244,12 +239,12 @@ class SlotScheduler(Scheduler):
         self.prompts = prompts
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
-        self.slots = [_Slot(index) for index in range(rules.n_parallel)]
+        self.slots = [Slot(index) for index in range(rules.n_parallel)]
         self._wishes = wishes or {}
         self._wish = Wish()
-        self._queue: deque[_Row] = deque()
-        self._deferred: deque[_Row] = deque()
-        self._rows: dict[Sequence, _Row] = {}
+        self._queue: deque[SlotRow] = deque()
+        self._deferred: deque[SlotRow] = deque()
+        self._rows: dict[Sequence, SlotRow] = {}
         self._busy = 0
         self._releases = 0
         self._cells = 0  # of all slots
@@ -258,7 +253,7 @@ class SlotScheduler(Scheduler):
         self._flying: SlotBatch | None = None
         self._copied = 0  # tokens whose states were copied to or from host memory since the last iteration
         self._tasks: list[Task] = []
-        self._popped: list[_Row] = []
+        self._popped: list[SlotRow] = []
         self._now_s = 0.0
         self._shape = PartedBatch(-1)
 
@@ -270,7 +265,7 @@ class SlotScheduler(Scheduler):
         One that arrived while a run was taken would have been deferred, and stand in front now if a slot became free at its end.
         """
         seq.state = "waiting"
-        row = self._rows[seq] = _Row(seq, content_of(seq), self._wishes.get(seq.index, self._wish))
+        row = self._rows[seq] = SlotRow(seq, content_of(seq), self._wishes.get(seq.index, self._wish))
         if self._owed and seq.arrival_s <= self._formed_s:
             self._owed -= 1
             self._queue.appendleft(row)
@@ -303,7 +298,7 @@ class SlotScheduler(Scheduler):
         slots = [slot for slot in self.slots if slot.row is not None and slot.row.seq is seq]
         if not slots:
             (self._queue if row in self._queue else self._deferred).remove(row)
-        row.note_tokens()
+        self._note_tokens(row)
         row.ended = "gone"
         for slot in slots:
             self._release(slot)
@@ -314,7 +309,7 @@ class SlotScheduler(Scheduler):
     def close(self) -> None:
         """Let the ranges of rows that still generate end with the latest iteration."""
         for row in self._rows.values():
-            row.note_tokens()
+            self._note_tokens(row)
 
     # -- slots ----------------------------------------------------------------------------------------------
 
@@ -322,7 +317,7 @@ class SlotScheduler(Scheduler):
         while self._queue:
             self._take(self._queue.popleft())
 
-    def _take(self, row: _Row) -> None:
+    def _take(self, row: SlotRow) -> None:
         """Give a request a slot, or defer it."""
         events: list[tuple[str | int | float, ...]] = []
         slot, by = self._chosen(row, events)
@@ -336,7 +331,7 @@ class SlotScheduler(Scheduler):
             self._deferred.append(row)
             return
         for number, other in enumerate(row.siblings, 1):
-            child = other.row = _Row(row.seq, row.content, row.wish, number)
+            child = other.row = SlotRow(row.seq, row.content, row.wish, number)
             child.phase = "waits"
             if self.prompts is not None and other.tokens and self._save(self.prompts, other, events):
                 self._trim(self.prompts, events)
@@ -346,8 +341,8 @@ class SlotScheduler(Scheduler):
             self._save_idle(self.prompts, events)
 
     def _chosen(
-        self, row: _Row, events: list[tuple[str | int | float, ...]]
-    ) -> tuple[_Slot | None, str | None]:
+        self, row: SlotRow, events: list[tuple[str | int | float, ...]]
+    ) -> tuple[Slot | None, str | None]:
         """The slot of a request, if it is free, and how it was chosen; its cache is changed for a better one of host memory."""
         pinned = row.wish.slot
         if pinned is not None:
@@ -378,13 +373,13 @@ class SlotScheduler(Scheduler):
             self._exchange(self.prompts, slot, row, events)
         return slot, by
 
-    def _oldest(self, count: int, but: _Slot | None) -> list[_Slot]:
+    def _oldest(self, count: int, but: Slot | None) -> list[Slot]:
         """Idle slots, empty ones first, then those released first."""
         idle = [slot for slot in self.slots if slot.row is None and slot is not but]
         return sorted(idle, key=lambda slot: (slot.tokens > 0, slot.used))[:count]
 
     def _exchange(
-        self, prompts: WholePrompts, slot: _Slot, row: _Row, events: list[tuple[str | int | float, ...]]
+        self, prompts: WholePrompts, slot: Slot, row: SlotRow, events: list[tuple[str | int | float, ...]]
     ) -> None:
         """Save the cache of a slot, and put a better one for a prompt in its place if host memory has it."""
         if slot.tokens:
@@ -407,7 +402,7 @@ class SlotScheduler(Scheduler):
             events.append(("better", round(found.kept_share, 3), round(found.prompt_share, 3)))
         self._trim(prompts, events)
 
-    def _save(self, prompts: WholePrompts, slot: _Slot, events: list[tuple[str | int | float, ...]]) -> bool:
+    def _save(self, prompts: WholePrompts, slot: Slot, events: list[tuple[str | int | float, ...]]) -> bool:
         saved = prompts.save(Content(slot.content.slice(0, slot.tokens)))
         events.append(("save", slot.tokens))
         events.extend(("obsolete", tokens) for tokens in saved.obsolete)
@@ -435,7 +430,7 @@ class SlotScheduler(Scheduler):
                 self._cells -= slot.cells
                 slot.clear()
 
-    def _release(self, slot: _Slot) -> None:
+    def _release(self, slot: Slot) -> None:
         """A slot is free: it brings a deferred request to the front, one that wants this slot before others."""
         slot.row = None
         self._busy -= 1
@@ -505,17 +500,18 @@ class SlotScheduler(Scheduler):
             row.shifted = True
             batch.shifts.append((slot.index, row, keep, dropped))
 
-    def _fill(self, batch: SlotBatch) -> list[_Entry]:
+    def _fill(self, batch: SlotBatch) -> list[Entry]:
         """Tokens of an iteration, slot by slot."""
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         for slot in self.slots:
             row = slot.row
             if row is not None and row.phase == "generates" and not row.ended:
-                entries.append(_Entry(slot, row, 1, slot.tokens, True, True))
-                slot.tokens += 1
+                tokens = self._row_tokens(row)
+                entries.append(Entry(slot, row, tokens, slot.tokens, True, True))
+                slot.tokens += tokens
         if entries and not self.rules.cont_batching:
             return entries
-        left = self.rules.n_batch - len(entries)
+        left = self.rules.n_batch - sum([entry.tokens for entry in entries])
         for slot in self.slots:
             row = slot.row
             if left <= 0:
@@ -525,12 +521,16 @@ class SlotScheduler(Scheduler):
             if row.phase == "started" and not self._start(slot, row, batch):
                 continue
             tokens = min(left, row.prompt - slot.tokens)
-            entries.append(_Entry(slot, row, tokens, slot.tokens, False, slot.tokens + tokens == row.prompt))
+            entries.append(Entry(slot, row, tokens, slot.tokens, False, slot.tokens + tokens == row.prompt))
             slot.tokens += tokens
             left -= tokens
         return entries
 
-    def _start(self, slot: _Slot, row: _Row, batch: SlotBatch) -> bool:
+    def _row_tokens(self, row: SlotRow) -> int:
+        """Tokens of a generating row in the iteration being formed."""
+        return 1
+
+    def _start(self, slot: Slot, row: SlotRow, batch: SlotBatch) -> bool:
         """Begin a prompt after what its slot holds of it; False if it is too long."""
         rules, seq = self.rules, row.seq
         if row.prompt >= rules.slot_tokens:
@@ -560,7 +560,7 @@ class SlotScheduler(Scheduler):
             batch.starts.append(Start(slot.index, row, found, moved))
         return True
 
-    def _reuse(self, slot: _Slot, row: _Row, found: int) -> tuple[int, list[tuple[int, int, int]]]:
+    def _reuse(self, slot: Slot, row: SlotRow, found: int) -> tuple[int, list[tuple[int, int, int]]]:
         """Move runs of the cache to where the prompt has them, as far as they follow each other there."""
         moved: list[tuple[int, int, int]] = []
         at = found
@@ -579,7 +579,7 @@ class SlotScheduler(Scheduler):
             found += same
         return found, moved
 
-    def _compute(self, batch: SlotBatch, entries: list[_Entry]) -> None:
+    def _compute(self, batch: SlotBatch, entries: list[Entry]) -> None:
         """Compute a batch in one call, or in several where the pool has no room; those that end are noted."""
         rules = self.rules
         total, at, n_batch = batch.tokens, 0, rules.n_batch
@@ -605,6 +605,9 @@ class SlotScheduler(Scheduler):
                 batch.calls.append(Call(n_batch, at, count, shown, ok, following, emptied))
             if ok:
                 self._price(batch, parts)
+                if self._cuts_drafts(at + count):
+                    self._fail(batch)
+                    return
                 if self._wishes:
                     self._empty_further()
                 self._yield(batch, view)
@@ -616,16 +619,20 @@ class SlotScheduler(Scheduler):
             else:
                 n_batch = following
 
-    def _parts(self, view: list[_Entry]) -> list[list[_Entry]]:
+    def _cuts_drafts(self, computed: int) -> bool:
+        """Whether drafts of the batch are left after so many tokens of it, which ends all that runs."""
+        return False
+
+    def _parts(self, view: list[Entry]) -> list[list[Entry]]:
         """The sub-batches of a call."""
         most = self.rules.n_ubatch
         if self.rules.pool_cells:
             total = sum(entry.tokens for entry in view)
             return [_cut(view, at, at + most) for at in range(0, total, most)]
-        parts: list[list[_Entry]] = []
+        parts: list[list[Entry]] = []
         left = view
         while left:
-            chosen: list[_Entry] = []
+            chosen: list[Entry] = []
             for entry in left:
                 if not chosen or entry.slot.index == chosen[-1].slot.index + 1:
                     chosen.append(entry)
@@ -641,7 +648,7 @@ class SlotScheduler(Scheduler):
             ]
         return parts
 
-    def _price(self, batch: SlotBatch, parts: list[list[_Entry]]) -> None:
+    def _price(self, batch: SlotBatch, parts: list[list[Entry]]) -> None:
         """Enter the sub-batches of a call that found room, as they are priced."""
         for entries in parts:
             part = Batch(batch.number)
@@ -654,7 +661,7 @@ class SlotScheduler(Scheduler):
             part.pool_cells = padded(self._cells if self.rules.pool_cells else longest)
             batch.parts.append(part)
 
-    def _yield(self, batch: SlotBatch, view: list[_Entry]) -> None:
+    def _yield(self, batch: SlotBatch, view: list[Entry]) -> None:
         """Rows whose last token was computed get one, by slot; some end."""
         rows = [(entry.slot, entry.row) for entry in view if entry.yields]
         for entry in view:
@@ -666,9 +673,7 @@ class SlotScheduler(Scheduler):
                     rows.append((child, child.row))
         rows.sort(key=lambda pair: pair[0].index)
         for slot, row in rows:
-            row.got += 1
-            if row.got == 1 and not row.answer:
-                row.seq.emit(batch.number, batch.number - 1)
+            self._give(slot, row, batch)
             if self.record_rows:
                 batch.emitted.append(row)
             full = not self.rules.context_shift and slot.tokens + 1 >= self.rules.slot_tokens
@@ -676,7 +681,18 @@ class SlotScheduler(Scheduler):
                 row.ended = "context_full" if full else "limit"
                 batch.ends.append(End(slot, row, row.ended, slot.tokens, clears=row.answer > 0))
 
-    def _copy(self, slot: _Slot, child: _Slot) -> None:
+    def _give(self, slot: Slot, row: SlotRow, batch: SlotBatch) -> None:
+        """Note what a row gets of an iteration: one token."""
+        row.got += 1
+        if row.got == 1 and not row.answer:
+            row.seq.emit(batch.number, batch.number - 1)
+
+    def _note_tokens(self, row: SlotRow) -> None:
+        """Let the range of a row's tokens, one an iteration, end with the latest."""
+        if row.got:
+            row.seq.end_emissions(row.seq.emissions[-2] + row.got - 1)
+
+    def _copy(self, slot: Slot, child: Slot) -> None:
         """An answer begins with the computed prompt of another."""
         cells = 0 if self.rules.pool_cells else slot.cells  # a pool's cells may belong to several
         self._cells += cells - child.cells
@@ -732,7 +748,7 @@ class SlotScheduler(Scheduler):
                 slot.clear()
             if not row.answer:
                 seq = row.seq
-                row.note_tokens()
+                self._note_tokens(row)
                 seq.state = "dropped" if why == "error" else "finished"
                 del self._rows[seq]
             self._release(slot)
@@ -751,7 +767,7 @@ class SlotScheduler(Scheduler):
         rules = self.rules
         if not self.aggregate or self._queue or not self._busy or self._copied or self._busy > rules.n_ubatch:
             return None
-        groups: list[list[_Slot]] = []
+        groups: list[list[Slot]] = []
         steps = rules.slot_tokens
         for slot in self.slots:
             row = slot.row
@@ -813,19 +829,19 @@ class SlotScheduler(Scheduler):
         return batch, held * steps + rows * (steps * (steps + 1) // 2), held + rows * steps
 
 
-def _first(entry: _Entry, tokens: int) -> _Entry:
+def _first(entry: Entry, tokens: int) -> Entry:
     """The first tokens of an entry."""
     return entry if tokens == entry.tokens else entry._replace(tokens=tokens, yields=False)
 
 
-def _after(entry: _Entry, tokens: int) -> _Entry:
+def _after(entry: Entry, tokens: int) -> Entry:
     """An entry without its first tokens."""
     return entry._replace(tokens=entry.tokens - tokens, first=entry.first + tokens)
 
 
-def _cut(entries: list[_Entry], start: int, end: int) -> list[_Entry]:
+def _cut(entries: list[Entry], start: int, end: int) -> list[Entry]:
     """The tokens from `start` to `end` of a batch."""
-    out: list[_Entry] = []
+    out: list[Entry] = []
     at = 0
     for entry in entries:
         low, high = max(start - at, 0), min(end - at, entry.tokens)
