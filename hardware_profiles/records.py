@@ -2,9 +2,9 @@
 
 What `dataclasses` writes and compiles for a class takes a third of a millisecond, and a run defines more than a hundred classes,
 of which a quarter is never used. Here a class is finished when its first object is made or unpickled, or when somebody asks for
-its fields, and nothing is compiled to compare, hash and print objects. Then it is a dataclass like any other. What cannot wait
-(classes that order or hash by flag, have slots, methods of these names or a base that restores its objects itself) is left to
-`dataclasses`. Type checkers see `dataclasses.dataclass` itself, which compiled modules and classes with slots use.
+its fields, and nothing is compiled to make, compare, hash and print objects. Then it is a dataclass like any other. What cannot
+wait (classes that order or hash by flag, have slots, methods of these names or a base that restores its objects itself) is left
+to `dataclasses`. Type checkers see `dataclasses.dataclass` itself, which compiled modules and classes with slots use.
 """
 
 from __future__ import annotations
@@ -84,23 +84,70 @@ def _finish(cls: type) -> None:
             return
         options, told = _unfinished[cls]
         own = vars(cls)
+        for base in cls.__mro__[1:]:
+            _finish(base)
         names = ("__module__", "__qualname__", "__doc__", "__post_init__", "__annotations__", *own["__annotations__"])
         body = {name: own[name] for name in names if name in own} | told
-        made: Any = dataclasses.dataclass(**{**options, "eq": False, "repr": False})(type(cls)(cls.__name__, cls.__bases__, body))
+        frozen, below = options.get("frozen", False), _below_frozen(cls)  # only what must be is frozen: that is compiled
+        nothing = {"init": False, "eq": False, "repr": False, "frozen": below and frozen}
+        made: Any = dataclasses.dataclass(**{**options, **nothing})(type(cls)(cls.__name__, cls.__bases__, body))
         fields = dataclasses.fields(made)
         for name in _FINISHED:
             setattr(cls, name, vars(made)[name])
-        cls.__dataclass_params__.eq = options.get("eq", True)  # type: ignore[attr-defined]
-        if options.get("frozen"):
+        params: Any = cls.__dataclass_params__  # type: ignore[attr-defined]
+        params.init = params.repr = True
+        params.eq, params.frozen = options.get("eq", True), frozen
+        if frozen:
             _freeze(cls, frozenset(each.name for each in fields))
         cls.__repr__ = _printed(tuple(each.name for each in fields if each.repr))  # type: ignore[method-assign,assignment]
         if options.get("eq", True):
             cls.__eq__ = _equal(_values(tuple(each.name for each in fields if each.compare)))  # type: ignore[method-assign,assignment]
             hashed = tuple(each.name for each in fields if (each.compare if each.hash is None else each.hash))
-            cls.__hash__ = _hashed(_values(hashed)) if options.get("frozen") else None  # type: ignore[method-assign,assignment]
-        cls.__init__ = made.__init__  # type: ignore[misc]
+            cls.__hash__ = _hashed(_values(hashed)) if frozen else None  # type: ignore[method-assign,assignment]
+        cls.__init__ = _made(cls.__qualname__, fields, object.__setattr__ if frozen else setattr)  # type: ignore[misc]
         del cls.__setstate__  # type: ignore[attr-defined]
         del _unfinished[cls]
+
+
+def _below_frozen(cls: type) -> bool:
+    """Whether a base is frozen: `dataclasses` lets all above and below be so, or none."""
+    told = [vars(base).get("__dataclass_params__") for base in cls.__mro__[1:]]
+    return any(params.frozen for params in told if params is not None)
+
+
+def _made(of: str, fields: tuple[dataclasses.Field[Any], ...], put: Callable[[Any, str, Any], None]) -> Callable[..., None]:
+    """What makes an object of the class `of` of its fields, as `dataclasses` would write it."""
+    in_turn = tuple(each.name for each in fields if not each.kw_only)
+    told = tuple((each.name, each.default, each.default_factory) for each in fields)
+    missing = dataclasses.MISSING
+
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        if len(args) > len(in_turn):
+            raise TypeError(f"{of}.__init__() takes {len(in_turn)} positional arguments but {len(args)} were given")
+        values = dict(zip(in_turn, args, strict=False))
+        if given:
+            if not given.keys().isdisjoint(values):
+                raise TypeError(f"{of}.__init__() got several values for {sorted(given.keys() & values)}")
+            values.update(given)
+        left = len(values)
+        for name, default, factory in told:
+            if name in values:
+                put(self, name, values[name])
+                left -= 1
+            elif default is not missing:
+                put(self, name, default)
+            elif factory is not missing:
+                put(self, name, factory())
+            else:
+                raise TypeError(f"{of}.__init__() lacks {name!r}")
+        if left:
+            unknown = sorted(values.keys() - {name for name, _, _ in told})
+            raise TypeError(f"{of}.__init__() got an unexpected keyword argument {unknown[0]!r}")
+        after = getattr(self, "__post_init__", None)
+        if after is not None:
+            after()
+
+    return __init__
 
 
 def _values(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:

@@ -5,7 +5,6 @@ Every key that a reader asks for is noted; what is left, and is not known to lea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import lru_cache
@@ -118,21 +117,23 @@ SPELLINGS = {
 MOST_LAYERS = 1_000
 MOST = 10**9
 
-# Keys that leave shapes, memory and work alone, whatever they say: training, sampling, scales, rotary angles, tokens, names.
-# Those of no pattern stand in `HARMLESS_FILE`.
-_HARMLESS = re.compile(
-    r"^_|_token_ids?$|_token_index$|_token$|dropout(_p|_prob|_rate)?$|_pdrop$|_drop$|layerdrop$|^init_|^initializer_|_init_std$"
-    r"|initializer_range$|(^|_)eps(ilon)?$|_loss(_weight|_coef|_alpha)?$|_loss_coeff?(icient)?$|loss_scaling_factor$"
-    r"|^rope_|rope_theta$|rope_scaling$|softcap(ping)?$|soft_cap$|_multipliers?$|routed_scaling_factor$"
-    r"|^(use_)?mtp(_|$)|^num_mtp_|^num_nextn_|^audio_(?!config)|^image_|^video_|^vision_(?!config)|^mm_|^summary_|^classifier_"
-    r"|^suppress|suppress_tokens$|no_repeat_ngram_size$|_penalty$|^num_(beams|beam_groups|return_sequences)$"
-)
+# Names, begins and ends of keys that leave shapes, memory and work alone, whatever they say: training, sampling, scales, rotary
+# angles, tokens, names.
 HARMLESS_FILE = Path(__file__).parent / "catalogue" / "harmless_keys.txt"
+_TOWERS = ("audio_config", "vision_config")  # whole models, beside which keys that begin alike say nothing
+
+
+def _harmless(key: str) -> bool:
+    """Whether a key is one of `HARMLESS_FILE`."""
+    names, begins, ends = _harmless_words()
+    return key in names or key.endswith(ends) or (key.startswith(begins) and not key.startswith(_TOWERS))
 
 
 @lru_cache(maxsize=1)
-def _harmless_names() -> frozenset[str]:
-    return frozenset(HARMLESS_FILE.read_text(encoding="utf-8").split())
+def _harmless_words() -> tuple[frozenset[str], tuple[str, ...], tuple[str, ...]]:
+    words = HARMLESS_FILE.read_text(encoding="utf-8").split()
+    begins, ends = [word[:-1] for word in words if word[-1] == "*"], [word[1:] for word in words if word[0] == "*"]
+    return frozenset(words), tuple(begins), tuple(ends)
 
 
 def _empty(value: Any) -> bool:
@@ -243,5 +244,5 @@ class ConfigReader:
         return sorted(
             key
             for key, value in self.config.items()
-            if not (key in self.seen or _empty(value) or key in _harmless_names() or _HARMLESS.search(key))
+            if not (key in self.seen or _empty(value) or _harmless(key))
         )

@@ -100,6 +100,7 @@ def set_on(one: Any, name: str, value: Any) -> Any:
 
 
 BEHAVIOUR: dict[str, Callable[[SimpleNamespace], Any]] = {
+    "made": lambda c: [list(vars(c.Named(hidden=1, x=2)).items()), vars(c.Single(value=1)), vars(c.Below(1, name="a"))],
     "text": lambda c: repr([c.Point(1), c.Named(1, 3, "a", ("b",), 4), c.Heap([1]), c.Single(value=1), c.OwnText(1), c.Below(1)]),
     "equal": lambda c: [c.Point(1) == c.Point(1.0, 2), c.Point(1) == c.Point(2), c.Point(1) == 1, c.Alone(1) == c.Alone(1)],
     "equal by one field": lambda c: [c.Single(value=1) == c.Single(value=1), c.Single(value=1) == c.Single(value=2)],
@@ -109,6 +110,7 @@ BEHAVIOUR: dict[str, Callable[[SimpleNamespace], Any]] = {
     "own lists": lambda c: [c.Heap().items is c.Heap().items, c.Heap() == c.Heap()],
     "replaced": lambda c: repr(replace(c.Named(1), name="there")),
     "fields": lambda c: [[each.name for each in fields(c.Named)], [each.name for each in fields(c.Below)]],
+    "options": lambda c: [repr(one.__dataclass_params__) for one in (c.Point, c.Named, c.Heap, c.Alone) if fields(one)],
     "told": lambda c: [is_dataclass(c.Heap), is_dataclass(c.Below), is_dataclass(int)],
     "values": lambda c: [dataclasses.asdict(c.Named(1)), dataclasses.astuple(c.Below(1))],
     "matched": lambda c: c.Named.__match_args__ if c.Named(1) else None,
@@ -140,6 +142,10 @@ def test_a_class_behaves_as_one_of_the_standard_library(what: str) -> None:
         (lambda c: delattr(c.Below(1), "other"), AttributeError),
         (lambda c: c.Point(), TypeError),
         (lambda c: c.Single(1), TypeError),
+        (lambda c: c.Single(), TypeError),
+        (lambda c: c.Point(1, 2, 3), TypeError),
+        (lambda c: c.Point(1, x=2), TypeError),
+        (lambda c: c.Named(1, size=2), TypeError),
         (lambda c: c.Point(-1), ValueError),
         (lambda c: hash(c.Heap()), TypeError),
     ],
