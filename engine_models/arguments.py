@@ -10,7 +10,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from engine_models.flags import EngineFlags, FlagTable, snake, typed_value
-from engine_models.launcher import CONTAINER_KEYS
+from engine_models.launcher import CALL, CONTAINER_KEYS
 from hardware_profiles.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def parse_flags(
 
     found = find_launches(args, table.launcher)
     if found.keys is not None:
-        read = _Reader(table, found.version or release, own_word).keys(found.keys)
+        program = CALL if found.called else ""
+        read = _Reader(table, found.version or release, own_word, program).keys(found.keys)
         return replace(read, notes=[*read.notes, _CALLED]) if found.called else read
     if not found.launches:
         if isinstance(args, str) and _FILE.fullmatch(args.strip()):
@@ -112,8 +113,8 @@ def _one(
     if launch.tag is not None and version is None:
         notes.append(f"image tag `{launch.tag}` names no release: read as the newest unless `engine` names one")
     replicas, copies = first.replicas if launch.replicas is None else launch.replicas, found.bounds(launch)
-    if replicas is None and copies is not None:
-        replicas = copies[0]
+    if replicas is None and copies is not None and copies[0] is not None:
+        replicas = max(1, copies[0])  # of a server that is stopped while nobody asks, the one that comes
     return replace(
         first,
         model=first.model or found.model,

@@ -17,6 +17,7 @@ import yaml
 from engine_models.launcher import CONTAINER_KEYS, LONGEST_TEXT, Launcher
 from engine_models.python_calls import read_call
 from engine_models.shell import Script, assignment, read_script
+from engine_models.swap_configs import as_services
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
@@ -50,7 +51,10 @@ _COPIES = (("minReplicas", "maxReplicas"), ("minReplicaCount", "maxReplicaCount"
 """Least and most copies, as Kubernetes and KServe, KEDA, and Ray name them."""
 _TYPESET = str.maketrans("“”‘’", "\"\"''")
 _DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[[^\]]*\])")
-_SPEAK_OF_COMMANDS = ("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf")
+_SPEAK_OF_COMMANDS = (
+    *("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf"),
+    *("cmake", "make", "cp", "mv", "ln", "ls", "chmod", "rm", "tar", "find", "test", "for"),
+)
 _REFERENCE = re.compile(r"\$\((\w+)\)|\$?\$\{(\w+)(?::?-([^{}]*))?\}")
 _TAG_VERSION = re.compile(r"v?([0-9]+\.[0-9]+(?:\.[0-9]+)?(?:\.post[0-9]+)?)(?:rc[0-9]+)?(?=$|[-_+])")
 
@@ -189,13 +193,13 @@ class _Search:
 
     def text(self, text: str) -> None:
         """A call in Python, YAML, or shell text; what that writes into files is looked at where it starts nothing itself."""
-        call = read_call(text, self.launcher.calls)
+        call = read_call(text, self.launcher.calls, self.launcher.groups)
         if call is not None:
             document = self.launcher.written(call.keys)
             if document is not call.keys:
                 self.containers(document)
             else:
-                self.found.keys, self.found.named, self.found.called = call.keys, call.named, True
+                self.found.keys, self.found.named, self.found.called = self.launcher.called(call.keys), call.named, True
             return
         if _READS_AS_YAML.match(text):
             documents = _documents(text)
@@ -230,7 +234,7 @@ class _Search:
             self.command(_listed(data, {}), {}, {})
             return
         elif isinstance(data, Mapping):
-            data = self.launcher.written(data)
+            data = self.launcher.written(as_services(data))
         if isinstance(data, Mapping | list | tuple) and not self.containers(data):
             self.seen.clear()
             self.scripts(data, {})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import field
 from typing import Any
 
 from hardware_profiles.records import dataclass
 
 LONGEST_TEXT = 100_000
 """Longest text that is read as a launch command [characters]; assumed, far above any manifest of one server."""
+CALL = "()"
+"""Stands for a program that calls the engine, among other products' programs that start it."""
 CONTAINER_KEYS = ("image", "command", "args", "entrypoint")
 """Keys of a container, which a mapping of flags has not."""
 
@@ -23,6 +26,7 @@ class Launcher:
     enters : whether what follows such an image are the server's arguments.
     package : its package, of a requirement as ``name==1.2``.
     calls : functions of Python that start it, by their full names; the model comes first, flags by keyword.
+    groups : classes of settings among these, and what naming one says beside its keys. called : such keywords as flags.
     workers : patterns of programs of other products that start it, with flags of their own besides.
     clients : patterns of commands whose first argument names the model that a server of it serves.
     written : a document as one with containers, where it is of a product that starts this engine by keys of its own; as it is
@@ -37,6 +41,8 @@ class Launcher:
     enters: bool = False
     package: str = ""
     calls: tuple[str, ...] = ()
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    called: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda keywords: keywords
     workers: tuple[str, ...] = ()
     clients: tuple[str, ...] = ()
     written: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda document: document

@@ -25,11 +25,16 @@ class Call:
     named: bool
 
 
-def read_call(text: str, functions: tuple[str, ...]) -> Call | None:
+Groups = Mapping[str, Mapping[str, Any]]
+"""Classes of settings by name, and what naming one says beside its keys."""
+
+
+def read_call(text: str, functions: tuple[str, ...], groups: Groups | None = None) -> Call | None:
     """The one call of `functions` in text that is Python, its first argument the model; None if there is none.
 
     functions : by their full names (``package.Class``). The program's imports say what its own names mean; a name that it does
-        not import is taken for the function of that name. A group of settings (``Config(key=value)``) is read as a mapping.
+        not import is taken for the function of that name. A group of settings (``Config(key=value)``) is read as a mapping,
+        with what `groups` say of its class.
 
     InputError where several calls start servers, or the call's arguments are no plain values.
 
@@ -57,7 +62,7 @@ def read_call(text: str, functions: tuple[str, ...]) -> Call | None:
     if len(calls) > 1:
         raise InputError(f"the text starts {len(calls)} servers", mend=_MEND)
     call, named = calls[0]
-    return Call(_keywords(call, known), named)
+    return Call(_Values(known, groups or {}).keywords(call), named)
 
 
 def _imports(nodes: list[ast.AST]) -> dict[str, str]:
@@ -83,36 +88,47 @@ def _constants(nodes: list[ast.AST]) -> dict[str, ast.expr]:
     return {name: value for name, value in found.items() if name not in twice}
 
 
-def _keywords(call: ast.Call, known: Mapping[str, ast.expr]) -> dict[str, Any]:
-    named = [("model" if at == 0 else None, value) for at, value in enumerate(call.args)]
-    keys: dict[str, Any] = {}
-    for name, value in [*named, *((word.arg, word.value) for word in call.keywords)]:
-        value = known.get(value.id, value) if isinstance(value, ast.Name) else value
-        if name == "model" and not isinstance(value, ast.Constant | ast.Starred):
-            continue  # an object that the program has made, or a name from elsewhere
-        if name is None and isinstance(value, ast.Dict | ast.Call):
-            unpacked = _value(value, known)
-            if isinstance(unpacked, dict):
-                keys |= unpacked
-                continue
-        if name is None:
-            raise _open(value)
-        keys[name] = _value(value, known)
-    return keys
+class _Values:
+    """Reads the arguments of a call. known : names that the program sets once, and to what."""
 
+    def __init__(self, known: Mapping[str, ast.expr], groups: Groups) -> None:
+        self.known = known
+        self.groups = groups
 
-def _value(value: ast.expr, known: Mapping[str, ast.expr]) -> Any:
-    """A value that is written out; of an enumeration's or a module's member (``torch.float16``) its name."""
-    if isinstance(value, ast.Name) and value.id in known:
-        return _value(known[value.id], {name: of for name, of in known.items() if name != value.id})
-    if isinstance(value, ast.Attribute):
-        return value.attr
-    if isinstance(value, ast.Call) and _GROUP.fullmatch(ast.unparse(value.func)) and not value.args and None not in _words(value):
-        return {str(word.arg): _value(word.value, known) for word in value.keywords}
-    try:
-        return ast.literal_eval(value)
-    except ValueError:
-        raise _open(value) from None
+    def keywords(self, call: ast.Call) -> dict[str, Any]:
+        named = [("model" if at == 0 else None, value) for at, value in enumerate(call.args)]
+        keys: dict[str, Any] = {}
+        for name, value in [*named, *((word.arg, word.value) for word in call.keywords)]:
+            value = self.known.get(value.id, value) if isinstance(value, ast.Name) else value
+            if name == "model" and not isinstance(value, ast.Constant | ast.Starred):
+                continue  # an object that the program has made, or a name from elsewhere
+            if name is None and isinstance(value, ast.Dict | ast.Call):
+                unpacked = self.value(value)
+                if isinstance(unpacked, dict):
+                    keys |= unpacked
+                    continue
+            if name is None:
+                raise _open(value)
+            keys[name] = self.value(value)
+        return keys
+
+    def value(self, value: ast.expr) -> Any:
+        """A value that is written out; of an enumeration's or a module's member (``torch.float16``) its name."""
+        if isinstance(value, ast.Name) and value.id in self.known:
+            inner = {name: of for name, of in self.known.items() if name != value.id}
+            return _Values(inner, self.groups).value(self.known[value.id])
+        if isinstance(value, ast.Attribute):
+            return value.attr
+        if isinstance(value, ast.Call) and self.is_group(value):
+            said = self.groups.get(ast.unparse(value.func).rpartition(".")[2], {})
+            return {**said, **{str(word.arg): self.value(word.value) for word in value.keywords}}
+        try:
+            return ast.literal_eval(value)
+        except ValueError:
+            raise _open(value) from None
+
+    def is_group(self, call: ast.Call) -> bool:
+        return _GROUP.fullmatch(ast.unparse(call.func)) is not None and not call.args and None not in _words(call)
 
 
 def _words(call: ast.Call) -> list[str | None]:

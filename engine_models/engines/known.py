@@ -213,7 +213,7 @@ def parse_engine_args(engine: str, args: Arguments, server: str | None = None) -
         told = [
             f"the text also starts a server of {other}" + f" ({name})" * bool(name) + ": it belongs into a pool of its own"
             for name, words in flags.strangers
-            if (other := launched_by(words)) is not None
+            if (other := launched_by(words)) not in (None, found.name)
         ]
         return replace(
             flags, values={**IMPLIED.get(_key(engine), {}), **flags.values}, warnings=[*flags.warnings, *told]

@@ -127,6 +127,7 @@ _CHANGING = {
     "where rarely used tensors are read from": "lazy_mode=auto|off",
     "which devices compute": "tensor_split",
     "adapters, which are not simulated": "lora lora_scaled lora_init_without_apply",
+    "the memory of the drafter's cache (here it holds the server's context)": "ctx_size_draft=0",
     "how many drafts are made where the drafter is less sure": "spec_draft_p_min=0|0.0",
     "how fast the drafter is on a CPU": (
         "spec_draft_threads spec_draft_threads_batch spec_draft_cpu_mask spec_draft_cpu_range spec_draft_cpu_strict "
@@ -315,7 +316,7 @@ def _drafts(_value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> d
 
 
 _LAUNCHER = Launcher(
-    programs=(r"llama-server(?:\.exe)?", r"llama serve", r"llama-cpp-server"),
+    programs=(r"llama-server(?:-[0-9a-f]{6,40}|-b[0-9]+|-latest)?(?:\.exe)?", r"llama serve", r"llama-cpp-server"),
     example="llama-server --model MODEL.gguf --flag value",
     image=r"[^\s:=]*(?:ggml-org|ggerganov)/llama\.cpp[^\s:=]*",
     enters=True,

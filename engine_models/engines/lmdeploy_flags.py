@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.flag_lists import classified
-from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launcher import Launcher
+from engine_models.flags import Flag, FlagTable, Typed, Worker
+from engine_models.launcher import CALL, Launcher
 
 _WEIGHTS = {"hf": None, "awq": "awq", "gptq": "gptq", "compressed-tensors": "int4", "fp8": "fp8_block", "mxfp4": "mxfp4"}
 """Values of ``--model-format``, and the format they fix; None leaves it to the checkpoint."""
@@ -107,12 +107,61 @@ def _drafts(algorithm: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -
     return drafts | {"num_speculative_tokens": number} | ({"model": model} if model else {})
 
 
+_GROUPS = {"TurbomindEngineConfig": {"backend": "turbomind"}, "PytorchEngineConfig": {"backend": "pytorch"}}
+_OF_GROUPS = {"block_size": "cache_block_seq_len", "device_type": "device", "async_": "async"}
+_OF_DRAFTS = {
+    "method": "speculative_algorithm",
+    "model": "speculative_draft_model",
+    "num_speculative_tokens": "speculative_num_draft_tokens",
+}
+"""Keys of settings in a program and the flags that say the same (`lmdeploy/messages.py` at 1263d5cd, 2026-08)."""
+_NAMES_OF_CALLS = """
+    chat_template_config custom_module_map devices enable_metrics enable_mp_engine enable_transfer_obj_ref gen_config
+    mp_engine_backend thread_safe vision_config
+"""
+_CHANGING_IN_CALLS = {
+    "what the prefix cache keeps": (
+        "cache_prompt=auto cache_generation=auto cache_checkpoint_interval=4096 cache_prompt_boundary_skip=1 num_cpu_blocks=0"
+    ),
+    "the memory of the device": "cache_chunk_size=-1",
+    "what attention computes": "use_logn_attn=false",
+}
+_REFUSED_IN_CALLS = {
+    "which ranks share attention and experts (not simulated for LMDeploy)": (
+        "attn_tp_size attn_cp_size attn_dp_size mlp_tp_size mlp_dp_size moe_tp_size outer_dp_size device_num"
+    ),
+}
+_KINDS_OF_CALLS = {
+    name.partition("=")[0]: "value"
+    for text in (_NAMES_OF_CALLS, *_CHANGING_IN_CALLS.values(), *_REFUSED_IN_CALLS.values())
+    for name in text.split()
+}
+
+
+def _of_call(keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keywords of ``pipeline(...)`` as flags: groups of settings stand with the others."""
+    renamed = {"backend_config": _OF_GROUPS, "speculative_config": _OF_DRAFTS}
+    flags: dict[str, Any] = {
+        name: value for name, value in keywords.items() if name not in renamed or not isinstance(value, Mapping)
+    }
+    for group, names in renamed.items():
+        inside = keywords.get(group)
+        for name, value in (inside if isinstance(inside, Mapping) else {}).items():
+            flags[names.get(str(name), str(name))] = value
+    if isinstance(flags.get("adapters"), Mapping):
+        flags["adapters"] = list(flags["adapters"].values())
+    return {name: value for name, value in flags.items() if value is not None}
+
+
 _LAUNCHER = Launcher(
     programs=(r"lmdeploy serve api_server", r"-m lmdeploy serve api_server"),
     example="lmdeploy serve api_server MODEL --flag value",
     image=r"[^\s:=]*openmmlab/lmdeploy[^\s:=]*",
     published=r"openmmlab/lmdeploy",
     package="lmdeploy",
+    calls=("lmdeploy.pipeline", "lmdeploy.api.pipeline"),
+    groups=_GROUPS,
+    called=_of_call,
 )
 
 FLAGS = FlagTable(
@@ -130,5 +179,8 @@ FLAGS = FlagTable(
     },
     environment={
         f"LMDEPLOY_PT_{name.upper()}": name for name in ("ttft_policy", "ttft_short_turns", "ttft_aging_sec")
+    },
+    workers={
+        CALL: Worker(unread=classified(_KINDS_OF_CALLS, _NAMES_OF_CALLS, _CHANGING_IN_CALLS, _REFUSED_IN_CALLS)),
     },
 )

@@ -7,7 +7,10 @@ options (`num_ctx`, `num_batch`...) are those of a Modelfile, taken for all requ
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
+from engine_models.engines import kubeai
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launcher import Launcher
@@ -69,6 +72,15 @@ def keep_alive_s(text: str) -> float:
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
+def _of_kubeai(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Models of KubeAI as containers, each of which keeps the one model that it has pulled; other documents as they are."""
+    services: dict[str, Any] = {}
+    for name, model in kubeai.models_of(document, "OLlama"):
+        started = ["sh", "-c", f"ollama serve & ollama pull {kubeai.model_named(model)}"]
+        services[name] = kubeai.container(model, started, {"OLLAMA_KEEP_ALIVE": "999999h"})
+    return {"services": services} if services else document
+
+
 FLAGS = FlagTable(
     engine="ollama",
     modelled=_MODELLED,
@@ -79,6 +91,7 @@ FLAGS = FlagTable(
         published=r"ollama/ollama",
         enters=True,
         clients=(r"(?:\S*/)?ollama (?:run|pull)",),
+        written=_of_kubeai,
     ),
     unread=classified(dict.fromkeys(_NAMES, "value"), _HARMLESS, _CHANGING, _REFUSED),
     typed={"kv_cache_type": Typed("kv_cache", _KV_CACHE.get)},

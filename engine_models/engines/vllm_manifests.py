@@ -1,8 +1,9 @@
 """Documents of products that start vLLM by keys of their own, as documents with containers.
 
 They are the values of the production stack's Helm chart (`helm/templates/deployment-vllm-multi.yaml`, read 2026-11: without
-`enablePrefixCaching` it turns the prefix cache off wherever `vllmConfig` stands), KServe's LLMInferenceService, and the
-configurations of Ray Serve (`ray.serve.llm.LLMConfig`; read 2026-11), as a call or in the file of an application.
+`enablePrefixCaching` it turns the prefix cache off wherever `vllmConfig` stands), those of llm-d's chart of model services
+(`llm-d-modelservice`, `templates/_helpers.tpl`, read 2026-11), KServe's LLMInferenceService, models of KubeAI, and the
+configurations of Ray Serve (`ray.serve.llm.LLMConfig`; read 2026-11), as a call, in an application's file or in a RayService.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from engine_models.engines import kubeai
+from hardware_profiles.errors import InputError
 
 _HARMLESS = ("v0", "v1", "prometheusMultiprocDir")
 _PARALLELISM = {
@@ -30,10 +34,15 @@ def as_containers(document: Mapping[str, Any]) -> Mapping[str, Any]:
         found = [model for model in models if isinstance(model, Mapping) and model.get("enabled") is not False]
         services = {str(model.get("name", f"model-{i}")): _of_chart(model) for i, model in enumerate(found)}
         return {"services": {**services, **_router(document.get("routerSpec"))}}
-    served = list(_of_ray(document))
+    spec = document.get("spec")
+    served = list(_of_ray(_applications(spec) if document.get("kind") == "RayService" else document))
     if served:
         return {"services": {str(model.get("name", f"model-{i}")): model for i, model in enumerate(served)}}
-    spec = document.get("spec")
+    if isinstance(document.get("modelArtifacts"), Mapping):
+        return {"services": dict(_of_values(document))}
+    of_kubeai = {name: _of_model(model) for name, model in kubeai.models_of(document, "VLLM")}
+    if of_kubeai:
+        return {"services": of_kubeai}
     if document.get("kind") == "LLMInferenceService" and isinstance(spec, Mapping):
         return {"services": dict(_of_service(spec, document.get("metadata")))}
     return document
@@ -119,6 +128,56 @@ def _of_ray(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         "scale": copies if isinstance(copies, int) else None,
         **{bound: scaled.get(bound) for bound in ("min_replicas", "max_replicas")},
     }
+
+
+def _applications(spec: Any) -> Mapping[str, Any]:
+    """What a RayService serves; InputError where that is a program, whose flags do not stand in it."""
+    from engine_models.launch import flags_of_file
+
+    text = spec.get("serveConfigV2") if isinstance(spec, Mapping) else None
+    served = flags_of_file(text, "serveConfigV2") if isinstance(text, str) else {}
+    if not any(True for _ in _of_ray(served)):
+        listed = _listed(served.get("applications"))
+        named = [str(each.get("import_path")) for each in listed if isinstance(each, Mapping)]
+        raise InputError(
+            f"the RayService serves `{', '.join(named) or 'nothing'}`: a program, whose flags do not stand in the text",
+            where="serveConfigV2",
+            mend="paste the call in that program that starts the engine, or write its flags as keys of engine_args",
+        )
+    return served
+
+
+def _of_values(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The servers of llm-d's model service: those that decode, or do all, and those that only prefill."""
+    artifacts = document["modelArtifacts"]
+    scheme, _, place = str(artifacts.get("uri", "")).partition("://")
+    source = "/".join(place.split("/")[-2:]) if scheme == "pvc+hf" else place.strip('"') if scheme == "hf" else ""
+    model = str(artifacts.get("name", "")) if not source or re.search("[<{]", source) else source
+    for side in ("decode", "prefill"):
+        part = document.get(side)
+        containers = part.get("containers") if isinstance(part, Mapping) and part.get("create") is not False else None
+        if isinstance(part, Mapping) and isinstance(containers, list) and containers and isinstance(containers[0], Mapping):
+            yield side, {"scale": part.get("replicas"), **_of_side(containers[0], model, _group(part.get("parallelism")) or {})}
+
+
+def _of_side(container: Mapping[str, Any], model: str, ranks: Mapping[str, Any]) -> dict[str, Any]:
+    """A container as the chart completes it, which states its ranks in the command or, of its own command, in the environment."""
+    tensor, near, workers = (ranks.get(key) or 1 for key in ("tensor", "dataLocal", "workers"))
+    data = ranks.get("data") or (near * workers if isinstance(near, int) and isinstance(workers, int) else near)
+    sizes = {"TP_SIZE": tensor, "DP_SIZE": data, "DP_SIZE_LOCAL": ranks.get("dataLocal") or data}
+    environment = [*({"name": name, "value": str(size)} for name, size in sizes.items()), *_listed(container.get("env"))]
+    if container.get("modelCommand", "custom") == "custom":
+        return {**container, "env": environment}
+    words = ["vllm", "serve", model, "--tensor-parallel-size", str(tensor)]
+    words += ["--data-parallel-size", str(data)] * (data != 1) + _words(container.get("args"))
+    image = {"image": container["image"]} if "image" in container else {}
+    return {**image, "command": words, "env": environment}
+
+
+def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The server of a model of KubeAI."""
+    words = ["vllm", "serve", kubeai.model_named(model)] + ["--enable-lora"] * bool(model.get("adapters"))
+    return kubeai.container(model, words, {})
 
 
 def _of_service(spec: Mapping[str, Any], metadata: Any) -> Iterator[tuple[str, dict[str, Any]]]:
