@@ -566,6 +566,13 @@ MOST_WARM_USERS = 8
 """Users up to which prompts that are computed here, and were cached where they were measured, hardly slow decoding."""
 
 
+EXPERTS_SHARED: dict[str, object] = {
+    "data_parallel_size": 2, "enable_expert_parallel": True, "all2all_backend": "allgather_reducescatter",
+    "max_model_len": 16384, "max_num_seqs": 64, "disable_custom_all_reduce": True, "enable_prefix_caching": False,
+}  # fmt: skip
+"""Flags of the rig's runs of experts over all four cards, which the rows have at two (their `launch_argv`, bd22281)."""
+
+
 def nv_consumer(row: Row, number: str) -> Case:
     """measured_nv_consumer.csv: GGUF files on single cards, and a rig of RTX 3090."""
     engine = row["engine"]
@@ -596,8 +603,9 @@ def nv_consumer(row: Row, number: str) -> Case:
         if users > MOST_WARM_USERS:
             raise Unsaid("prompts that a cache holds, of so many users that they would slow decoding here")
         del reported["output_tok_s"]
+    args = EXPERTS_SHARED if row["run_id"].startswith("vllm026-rs/") and tensor > 1 else {}
     return Case(number, row["source"], "vllm", model_of(row["model"]), weights, "rtx-3090-24gb", int(float(row["isl"])),
-                int(float(row["osl"])), reported, users=users, requests=4 * users, tensor=tensor,
+                int(float(row["osl"])), reported, users=users, requests=4 * users, tensor=tensor, args=dict(args),
                 peers=tensor > 1 and "P2P" in row["hardware"], power_limit_w=float(limit[1]))  # fmt: skip
 
 

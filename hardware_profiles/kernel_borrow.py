@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles import host_ring
 from hardware_profiles.device import STACKED_MEMORY, Device, Link, device_names, load_device
 from hardware_profiles.kernel_model import (
     KERNELS_DIR,
@@ -56,11 +57,6 @@ HOST_KEEPS = 0.5
 #: fitted by eye, 2026-11, source: Llama-3.1-70B and Mixtral-8x7B over four and eight L40S and A100 PCIe (TensorRT-LLM 0.14,
 #: docs/source/performance/perf-overview.md: eight are about as quick as four); tried on Llama-2-70B over four L40S (MLPerf 4.1).
 SOCKET_DEVICES, SOCKETS_KEEP = 4, 0.72
-
-#: Least time of an all-reduce through the host's memory, and what each step of its ring adds to it, for devices without access
-#: to each other's memory [s]: 50 us over two of them, 90 over four. kind: assumed, 2026-11: tokens of RTX 4090 in pairs and
-#: fours ask for 45 to 55 and 75 to 105 us.
-HOST_REDUCE_S, HOST_STEP_S = 3e-5, 1e-5
 
 #: Kinds of device whose kernels are launched, tiled and cached alike. An accelerated processor borrows from GPUs of its
 #: vendor; CPUs, Apple's GPUs and other accelerators keep the datasheet.
@@ -246,7 +242,7 @@ def _scaled_from(lender: str | None, link: Link) -> Mapping[str, Any]:
     own = load_links(lender)
     scaled = scaled_links(own, _one_way(theirs) / _one_way(link))
     if not link.peer_access:
-        return through_host(scaled)
+        return through_host(scaled, link)
     if link.topology != "pcie":
         return scaled
     out: dict[str, Any] = {}
@@ -258,37 +254,44 @@ def _scaled_from(lender: str | None, link: Link) -> Mapping[str, Any]:
     return out
 
 
-def through_host(links: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Curves of collectives between devices that do not see each other's memory: the least one takes a copy to the host and back.
+def through_host(links: Mapping[str, Any], link: Link, at_least: int = 2) -> Mapping[str, Any]:
+    """Curves of collectives between devices that do not read each other's memory, of `at_least` so many, over their `link`.
 
-    The smallest message takes :data:`HOST_REDUCE_S` and :data:`HOST_STEP_S` for each of the ``2 (n - 1)`` steps of the ring; all
-    others as much more as on the lender.
+    Kernels take the way of :mod:`hardware_profiles.host_ring`, and are never quicker than those of who lends the curves.
     """
     out: dict[str, Any] = {}
     for key, group in links.items():
+        op = key.removeprefix("collective/")
         curves = {}
         for name, curve in group["curves"].items():
-            steps = 2 * (int(name.split("/")[2]) - 1)
-            t = np.exp(np.asarray(curve["log_s"], dtype=np.float64))
-            later_s = max(HOST_REDUCE_S + steps * HOST_STEP_S - float(t[0]), 0.0)
-            curves[name] = {**curve, "log_s": np.log(t + later_s).tolist()}
-        out[key] = {**group, "curves": curves} if key.startswith("collective/") else group
+            n = int(name.split("/")[2]) if op != key else 0
+            if n >= at_least:
+                slow = host_ring.seconds(op, n, 2.0 ** np.asarray(curve["log2_bytes"], dtype=np.float64), _one_way(link))
+                log_s = np.maximum(np.asarray(curve["log_s"], dtype=np.float64), np.log(slow))
+                curve = {**curve, "log_s": log_s.tolist()}
+            curves[name] = curve
+        out[key] = {**group, "curves": curves}
     return out
 
 
 def on_stated_links(model: KernelModel, device: Device) -> tuple[KernelModel, str | None]:
     """The model over links that a deployment states otherwise than the device's file has them, and a sentence if it does.
 
-    Devices whose own collectives were measured read each other's memory there, so that theirs go through the host now.
+    Devices whose own collectives were measured read each other's memory there, so that theirs go through the host now. Cards that
+    read each other's by a driver that is not the vendor's do so if they are few, by NCCL (:data:`host_ring.READ_BELOW_ROOT`).
     """
     if device.link is None or device.link == load_device(device.name).link:
         return model, None
     reads, own = device.link.peer_access, load_links(model.device)
     if any(key.startswith("collective/") for key in own):
-        links = through_host(on_its_links(model, device)[0].links)
+        links = through_host(on_its_links(model, device)[0].links, device.link)
     else:
         links = {**own, **_lent_links(device)}
+        if reads:
+            links = {**links, **through_host(links, device.link, host_ring.READ_BELOW_ROOT + 1)}
     said = f"{device.title}: devices {'read' if reads else 'do not read'} each other's memory over PCIe, as the deployment says"
+    if reads:
+        said += f"; more than {host_ring.READ_BELOW_ROOT} sum through the host's, as NCCL has it across the root of the bus"
     return replace(model, links=links), said
 
 

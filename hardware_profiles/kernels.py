@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hardware_profiles import host_ring
 from hardware_profiles.device import STACKED_MEMORY, Device
 from hardware_profiles.kernel_borrow import borrowed_model, borrowing, on_its_links, on_stated_links
 from hardware_profiles.kernel_model import KERNELS_DIR, KernelModel, load_kernel_model
@@ -71,6 +72,8 @@ def operations_in_node(
     said = stated = None
     if gpus > 1 and isinstance(ops, KernelModel):
         ops, stated = on_stated_links(ops, device)
+        if device.link is not None and not device.link.peer_access:
+            stated = "; ".join(text for text in (stated, host_ring.WORDS) if text)
     node = node_devices or int(device.node_size.value)
     if device.kind != "cpu" and gpus * stages > node:
         from hardware_profiles.network import Network

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hardware_profiles import host_ring
 from hardware_profiles import kernel_borrow as kb
 from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_validate as kv
@@ -265,45 +266,76 @@ def test_borrowing_costs_milliseconds() -> None:
     assert time.process_time() - begin < 0.1
 
 
+HOST_SUMS_US: tuple[tuple[int, dict[int, float]], ...] = (
+    (2, {4: 11.8, 16: 23.4, 64: 59.6, 256: 163.5}),
+    (2, {4: 12.2, 16: 17.3, 64: 43.8, 256: 97.4}),
+    (2, {4: 11.8, 16: 17.1, 64: 40.0, 256: 86.4}),
+    (4, {4: 20.7, 16: 31.7, 64: 80.5, 256: 211.2}),
+)
+"""Cards, and kB to us of NCCL's sums through the host: RTX 4090 below a switch, across sockets, RTX 2080 Ti, four RTX 4090
+(kalavai-net's page; a test report of AutoDL)."""
+
+
 def test_cards_without_peer_access_pay_for_the_way_through_the_host() -> None:
-    """50 us over two of them and 90 over four, however small the message; RTX 4090 has the bus of RTX A6000, which has access."""
+    """As tables of other hosts have it, within what these differ by; RTX A6000 has the bus of RTX 4090, and access."""
     plain, through = (
         {n: operations_in_node(load_device(name), "vllm", n)[0] for n in (2, 4)} for name in ("rtx-a6000-48gb", "rtx-4090-24gb")
     )
-    sizes = np.array([128.0, 65536.0, 16e6])
-    for n, least in ((2, 50e-6), (4, 90e-6)):
-        quick, slow = plain[n].all_reduce_s(n, sizes), through[n].all_reduce_s(n, sizes)
-        assert float(slow[0]) == pytest.approx(least, rel=0.05)
-        assert (slow - quick)[: 4 - n // 2] == pytest.approx(float(slow[0] - quick[0]), rel=0.3)
-        assert slow[-1] > quick[-1]
+    for n, table in HOST_SUMS_US:
+        sizes = np.array([1024.0 * kb for kb in table])
+        slow, quick = through[n].all_reduce_s(n, sizes), plain[n].all_reduce_s(n, sizes)
+        ratio = slow / (1e-6 * np.array(list(table.values())))
+        assert np.all((ratio[:3] > 0.65) & (ratio[:3] < 1.5))
+        assert 0.35 < ratio[3] < 0.8  # a guest's memory; other hosts are quicker
+        assert np.all(slow > 1.3 * quick)
+    more = [float(through[n].all_reduce_s(n, 65536.0)) for n in (2, 4)]
+    assert more[1] > 1.5 * more[0]
+
+
+def test_a_sum_through_the_host_by_hand() -> None:
+    """Two of 16 kB poll: 7 us, two steps of 2 us and 16 kB at 1.25 GB/s. Four of 16 MB go in chunks: six steps, 24 MB at 9 GB/s,
+    or the share of a narrow link; a gather of as many makes three steps and sends 12 MB."""
+
+    def us(op: str, n: int, size: float, link: float = 3.2e10) -> float:
+        return 1e6 * float(host_ring.seconds(op, n, np.array(size), link))
+
+    assert us("all_reduce", 2, 16e3) == pytest.approx(7 + 2 * 2 + 16e3 / 1.25e3)
+    assert us("all_reduce", 4, 16e6) == pytest.approx(7 + 6 * 13 + 24e6 / 9e3)
+    assert us("all_reduce", 4, 16e6, 1e9) == pytest.approx(7 + 6 * 13 + 24e6 / 0.8e3)
+    assert us("all_gather", 4, 16e6) == pytest.approx(7 + 3 * 13 + 12e6 / 9e3)
 
 
 def test_a_deployment_says_otherwise_than_the_profile_who_reads_whose_memory() -> None:
-    """A patched driver takes RTX 3090 off the way through the host, a virtual machine puts L40S on it."""
+    """A patched driver takes two RTX 3090 off the way through the host, not four (NCCL); a virtual machine puts L40S on it."""
     for name, access in (("rtx-3090-24gb", True), ("l40s-48gb", False)):
         device = load_device(name)
         assert device.link is not None
         stated = replace(device, link=replace(device.link, peer_access=access))
-        for gpus, host_s in ((2, 50e-6), (4, 90e-6)):
-            (plain, _), (other, said) = (operations_in_node(each, "vllm", gpus) for each in (device, stated))
+        for gpus in (2, 4):
+            (plain, by_profile), (other, said) = (operations_in_node(each, "vllm", gpus) for each in (device, stated))
             slow, quick = (plain, other) if access else (other, plain)
-            assert float(slow.all_reduce_s(gpus, 8192.0)) > max(0.95 * host_s, 1.5 * float(quick.all_reduce_s(gpus, 8192.0)))
+            ratio = float(slow.all_reduce_s(gpus, 32768.0)) / float(quick.all_reduce_s(gpus, 32768.0))
+            assert ratio == pytest.approx(1.0) if access and gpus == 4 else ratio > 1.5
             assert any("as the deployment says" in text for text in said)
+            assert any("sum through the host's memory by NCCL" in text for text in (by_profile if access else said))
             assert float(plain.gemm_s("bf16", 8, 4096, 4096)) == float(other.gemm_s("bf16", 8, 4096, 4096))
 
 
-def test_two_cards_under_a_patched_driver_beside_measured() -> None:
-    """Gemma-4-12B in FP8 over two RTX 3090 at 220 W, one user and four (vLLM 0.23): 14.4 and 16.4 ms a token."""
-    for users, measured_ms in ((1, 14.4), (4, 16.4)):
-        deployment = {"engine": "vllm", "hardware": "rtx-3090-24gb", "weights": "fp8", "tensor_parallel": 2, "power_limit_w": 220}
+def test_cards_under_a_patched_driver_beside_measured() -> None:
+    """Gemma-4-12B in FP8 over two and four RTX 3090 at 220 W, one user, four and eight (vLLM 0.23). Without such a driver a step
+    of two is a tenth longer (club-3090, pull request 928: 7 to 12 % of the rate, with a larger model)."""
+    for gpus, users, measured_ms in ((2, 1, 14.4), (2, 4, 16.4), (4, 1, 11.16), (4, 4, 14.46), (4, 8, 20.07)):
+        deployment = {"engine": "vllm", "hardware": "rtx-3090-24gb", "weights": "fp8", "tensor_parallel": gpus,
+                      "power_limit_w": 220}  # fmt: skip
         load = {"arrivals": {"kind": "closed_loop", "concurrency": users}, "prompt_tokens": 512, "output_tokens": 256,
                 "max_output_tokens": "equal", "requests": 4 * users}  # fmt: skip
         through, read = (
             simulate(load_scenario({"model": "google/gemma-4-12B-it", "deployment": {**deployment, **more}, "workload": load}))
             for more in ({}, {"peer_access": True})
         )
-        assert read.result["metrics"]["tpot_ms"]["mean"] == pytest.approx(measured_ms, rel=0.05)
-        assert through.result["metrics"]["tpot_ms"]["mean"] > 1.2 * measured_ms
+        tpot_ms, without_ms = (run.result["metrics"]["tpot_ms"]["mean"] for run in (read, through))
+        assert tpot_ms == pytest.approx(measured_ms, rel=0.06)
+        assert 1.04 * tpot_ms < without_ms < 1.3 * tpot_ms if gpus == 2 else without_ms == pytest.approx(tpot_ms)
         assert read.result["deployment"]["peer_access"] is True
 
 
