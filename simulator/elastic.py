@@ -12,7 +12,7 @@ from engine_models.declaration import Handover
 from engine_models.parts.protocols import INFINITY
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
-from simulator.cluster.faults import HOUR_S, Disturbance, Fault, Faults, Process
+from simulator.cluster.faults import HOUR_S, Disturbance, Event, Fault, Faults, Process
 from simulator.cluster.fleet import Members
 from simulator.cluster.scaling.scaler import Alone, Scaling
 from simulator.pools import POOLS, nodes_of, unique, ways_of
@@ -111,14 +111,15 @@ def _faults(prepared: Prepared, failures: features.Failures, members: Members, *
     per_node = prepared.pool.gpus_per_node or int(prepared.device.node_size.value)
     nodes = tuple(number * each // per_node for number in range(most))
     events = tuple(
-        (event.at_s, _event(prepared, failures, event, number, most)) for number, event in enumerate(failures.events)
+        _event(prepared, failures, event, number, most) for number, event in enumerate(failures.events)
     )
     processes = tuple(_processes(failures, range(most), nodes, [each] * most, stream(prepared.scenario.seed, "failures")))
     return Faults(events, processes, nodes, failures.detected_after_s)
 
 
-def _event(prepared: Prepared, failures: features.Failures, event: features.FailureEvent, number: int, most: int) -> Fault:
+def _event(prepared: Prepared, failures: features.Failures, event: features.FailureEvent, number: int, most: int) -> Event:
     where = f"{FAILURES}.events.{number}"
+    load = _load_of(prepared.scenario, event, where)
     if event.kind == "link":
         raise _no_link(where)
     if event.pool not in (None, prepared.pool.name):
@@ -133,9 +134,10 @@ def _event(prepared: Prepared, failures: features.Failures, event: features.Fail
     if event.kind == "slow":
         assert event.factor is not None
         slow = Fault("slow", event.replica, factor=event.factor)
-        return slow if event.for_s is None else replace(slow, slow_s=event.for_s)
+        return Event(event.at_s, slow if event.for_s is None else replace(slow, slow_s=event.for_s), load)
     notice_s = event.notice_s if event.notice_s is not None else failures.notice_s
-    return Fault(event.kind, event.replica, event.kind in ("node", "reclaim"), away_s, notice_s=notice_s)
+    fault = Fault(event.kind, event.replica, event.kind in ("node", "reclaim"), away_s, notice_s=notice_s)
+    return Event(event.at_s, fault, load)
 
 
 def _processes(
@@ -350,7 +352,7 @@ def _faults_of(
                 _check_replica(event, pools[at], where)
                 replica = None if event.replica is None else firsts[at] + event.replica
                 fault = replace(fault, replica=replica, among=range(firsts[at], firsts[at + 1]))
-            events.append((event.at_s, fault))
+            events.append(Event(event.at_s, fault, _load_of(scenario, event, where)))
         struck = [replica for number in one.pools for replica in range(firsts[number], firsts[number + 1])]
         processes += _processes(failures, struck, of_replica, each, seeds)
     return Faults(tuple(events), tuple(processes), of_replica, stated[0].failures.detected_after_s)
@@ -394,7 +396,7 @@ def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[
     InputError : a fault that is not modelled there, a pool or a replica that is not there, or no way between two pools.
     """
     found = tuple(
-        _disturbance(event, f"{each.where}.events.{number}", [pools[n].pool.name for n in each.pools], pools)
+        _disturbance(scenario, event, f"{each.where}.events.{number}", [pools[n].pool.name for n in each.pools], pools)
         for each in stated_of(scenario, pools)
         for number, event in enumerate(each.failures.events)
         if event.kind in ("link", "slow")
@@ -410,7 +412,24 @@ def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[
     return found, [f"transfers over a link that is down stand still until it is back: {patience}"] if stalls else []
 
 
-def _disturbance(event: features.FailureEvent, where: str, struck: Series[str], pools: Series[Prepared]) -> Disturbance:
+def _load_of(scenario: Scenario, event: features.FailureEvent, where: str) -> int:
+    """The number of the load from whose begin an event counts."""
+    if event.stage is None:
+        return 0
+    names = [stage.name for stage in scenario.workload.stages or ()]
+    if event.stage in names:
+        return names.index(event.stage)
+    raise InputError(
+        f"there is no stage '{event.stage}'" if names else "`stage` belongs to a load of workload.stages",
+        where=f"{where}.stage",
+        mend=f"one of {', '.join(names)}" if names else "remove it: `at_s` counts from the begin of the run",
+    )
+
+
+def _disturbance(
+    scenario: Scenario, event: features.FailureEvent, where: str, struck: Series[str], pools: Series[Prepared]
+) -> Disturbance:
+    load = _load_of(scenario, event, where)
     names = [each.pool.name for each in pools]
     for key, name in (("pool", event.pool), ("from", event.from_), ("to", event.to)):
         if name is not None and name not in names:
@@ -426,10 +445,10 @@ def _disturbance(event: features.FailureEvent, where: str, struck: Series[str], 
                 where=where,
                 mend="name a prefill and a decode pool",
             )
-        return Disturbance(event.at_s, for_s, ways)
+        return Disturbance(event.at_s, for_s, ways, load=load)
     assert event.replica is not None
     assert event.factor is not None
     at = names.index(_named(event, struck, where))
     _check_replica(event, pools[at], where)
     first = sum(each.most for each in pools[:at])
-    return Disturbance(event.at_s, for_s, replica=first + event.replica, factor=event.factor)
+    return Disturbance(event.at_s, for_s, replica=first + event.replica, factor=event.factor, load=load)

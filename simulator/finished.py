@@ -30,6 +30,7 @@ from simulator.workload.columns import Workload
 
 if TYPE_CHECKING:
     from simulator.cluster.elastic import Elastic
+    from simulator.cluster.fleet import Toll
     from simulator.workload.spec import WorkloadSpec
     from simulator.workload.streaming import WorkloadStream
 
@@ -41,7 +42,10 @@ MOSTLY_WAITED = 0.5
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended. `reserves`: memory is set aside for whole answers. `started_s` is the time at which it began."""
+    """A run that has ended. `reserves`: memory is set aside for whole answers. `started_s` is the time at which it began.
+
+    Of a load that followed others `begin_s` is its begin, and `before` what had been lost until then.
+    """
 
     prepared: Prepared
     workload: Workload | WorkloadStream
@@ -50,6 +54,8 @@ class Finished:
     cluster: Cluster
     reserves: bool
     started_s: float
+    before: Toll | None = None
+    begin_s: float = 0.0
 
     @property
     def devices(self) -> float:
@@ -84,7 +90,8 @@ def result_of(run: Finished) -> tuple[dict[str, Any], dict[str, Any], str]:
         parts = zip(prepared.pools, figures.pools, devices_by_pool, strict=True)
         figures.pools = [_of_pool(each, load, window, there) for each, load, there in parts]
         server["energy_j"] = sum(pool["energy_j"] for pool in figures.pools)
-    fleet, turns = fleet_figures(cluster, window), turns_figures(cluster.changes, window, prepared)
+    fleet = fleet_figures(cluster, window, run.before, run.begin_s)
+    turns = turns_figures(cluster.changes, window, prepared)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "simulated",

@@ -114,25 +114,6 @@ def check_longest(prepared: Prepared, workload: Workload) -> None:
     )
 
 
-def check_stages(prepared: Prepared) -> None:
-    """Refuse loads that follow each other where replicas come and go by the clock of the run, or models take turns."""
-    elastic, turns = prepared.elastic, any(each.turns is not None for each in prepared.pools)
-    for asked, where in (
-        (elastic is not None and elastic.scalers is not None, "deployment.autoscaler"),
-        ((elastic is not None and elastic.faults is not None) or bool(prepared.disturbances), "deployment.failures"),
-    ):
-        if asked:
-            raise InputError(
-                f"`{where}` under a load of stages is not modelled yet", where=where, mend=f"remove `{where}`, or workload.stages"
-            )
-    if turns:
-        raise InputError(
-            "models that take turns under a load of stages are not modelled yet",
-            where=POOLS,
-            mend="give each model a pool of its own, or remove workload.stages",
-        )
-
-
 def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
     """The ways between the replicas of pools, prefill before decode, in that order."""
     names = {pool.name for pool in deployment.pools}

@@ -270,8 +270,12 @@ def _collector(
     )
 
 
-REPORTED = ("metrics", "totals", "server", "slo", "classes", "overload", "batch_cut", "cost", "warnings")
+REPORTED = ("metrics", "totals", "server", "slo", "classes", "fleet", "turns", "overload", "batch_cut", "cost", "warnings")
 """What the result says of each stage."""
+
+
+LONGEST_DRAIN_S = 86_400.0
+"""How long a stage waits for its last answer where servers may never come back, if `workload.drain_s` is not longer (assumed)."""
 
 
 def _run_stages(
@@ -285,15 +289,15 @@ def _run_stages(
     """Simulate loads that follow each other on one cluster, each counted by itself, and those measured together."""
     from simulator.cluster.outcome import Rows, rows_in_a_row
     from simulator.cluster.outcome import in_a_row as results_in_a_row
-    from simulator.pools import check_stages
     from simulator.workload.naming import SegmentNumbers
     from simulator.workload.stages import begun, build_stages, in_a_row
 
     started = time.perf_counter()
     scenario, plan = prepared.scenario, prepared.plan
-    check_stages(prepared)
     numbers = SegmentNumbers()
-    stages = build_stages(scenario.workload, numbers, seed=scenario.seed, base_dir=prepared.base_dir)
+    disturbed = prepared.elastic is not None or bool(prepared.disturbances)
+    limit = {"lasting_s": LONGEST_DRAIN_S} if disturbed else {}
+    stages = build_stages(scenario.workload, numbers, seed=scenario.seed, base_dir=prepared.base_dir, **limit)
     effort = effort_of_all(stage.workload for stage in stages)
     effort.refuse(machine_bytes())
     if say is not None and (words := effort.said()) is not None:
@@ -319,17 +323,20 @@ def _run_stages(
         else:
             several = own.side_by_side or own.services  # pools or services that take different requests
             cluster.follow(load, at_s, destinations_of(own, load.classes) if several else None)
-        before = cluster.totals()
+        before, elastic = cluster.totals(), elastic_of(own, cluster)
+        toll = elastic.toll.so_far() if elastic is not None else None
         collector = _collector(own, load, cluster, lambda columns: None, at_s)
-        cluster.stream(collector)
+        cluster.stream(collector, followed=stage is not stages[-1])
         assert collector.held is not None
         assert collector.held_rows is not None
         rows_of.append(collector.held_rows)
         raw = collector.held.since(before)
-        figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
-        found, _, _ = result_of(Finished(own, load, raw, figures, cluster, reserves, started))
+        ranks_in = elastic.ranks_in if elastic is not None else None
+        figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s, ranks_in)
+        found, _, _ = result_of(Finished(own, load, raw, figures, cluster, reserves, started, toll, at_s))
         said = {name: found[name] for name in REPORTED if name in found}
-        reports.append({"name": stage.name, "measured": stage.measured, "start_s": at_s, "end_s": raw.end_of_run_s, **said})
+        end_s = max(raw.end_of_run_s, at_s)
+        reports.append({"name": stage.name, "measured": stage.measured, "start_s": at_s, "end_s": end_s, **said})
         warnings += [f"{stage.name}: {text}" for text in found["warnings"]]
         if stage.measured and not math.isfinite(warmup_s):
             warmup_s, unmeasured = load.warmup_s, before
@@ -340,7 +347,14 @@ def _run_stages(
         refused += figures.refused
         if raw.stopped_at_s is not None:
             break
-        ended_s = max(float(np.nanmax(raw.end_s, initial=at_s)), float(np.nanmax(raw.arrival_s, initial=at_s)))
+        if stage is not stages[-1] and figures.counts["unfinished"]:
+            warnings.append(
+                f"{stage.name}: the stages after it did not begin: {figures.counts['unfinished']:,} of its requests had no answer"
+                f" {load.drain_s:,.0f} s after the last was sent"
+            )
+            break
+        ended_s = max(float(np.nanmax(column, initial=at_s)) for column in (raw.end_s, raw.arrival_s))
+        ended_s = max(ended_s, cluster.turned_away_s)
         at_s = max(ended_s, load.duration_s) if stage.spec.duration is not None else ended_s
         at_s = float(np.nextafter(at_s, math.inf))  # an end is in one window only
     assert cluster is not None
@@ -353,13 +367,15 @@ def _run_stages(
     collector.account(results_in_a_row(raws).since(unmeasured), rows_in_a_row(whole, plan.limits, rows_of))
     collector.retire(math.inf)
     raw = collector.held or cluster.totals()
-    figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
+    elastic = elastic_of(prepared, cluster)
+    ranks_in = elastic.ranks_in if elastic is not None else None
+    figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s, ranks_in)
     result, manifest, digest = result_of(Finished(prepared, whole, raw, figures, cluster, reserves, started))
     result |= {"stages": reports, "warnings": warnings}
     result["overload"] = next((each["overload"] for each in reports if each["overload"] is not None), None)
     counts = [len(load) for _, load in loads]
     table["stage"] = Coded(np.repeat(np.arange(len(loads), dtype=np.int16), counts), tuple(name for name, _ in loads))
-    timeline = collector.timeline(raw.end_of_run_s, None)
+    timeline = collector.timeline(raw.end_of_run_s, elastic.ranks_ever if elastic is not None else None)
     pools = tuple(_pool_names(prepared))
     cache = _saved(prepared, cluster, numbers) if save_cache else None
     return RunResult(result, table, timeline, manifest, scenario.name, digest, raw, whole, pools, cache=cache)

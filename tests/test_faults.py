@@ -17,7 +17,7 @@ from engine_models.cost.start_up import StartUp
 from hardware_profiles.errors import InputError
 from simulator.cluster.admission import Admission, Backoff, ClientRules
 from simulator.cluster.elastic import ElasticCluster
-from simulator.cluster.faults import Fault, Faults, Process
+from simulator.cluster.faults import Event, Fault, Faults, Process
 from simulator.cluster.fleet import Members
 from simulator.cluster.outcome import FAILED, FINISHED, UNFINISHED, Reason
 from simulator.prepare import prepare
@@ -362,7 +362,7 @@ def test_requests_are_conserved_whatever_goes_wrong(
             RecordedClock(CLOCK),
             replicas=case.replicas,
             pools=[Members("pool", case.replicas, case.replicas, 1, StartUp(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.02)],
-            faults=Faults(tuple(faults), processes, nodes, noticed_s),
+            faults=Faults(tuple(Event(*fault) for fault in faults), processes, nodes, noticed_s),
             router=router,
             admission=limits,
             client=client,

@@ -166,10 +166,6 @@ def test_what_no_pool_takes_in_a_stage_is_refused_there() -> None:
     assert (one, found.result["totals"]["rejected"]) == (0, two)
     assert 5 < two < 35
     assert any(text.startswith("stage2: ") and "no pool takes prompts of" in text for text in found.result["warnings"])
-    turns = {"pools": [pool("t", models=[QWEN, "Qwen/Qwen3-4B"]), pool("a")]}
-    fields = {**scenario({"stages": [ONE, ONE]}), "deployment": turns}
-    with pytest.raises(PlanError, match="models that take turns under a load of stages"):
-        simulate(load_scenario(fields))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +184,140 @@ def test_stages_that_cannot_be(workload: dict[str, Any], said: str) -> None:
         load(scenario(workload))
 
 
-def test_stages_beside_what_counts_from_the_begin_of_the_run() -> None:
-    fields = scenario({"stages": [ONE, ONE]}, failures={"events": [{"at_s": 1, "kind": "node", "replica": 0}]})
-    with pytest.raises(PlanError, match="under a load of stages is not modelled yet"):
+# -- servers that come and go -------------------------------------------------------------------------------
+
+HPA = {"kind": "hpa", "metric": "num_requests_waiting", "target": 1, "min_replicas": 1, "max_replicas": 4, "start_up": 2}
+BUSY = {**ONE, "arrivals": {"kind": "poisson", "rate": 25}, "duration": 20.0}
+del BUSY["requests"]
+FEW = {"engine_args": {"max_num_seqs": 4}, "gpus_per_node": 1}
+
+
+def lost(at_s: float, **event: Any) -> dict[str, Any]:
+    return {"failures": {"events": [{"at_s": at_s, "kind": "gpu", "replica": 0, **event}], "start_up": 0.5}}
+
+
+def test_what_never_comes_changes_no_stage() -> None:
+    never = {**lost(1e9), "autoscaler": {**HPA, "target": 1e6, "min_replicas": 2, "max_replicas": 2}}
+    stages = [SHARED, {**ONE, "arrivals": {"kind": "closed_loop", "concurrency": 4}}, BUSY]
+    plain, held = run(stages, replicas=2), run(stages, replicas=2, **never)
+    for name in ("metrics", "totals", "server", "cost", "stages"):
+        assert held.result[name] == plain.result[name], name
+    assert held.requests_frame().equals(plain.requests_frame())
+
+
+def test_one_stage_of_a_fleet_that_changes_is_the_plain_run() -> None:
+    fleet = {"replicas": 2, **FEW, **lost(3.0, for_s=4.0), "autoscaler": HPA}
+    load = {**ONE, "arrivals": {"kind": "poisson", "rate": 25}, "requests": 500}
+    plain, staged = simulate(scenario(load, **fleet)), run([load], **fleet)
+    assert plain.result["fleet"]["added"] > 0
+    for name in ("metrics", "totals", "server", "cost", "fleet"):
+        assert staged.result[name] == plain.result[name], name
+        assert staged.result["stages"][0][name] == plain.result[name], name
+
+
+def test_the_next_stage_finds_the_replicas_that_were_added_and_those_that_are_lost() -> None:
+    crowd = {**BUSY, "arrivals": {"kind": "poisson", "rate": 40}}
+    found = run([crowd, BUSY], replicas=2, **FEW, **lost(15.0, for_s=30.0), autoscaler=HPA)
+    one, two = (stage["fleet"] for stage in found.result["stages"])
+    begin_s = found.result["stages"][1]["start_s"]
+    assert one["over_time"]["up"][0] == 2 < one["serving_max"]
+    assert two["over_time"]["at_s"][0] == begin_s
+    assert begin_s < 45.0  # when the devices of the lost one are back
+    assert (two["over_time"]["up"][0], two["over_time"]["coming"][0]) == (one["serving_max"], 1)
+    assert two["over_time"]["at_s"][1:3] == [45.0, 45.5]
+    assert (one["faults"], two["faults"]) == ({"gpu": 1}, {})
+    for name in ("added", "removed", "attempts_lost", "tokens_lost"):
+        assert one[name] + two[name] == found.result["fleet"][name], name
+
+
+@pytest.mark.parametrize(("event", "struck"), [({}, 0), ({"stage": "stage2"}, 1)])
+def test_a_failure_counts_from_the_begin_of_the_run_or_of_the_stage_that_it_names(event: dict[str, Any], struck: int) -> None:
+    found = run([BUSY, BUSY], **lost(5.0, for_s=3.0, **event))
+    stages = found.result["stages"]
+    assert [stage["fleet"]["faults"] if "fleet" in stage else {} for stage in stages] == [
+        {"gpu": 1} if number == struck else {} for number in range(2)
+    ]
+    levels = stages[struck]["fleet"]["over_time"]
+    assert levels["up"] == [1, 0, 0, 1]
+    assert levels["at_s"][1:] == pytest.approx([stages[struck]["start_s"] + at_s for at_s in (5.0, 8.0, 8.5)])
+
+
+def test_a_prompt_that_waits_for_the_one_before_keeps_its_stage_open() -> None:
+    """Also while nobody is served, and with the autoscaler asked meanwhile."""
+    turns = {**ONE, "requests": 12, "sessions": {"turns": {"kind": "constant", "value": 4}, "think_time_s": 40.0}}
+    found = run([turns, ONE], autoscaler=HPA)
+    first, second = found.result["stages"]
+    assert (first["totals"]["completed"], first["totals"]["not_arrived"]) == (12, 0)
+    assert second["start_s"] > 100
+
+
+def test_stages_end_where_no_server_comes_back() -> None:
+    found = run([{**BUSY, "name": "one"}, ONE], **lost(2.0), admission={"max_inflight": 2, "on_full": "wait"})
+    assert [stage["name"] for stage in found.result["stages"]] == ["one"]
+    assert found.result["totals"]["unfinished"] > 400
+    assert any(text.startswith("one: the stages after it did not begin") for text in found.result["warnings"])
+
+
+CHANGING: dict[str, dict[str, Any]] = {
+    "alone": {"pools": [pool("a", replicas=2, **FEW)], "router": "least_requests"},
+    "side-by-side": {"pools": [pool("a", **FEW), pool("b", engine="sglang", gpus_per_node=1)]},
+    "pair": {"pools": [{**each, "replicas": 2, "gpus_per_node": 1} for each in PAIR]},
+    "pair-that-turns": {"pools": [{**each, "replicas": 2, "engine": "sglang", "gpus_per_node": 1} for each in PAIR]},
+    "turning-beside": FLEETS["turning-beside"],
+    "deciding": FLEETS["deciding"],
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_stages_over_servers_that_come_and_go(name: str) -> None:
+    """Steps by runs are steps one by one, and what is under way when a stage ends goes on in the next."""
+    first = CHANGING[name]["pools"][0]["name"]
+    events = [{"at_s": 1.5, "for_s": 2.0, "pool": first}, {"at_s": 0.5, "for_s": 60.0, "pool": first, "stage": "stage3"}]
+    failures = {"events": [{"kind": "gpu", "replica": 0, **event} for event in events], "start_up": 0.5}
+    around = {"failures": failures, "autoscaler": {**HPA, "max_replicas": 3}}
+    closed = {**SHARED, "arrivals": {"kind": "closed_loop", "concurrency": 4}}
+    stages = [SHARED, closed, {**ONE, "arrivals": {"kind": "batch"}}]
+    fields = {**scenario({"stages": stages}), "deployment": {**CHANGING[name], **around}}
+    fields["client"] = {"timeout_s": 30, "retries": {"attempts": 4, "on": ["node_lost", "503"], "backoff_s": 1.0}}
+    jumps_as_it_steps(fields)
+    found = simulate(fields)
+    assert found.result["fleet"]["faults"] == {"gpu": 2}
+    struck = [stage.get("fleet", {}).get("faults", {}) for stage in found.result["stages"]]
+    assert struck == [{"gpu": 1}, {}, {"gpu": 1}]
+    assert sum(stage["totals"]["offered"] for stage in found.result["stages"]) == 120
+
+
+def test_a_link_that_fails_in_a_later_stage() -> None:
+    """Servers that nobody takes away: only what passes between them stands still."""
+    failures = {"events": [{"at_s": 1.0, "for_s": 3.0, "kind": "link", "stage": "stage2"}]}
+    fields = {**scenario({"stages": [ONE, ONE]}), "deployment": {"pools": PAIR, "failures": failures}}
+    jumps_as_it_steps(fields)
+    found, free = simulate(fields), simulate({**fields, "deployment": {"pools": PAIR}})
+    one, two = (stage["metrics"]["transfer_ms"]["max"] for stage in found.result["stages"])
+    assert one < 100 < 2000 < two
+    assert found.result["stages"][0]["metrics"] == free.result["stages"][0]["metrics"]
+
+
+def test_models_that_take_turns_in_stages() -> None:
+    both: list[dict[str, Any]] = [{**BUSY, "name": "one"}, {**BUSY, "name": "two", "model": QWEN}]
+    for each in both:
+        del each["duration"]
+    models = ["meta-llama/Llama-3.1-8B-Instruct", QWEN]
+    classes = {"classes": both, "requests": 60}
+    fields = scenario({"stages": [ONE, classes, ONE]}, models=models, swap_s=1.0)
+    jumps_as_it_steps(fields)
+    found = simulate(fields)
+    changes = [stage["turns"]["changes"] for stage in found.result["stages"]]
+    assert changes[0] == 0 < changes[1]
+    assert sum(changes) == found.result["turns"]["changes"]
+    assert found.result["totals"]["completed"] == found.result["totals"]["offered"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [([ONE, ONE], "there is no stage 'warm'"), (None, "`stage` belongs to a load of workload.stages")],
+)
+def test_a_failure_in_a_stage_that_is_not_there(stages: list[dict[str, Any]] | None, said: str) -> None:
+    fields = scenario(ONE if stages is None else {"stages": stages}, **lost(1.0, stage="warm"))
+    with pytest.raises(PlanError, match=said):
         simulate(load_scenario(fields))

@@ -99,7 +99,7 @@ def refused(prepared: Prepared) -> list[str]:
 
     from engine_models.lengths import judged
     from simulator.limits import all_refused, counted_lengths, refusals
-    from simulator.pools import check_longest, check_stages
+    from simulator.pools import check_longest
     from simulator.run import STREAM_ABOVE
     from simulator.served import check_asked
     from simulator.workload.build import build_workload
@@ -108,7 +108,6 @@ def refused(prepared: Prepared) -> list[str]:
 
     spec, seed, base = prepared.scenario.workload, prepared.scenario.seed, prepared.base_dir
     if spec.stages is not None:
-        check_stages(prepared)
         said = []
         for stage, own in zip(spec.stages, stage_specs(spec), strict=True):
             alone = replace(prepared, scenario=prepared.scenario.model_copy(update={"workload": own}))

@@ -219,6 +219,11 @@ class Cluster:
         self.any_unfinished = False
         self.duration_s = 0.0
         self.stopped_at_s: float | None = None
+        self.turned_away_s = 0.0
+        """When the client of the last request that got no answer heard of it."""
+        self._loads = 0  # that have begun
+        self._due = 0  # arrivals in the calendar of requests that waited for others
+        self._followed = False  # whether another load comes after this one
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         self._joins = Joins(plan, mode, replicas, self._nodes)
@@ -277,8 +282,9 @@ class Cluster:
             self._run(None)
         return self._outcome(self._blocks[0])
 
-    def stream(self, sink: Sink) -> None:
-        """Run a workload of any number of blocks, which go to the sink as they end."""
+    def stream(self, sink: Sink, *, followed: bool = False) -> None:
+        """Run a workload of any number of blocks, which go to the sink as they end; `followed` by another (`follow`)."""
+        self._followed = followed
         with rare_collections():
             self._run(sink)
         while self._blocks:
@@ -306,6 +312,8 @@ class Cluster:
         self._limit_s = self._last_sent_s = at_s
         self._next_reach_s = INFINITY
         self._wake_s = [INFINITY] * len(self.replicas)
+        self._begin_load(self._loads, at_s)
+        self._loads += 1
 
     def devices_of_pools(self, start_s: float, end_s: float) -> list[float] | None:
         """Devices that each pool had in a stretch of time, on average; None where they are always the same."""
@@ -315,7 +323,21 @@ class Cluster:
         """Totals of the replicas, without requests."""
         return self._outcome(Rows(no_requests(), self._plan.limits))
 
+    def _begin_load(self, number: int, at_s: float) -> None:
+        """A load begins, the first one at time zero: note what comes to pass then or later, whatever the requests are."""
+
+    def _idle(self) -> bool:
+        """Whether no request is under way or known to come, as far as that has been heard."""
+        return self._next_reach_s == INFINITY and not self._live and not self._due
+
+    def _load_over(self) -> bool:
+        """Whether what the calendar holds next is left to the load that follows."""
+        return False
+
     def _run(self, sink: Sink | None) -> None:
+        if not self._loads:
+            self._loads = 1
+            self._begin_load(0, 0.0)
         self._coming = iter(self._source.blocks())
         source, releases, last_s, served = self._source, self._releases, 0.0, False
         try:
@@ -332,7 +354,7 @@ class Cluster:
                 self._serve(rows, last_s + self._before_s)
             self._next_reach_s = INFINITY
             loaded = self._rows
-            while self._clock.step():
+            while not (self._followed and self._load_over()) and self._clock.step():
                 if sink is not None and self._rows > loaded:
                     loaded = self._rows
                     self._settle(sink, INFINITY)
@@ -413,7 +435,8 @@ class Cluster:
                 self._watch(number)
             for row in np.flatnonzero(rows.refused & rows.known).tolist():
                 arrival_s = float(rows.arrival_s[row])
-                self._clock.at(arrival_s, ARRIVALS, partial(self._release, rows, row, arrival_s))
+                self._due += 1
+                self._clock.at(arrival_s, ARRIVALS, partial(self._refuse, rows, row, arrival_s))
         clock = self._clock
         mine = rows.accepted[rows.known[rows.accepted]]
         for at in range(0, len(mine), CHUNK):
@@ -573,6 +596,7 @@ class Cluster:
             self._keep(seq)
         del self._live[seq.index]
         block.end(row, status, reason)
+        self.turned_away_s = max(self.turned_away_s, end_s)
         self._release(block, row, end_s)
 
     def _give_up(self, block: Rows, seq: Sequence, attempt: int) -> None:
@@ -651,6 +675,7 @@ class Cluster:
         if seq.state in LOST:
             block.keep(seq)
             block.end(row, *LOST[seq.state])
+            self.turned_away_s = max(self.turned_away_s, end_s)
         else:
             if self._linked:  # others wait for it; else it is read from the log when the block is counted
                 end_s = self.ranks[block.replica[row]].sent_s(now_s) + self._after_s
@@ -672,14 +697,27 @@ class Cluster:
         if not releases:
             return
         for when_s, of, follower in releases.ended(block, row, end_s, clock.now_s):
-            clock.at(when_s, ARRIVALS, partial(self._released, of, follower, when_s))
+            self._due += 1
+            clock.at(when_s, ARRIVALS, partial(self._follow_up, of, follower, when_s))
         ready_s = releases.ready_s(block, row, end_s, clock.now_s)
         if ready_s is not None:
             kind = int(block.workload.class_index[row])
+            self._due += 1
             clock.at(ready_s, ARRIVALS, partial(self._send_next, kind, ready_s))
+
+    def _refuse(self, block: Rows, row: int, now_s: float) -> None:
+        """A request arrives that the engine refuses: others may have waited for it."""
+        self._due -= 1
+        self._release(block, row, now_s)
+
+    def _follow_up(self, block: Rows, row: int, now_s: float) -> None:
+        """A request that waited for one that has ended arrives."""
+        self._due -= 1
+        self._released(block, row, now_s)
 
     def _send_next(self, kind: int, now_s: float) -> None:
         """A client of the closed loop of a class sends its next request, if there is one left."""
+        self._due -= 1
         while self._releases.lack_of(kind) and self._load():
             pass
         found = self._releases.next_of(kind)

@@ -17,7 +17,7 @@ from engine_models.parts.protocols import INFINITY, Scheduler
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.admission import Admission
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
-from simulator.cluster.cluster import Cluster, Sink
+from simulator.cluster.cluster import Cluster
 from simulator.cluster.devices import Summed
 from simulator.cluster.faults import Fault, Faults
 from simulator.cluster.fleet import Fleet, Members, State, Toll
@@ -109,13 +109,27 @@ class Elastic(Cluster):
 
     # -- the run --------------------------------------------------------------------------------------------
 
-    def _run(self, sink: Sink | None) -> None:
+    def _begin_load(self, number: int, at_s: float) -> None:
+        super()._begin_load(number, at_s)
+        if self._faults is not None:
+            self._faults.begin_load(number, at_s, self._clock, self._strike)
+        if number:
+            return
         if self._faults is not None:
             self._faults.begin(self._clock, self._strike, self._over)
         for scaling in self._scalers:
             self._every(scaling.scaler.collect_s, RESULTS, partial(self._collect, scaling))
             self._every(scaling.scaler.every_s, DECISIONS, partial(self._decide_on, scaling))
-        super()._run(sink)
+
+    def _load_over(self) -> bool:
+        """As of the base: once its requests have ended, what else comes to pass is for those that follow to see."""
+        due_s = self._clock.next_event_s()
+        if due_s < self.duration_s or due_s == INFINITY:
+            return due_s == INFINITY
+        for replica in self.fleet.of(State.UP, State.DRAINING) if self._live else ():  # those that end unheard
+            self._look(due_s)
+            self.replicas[replica].end(due_s)
+        return self._idle() and self._clock.next_event_s() >= due_s
 
     @property
     def ranks_ever(self) -> int:
@@ -132,15 +146,11 @@ class Elastic(Cluster):
                 found += fleet.devices[number].mean(start_s, end_s) / members.devices * each
         return max(found, 1e-9)
 
-    def _idle(self) -> bool:
-        """Whether no request is under way or known to come."""
-        return self._next_reach_s == INFINITY and not self._live and not self._releases
-
     def _over(self, now_s: float) -> bool:
         """Whether nothing that is to come matters: all requests have ended, and the time that is measured is over."""
         if now_s > self._end_s:
             return True
-        if now_s < self.duration_s or self._next_reach_s < INFINITY or self._releases:
+        if now_s < self.duration_s or self._next_reach_s < INFINITY:
             return False
         for replica in self.fleet.of(State.UP, State.DRAINING) if self._live else ():  # those that end unheard
             self._run_to(replica, now_s)

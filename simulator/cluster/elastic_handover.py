@@ -105,6 +105,9 @@ class ElasticHandover(Elastic, HandoverCluster):
             self._free(source, held)
             self._hear(source)
 
+    def _load_over(self) -> bool:
+        return super()._load_over() and not self._unwanted
+
     def _cancel(self, number: int, seq: Request) -> None:
         """A replica forgets a request; a prompt that it computes nevertheless goes to nobody."""
         at, now_s = self._replica_of[number], self._clock.now_s
@@ -163,9 +166,6 @@ class ElasticPull(ElasticHandover):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._between: dict[int, Request] = {}  # by request that has not reached the second stage: its computed prompt
-
-    def _idle(self) -> bool:
-        return super()._idle() and not self._sources
 
     def _holders(self) -> Iterator[int]:
         return (number for number, _ in self._sources.values())

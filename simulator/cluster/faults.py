@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engine_models.parts.protocols import INFINITY
 from hardware_profiles.records import dataclass
@@ -38,6 +38,14 @@ class Fault:
     among: range | None = None
 
 
+class Event(NamedTuple):
+    """A fault that comes `at_s` after a load has begun, by its number; the first one begins at time zero."""
+
+    at_s: float
+    fault: Fault
+    load: int = 0
+
+
 @dataclass(frozen=True)
 class Process:
     """A fault that comes again and again, `rate_per_s` times on average, at exponential intervals drawn from `seed`."""
@@ -49,23 +57,27 @@ class Process:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What slows down prefill and decode pools for a time: ways between pools that are closed, or a replica by a factor."""
+    """What slows down prefill and decode pools for a time: ways between pools that are closed, or a replica by a factor.
+
+    It begins `at_s` after the load of this number has begun.
+    """
 
     at_s: float
     for_s: float = INFINITY
     ways: tuple[tuple[str, str], ...] = ()
     replica: int | None = None
     factor: float = 1.0
+    load: int = 0
 
 
 @dataclass(frozen=True)
 class Faults:
-    """Events [s] and processes, and the node of each replica.
+    """Events and processes, and the node of each replica.
 
     A lost node says nothing: router and clients find out after `noticed_s`, and until then send it requests.
     """
 
-    events: tuple[tuple[float, Fault], ...]
+    events: tuple[Event, ...]
     processes: tuple[Process, ...]
     nodes: tuple[int, ...]
     noticed_s: float = 0.0
@@ -78,8 +90,14 @@ class Faults:
             return [fault.replica]
         return [number for number, node in enumerate(self.nodes) if node == self.nodes[fault.replica]]
 
+    def begin_load(self, number: int, at_s: float, clock: Clock, strike: Callable[[Fault], None]) -> None:
+        """Put into the calendar what is to go wrong in a load that begins `at_s`, or after it."""
+        for event in self.events:
+            if event.load == number:
+                clock.at(at_s + event.at_s, ARRIVALS, partial(strike, event.fault))
+
     def begin(self, clock: Clock, strike: Callable[[Fault], None], over: Callable[[float], bool]) -> None:
-        """Put into the calendar what goes wrong until it is `over`; `strike` is told each fault."""
+        """Put into the calendar what goes wrong at random until it is `over`; `strike` is told each fault."""
 
         def recur(process: Process, draw: Random) -> None:
             if not over(clock.now_s):
@@ -89,7 +107,5 @@ class Faults:
         def wait(process: Process, draw: Random) -> None:
             clock.at(clock.now_s + draw.expovariate(process.rate_per_s), ARRIVALS, partial(recur, process, draw))
 
-        for at_s, fault in self.events:
-            clock.at(at_s, ARRIVALS, partial(strike, fault))
         for process in self.processes:
             wait(process, Random(process.seed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -141,3 +141,20 @@ class Toll:
     lost: int = 0
     again: int = 0
     lost_tokens: int = 0
+
+    def so_far(self) -> Toll:
+        """What has been counted until now, which later counts leave as it is."""
+        return replace(self, faults=dict(self.faults))
+
+    def since(self, before: Toll) -> Toll:
+        """What was counted after `before`."""
+        faults = {kind: count - before.faults.get(kind, 0) for kind, count in self.faults.items()}
+        return Toll(
+            self.fleet,
+            {kind: count for kind, count in faults.items() if count},
+            self.added - before.added,
+            self.removed - before.removed,
+            self.lost - before.lost,
+            self.again - before.again,
+            self.lost_tokens - before.lost_tokens,
+        )

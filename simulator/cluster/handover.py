@@ -20,7 +20,7 @@ from engine_models.parts.sequence import Sequence as Request
 from hardware_profiles.records import dataclass
 from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
-from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
+from simulator.cluster.cluster import Cluster, IntArray, Source
 from simulator.cluster.destinations import Destinations
 from simulator.cluster.faults import Disturbance
 from simulator.cluster.joins import Joins
@@ -189,12 +189,22 @@ class HandoverCluster(Cluster):
             rows.handed = Handovers(len(rows.workload))
         return rows
 
-    def _run(self, sink: Sink | None) -> None:
+    def _begin_load(self, number: int, at_s: float) -> None:
+        super()._begin_load(number, at_s)
         for fault in self._disturbances:
-            self._clock.at(fault.at_s, ARRIVALS, partial(self._disturb, fault, begins=True))
+            if fault.load != number:
+                continue
+            begin_s = at_s + fault.at_s
+            self._clock.at(begin_s, ARRIVALS, partial(self._disturb, fault, begins=True))
             if fault.for_s < INFINITY:
-                self._clock.at(fault.at_s + fault.for_s, ARRIVALS, partial(self._disturb, fault, begins=False))
-        super()._run(sink)
+                self._clock.at(begin_s + fault.for_s, ARRIVALS, partial(self._disturb, fault, begins=False))
+
+    def _idle(self) -> bool:
+        return super()._idle() and not self._sources
+
+    def _load_over(self) -> bool:
+        """As of the base: a disturbance that comes later."""
+        return bool(self._disturbances) and self._clock.next_event_s() >= self.duration_s and self._idle()
 
     def _disturb(self, fault: Disturbance, *, begins: bool) -> None:
         """A fault begins or is over."""

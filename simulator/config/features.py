@@ -125,7 +125,7 @@ StartTime = Annotated[
 
 
 class FailureEvent(Group):
-    """Something that goes wrong at `at_s`.
+    """Something that goes wrong at `at_s`, counted from the begin of the run, or of a `stage` of `workload.stages`.
 
     A `node` is lost with all its replicas, or a `gpu` with its own; a `reclaim` takes a node back `notice_s` after it is
     announced; `slow` makes the steps of a replica take `factor` times as long; a `drain` restarts a replica once it has ended
@@ -134,6 +134,7 @@ class FailureEvent(Group):
     """
 
     at_s: NotNegative
+    stage: Text | None = None
     pool: Text | None = None
     replica: Annotated[int, Strict(), Field(ge=0)] | None = None
     kind: Literal["node", "gpu", "link", "slow", "reclaim", "drain"]

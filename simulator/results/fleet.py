@@ -10,19 +10,23 @@ from simulator.results.timeline import Window
 
 if TYPE_CHECKING:
     from simulator.cluster.cluster import Cluster
-    from simulator.cluster.fleet import Level
+    from simulator.cluster.fleet import Level, Toll
     from simulator.cluster.servers import Change
     from simulator.prepared import Prepared
 
 
-def fleet_figures(cluster: Cluster, window: Window) -> dict[str, Any]:
-    """Replicas over time, losses, and device-hours of the window; empty if nothing ever changed."""
+def fleet_figures(cluster: Cluster, window: Window, before: Toll | None = None, begin_s: float = 0.0) -> dict[str, Any]:
+    """Replicas over time, losses, and device-hours of the window; empty if nothing ever changed.
+
+    Of a load that began at `begin_s` with what was lost `before`, replicas and losses from then on.
+    """
     toll = cluster.toll
     if toll is None:
         return {}
-    pools = toll.fleet.levels
-    if all(len(levels) == 1 for levels in pools) and not toll.faults:
+    if all(len(levels) == 1 for levels in toll.fleet.levels) and not toll.faults:
         return {}
+    toll = toll if before is None else toll.since(before)
+    pools = [_from(levels, begin_s) for levels in toll.fleet.levels]
     end_s = max(window.end_s, cluster.end_of_run_s())
     found = _served(_together(pools), window, end_s)
     over_time = found.pop("over_time")
@@ -47,6 +51,12 @@ def fleet_figures(cluster: Cluster, window: Window) -> dict[str, Any]:
             else {}
         ),
     }
+
+
+def _from(levels: list[Level], begin_s: float) -> list[Level]:
+    """The levels from a time on."""
+    first = max(n for n, level in enumerate(levels) if not n or level.at_s <= begin_s)
+    return [levels[first]._replace(at_s=max(levels[first].at_s, begin_s)), *levels[first + 1 :]]
 
 
 def _together(pools: list[list[Level]]) -> list[Level]:

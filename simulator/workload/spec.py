@@ -237,7 +237,7 @@ class WorkloadSpec(TimedLoad):
     """The `workload` section.
 
     `stages` are loads that run one after the other on the same servers, whose caches are kept: each begins when the last request
-    of the one before it is answered. Their times count from their own begin.
+    of the one before it is answered. Their times count from their own begin; failures and autoscalers go by the clock of the run.
     """
 
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] | None = None

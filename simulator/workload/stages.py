@@ -29,26 +29,29 @@ class StageLoad:
     workload: Workload
 
 
-def stage_specs(spec: WorkloadSpec) -> list[WorkloadSpec]:
-    """Each stage as a workload of its own; all but the last drain until their last answer."""
+def stage_specs(spec: WorkloadSpec, *, lasting_s: float = LARGEST) -> list[WorkloadSpec]:
+    """Each stage as a workload of its own; all but the last drain until their last answer, for at most `lasting_s`."""
     assert spec.stages is not None
     last = len(spec.stages) - 1
     return [
         WorkloadSpec.model_validate(stage.model_dump(exclude={"name", "measured"})).model_copy(
-            update={"drain_s": spec.drain_s if number == last else LARGEST}
+            update={"drain_s": spec.drain_s if number == last else max(lasting_s, spec.drain_s)}
         )
         for number, stage in enumerate(spec.stages)
     ]
 
 
-def build_stages(spec: WorkloadSpec, numbers: SegmentNumbers, *, seed: int, base_dir: Path) -> list[StageLoad]:
+def build_stages(
+    spec: WorkloadSpec, numbers: SegmentNumbers, *, seed: int, base_dir: Path, lasting_s: float = LARGEST
+) -> list[StageLoad]:
     """The requests of each stage; contents that several name alike have equal `numbers`.
 
     Stages have random streams of their own, so that equal ones are not the same requests once more; the first has the run's.
+    `lasting_s` : how long each but the last may drain.
     """
     assert spec.stages is not None
     built = []
-    for number, (stage, own) in enumerate(zip(spec.stages, stage_specs(spec), strict=True)):
+    for number, (stage, own) in enumerate(zip(spec.stages, stage_specs(spec, lasting_s=lasting_s), strict=True)):
         own_seed = int(stream(seed, f"stage.{number}").integers(2**63)) if number else seed
         workload = build_workload(own, seed=own_seed, base_dir=base_dir, named=True)
         if workload.content is not None:
