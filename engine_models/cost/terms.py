@@ -312,6 +312,8 @@ class Shard:
         found += sum(block.layers * (ATTENTION_LAUNCHES + by_head[block.qk_norm]) for block in stage.attention)
         found += sum(block.layers * self.terms.latent_launches for block in stage.attention if block.kind == "mla")
         found += self.recurrent_launches
+        own = 0 if self.terms.joins_small_kernels else OWN_INPUT_NARROW + OWN_INPUT_WIDE
+        found += own * sum(layers for layers, _ in own_inputs(stage))
         counted = self.terms.expert_launches
         experts = self.terms.host.expert_launches if counted is None else counted
         experts += self.terms.selection_kernels + (2 if self._quantises("experts") else 0)
@@ -507,6 +509,20 @@ of the two absorbed products, and what puts their parts together and writes the 
 with the routed ones."""
 
 
+OWN_INPUT, OWN_INPUT_NARROW, OWN_INPUT_WIDE = "per_layer_gate", 2, 4
+"""Product that tells a layer with an embedding of its own, and the kernels beside its products (by construction: SGLang 0.5.23,
+`models/gemma4_causal.py`): over the embedding's width the activation and the product with it; over the hidden state the sum
+before it, the norm of what comes out, the sum with it, and the layer's scale. Without it one kernel norms, adds and scales."""
+
+
+def own_inputs(stage: Architecture) -> Iterator[tuple[int, int]]:
+    """Layers with an embedding of their own, and its width, a block each."""
+    for block in stage.attention:
+        for linear in block.linears:
+            if linear.name == OWN_INPUT:
+                yield block.layers, linear.shape(1)[0]
+
+
 def small_kernels(shard: Shard, m: IntArray) -> Parts:
     """Kernels that no table holds, each a pass over the activations that it reads and writes."""
     if not (shard.terms.small_kernels or shard.terms.joins_small_kernels):
@@ -522,6 +538,9 @@ def small_kernels(shard: Shard, m: IntArray) -> Parts:
             queries = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp) * block.head_dim
             latent_s = passes_s(LATENT_NORMS, width / 2) + passes_s(LATENT_PASSES, 2.0 * queries)
             yield "small kernels", block.layers * latent_s
+    for layers, own_width in own_inputs(shard.stage):
+        narrow = np.asarray(2.0 * m * own_width, dtype=np.float64)
+        yield "small kernels", layers * (passes_s(OWN_INPUT_NARROW, 3.0 * narrow) + passes_s(OWN_INPUT_WIDE, 2.5 * width))
     for mlp in shard.stage.mlp:
         if mlp.shared_intermediate:
             yield "small kernels", mlp.layers * passes_s(SHARED_KERNELS, 2.0 * width)

@@ -495,6 +495,11 @@ def _without_cache(block: AttentionBlock) -> AttentionBlock:
     return replace(block, linears=(queries, *rest), vectors=norms, cache=())
 
 
+NORMS_BESIDE_EXPERTS = 2
+"""Norms of a layer with experts beside its dense MLP more than without: of the experts' input and of the router's. Those of both
+outputs are one kernel with the norm of their sum (by construction: SGLang 0.5.23, `models/gemma4_causal.py`)."""
+
+
 def own_inputs(read: ConfigReader, family: Family, found: Mixers, mlps: Mlps) -> tuple[Mixers, Mlps]:
     """Gemma 3n and 4: inputs of each layer's own, caches shared by the last layers, experts beside the dense MLP."""
     hidden = read.count("hidden")
@@ -523,7 +528,7 @@ def own_inputs(read: ConfigReader, family: Family, found: Mixers, mlps: Mlps) ->
     if streams:
         vectors += (Vector(replicated(streams * hidden + 2 * hidden + streams**2 * (streams + 1))),)
     if read.flag("enable_moe_block", False):
-        vectors += (Vector(replicated(3 * hidden + hidden + read.count("experts"))),)
+        vectors += (Vector(replicated(2 * hidden + read.count("experts"))),)
         mlps = (*mlps, expert_mlp(read, family, family.gated))
     return _added(found, linears, vectors), mlps
 

@@ -29,6 +29,7 @@ from engine_models.model.catalogue import find_model, nearest_names, why_not_mod
 from engine_models.model.config import Config, ConfigReader
 from engine_models.model.families import FAMILIES, REFUSED, REFUSED_KEYS
 from engine_models.model.family import (
+    NORMS_BESIDE_EXPERTS,
     Family,
     Mixers,
     Mlps,
@@ -246,6 +247,7 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
         parallel, newer = read.flag("parallel_attn", True), read.flag("new_decoder_architecture", False)
         norms = 1 if (parallel and not newer) or read.raw("num_ln_in_parallel_attn") == 1 else 2
         summed_once = parallel or newer
+    norms += NORMS_BESIDE_EXPERTS if read.flag("enable_moe_block", False) else 0
     tied = read.raw("tie_word_embeddings")
     extras, tower, notes = _extras(read, family)
     dense = [i for i, (_, mlps) in enumerate(layers) if any(mlp.kind == "dense" for mlp in mlps)]

@@ -558,3 +558,23 @@ def test_cutlass_experts_are_priced_as_tuned() -> None:
     assert isinstance(shard, StepTimeModel)
     layers = sum(block.layers for block in shard.shard.stage.mlp if block.kind == "moe")
     assert 0.3e-3 < float(shard.parts_s(np.array([32]))["experts"][0]) / layers < 0.62e-3
+
+
+def test_layers_with_an_embedding_of_their_own_launch_six_kernels_more() -> None:
+    """Two over the embedding's width and four over the hidden state, of each of the 35 layers; no other layer has them."""
+
+    def shard_of(model: str) -> Shard:
+        each = prepared(model, "0.5.23", "h200-sxm-141gb")
+        costs = each.plan.costs
+        return Shard(costs.arch, each.kernels, costs.formats, costs.parallel, costs.terms)
+
+    own = shard_of("google/gemma-4-E2B-it")
+    one_s = float(own.ops.elementwise_s(np.array([1.0]))[0])
+    assert float(sum(s[0] for _, s in small_kernels(own, np.array([1])))) == pytest.approx(6 * 35 * one_s, rel=0.1)
+    joined = replace(own, terms=replace(own.terms, small_kernels=False, joins_small_kernels=True))
+    assert own.launches() - joined.launches() == 6 * 35
+    other = shard_of("google/gemma-4-31B-it")
+    assert list(small_kernels(other, np.array([1]))) == []
+    rest = replace(other, terms=replace(other.terms, small_kernels=False, joins_small_kernels=True))
+    assert other.launches() == rest.launches()
+    assert (own.arch.norms_per_layer, shard_of("google/gemma-4-26B-A4B-it").arch.norms_per_layer) == (4, 6)
