@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from engine_models.flags import EngineFlags, FlagTable, snake, typed_value
+from engine_models.flags import EngineFlags, FlagTable, Worker, snake, typed_value
 from engine_models.launcher import CALL, CONTAINER_KEYS
 from hardware_profiles.errors import InputError, nearest
 
@@ -140,6 +140,7 @@ class _Reader:
     def __init__(self, table: FlagTable, release: str | None, own_word: OwnWord, program: str = "") -> None:
         self.own = table
         self.table = table.started_by(program)
+        self.worker = table.workers.get(program, Worker())
         self.release = release
         self.own_word = own_word
         self.found = EngineFlags()
@@ -258,8 +259,12 @@ class _Reader:
 
     def command(self, launch: Launch) -> EngineFlags:
         """The arguments of a launch command, with what its environment says."""
-        self.arguments(self.with_file(launch))
+        words = self.with_file(launch)
+        self.arguments([word for word in words if word not in self.worker.parts])
         self.environment(launch.environment)
+        said = self.worker.said([launch.worker, *words])
+        if said:
+            self.found.notes.append(said)
         return self.ended()
 
     def with_file(self, launch: Launch) -> list[str]:

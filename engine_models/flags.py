@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ class Worker:
 
     modelled, unread, shorts, aliases, elsewhere, unfolded : as a `FlagTable` has them.
     role : the pool's role that its own flags state, None where they say none. copies : the flag that says how many servers.
+    parts : words of its command that are no model. said : a word on the whole command, "" for none.
     """
 
     modelled: Mapping[str, Flag] = field(default_factory=dict)
@@ -123,6 +124,8 @@ class Worker:
     unfolded: tuple[str, ...] = ()
     role: Callable[[Mapping[str, Any]], str | None] = lambda flags: None
     copies: str = ""
+    parts: tuple[str, ...] = ()
+    said: Callable[[Sequence[str]], str] = lambda words: ""
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,8 @@ def parse_engine_args(engine: str, args: Arguments, server: str | None = None) -
                 f"this is a launch command of {started}, not of {found.name}",
                 mend=f"write engine: {started}" if started in BUILT_IN else f"{started} is not simulated; {_offer()}",
             )
+        if started is None and not isinstance(args, Mapping):
+            _refuse_client(found.name, args if isinstance(args, str) else " ".join(map(str, args)))
         flags = parse_flags(found.flags(), args, split(engine)[1], lambda name: _own_word(found, name), server)
         told = [
             f"the text also starts a server of {other}" + f" ({name})" * bool(name) + ": it belongs into a pool of its own"
@@ -223,6 +225,20 @@ def parse_engine_args(engine: str, args: Arguments, server: str | None = None) -
     if args and not (isinstance(args, str) and not args.strip()):
         engine_named(engine)
     return EngineFlags()
+
+
+def _refuse_client(engine: str, text: str) -> None:
+    """InputError for the command of a client alone, with what it sends."""
+    from engine_models.engines.bench_loads import client_of
+
+    client = client_of(text)
+    if client is not None:
+        program, load = client
+        raise InputError(
+            f"this is no launch command of {engine}: `{program}` sends requests to a server",
+            where=program,
+            mend=f"write what it sends as the scenario's workload{f': {load}' if load else ''}, and here the server's command",
+        )
 
 
 def _offer() -> str:

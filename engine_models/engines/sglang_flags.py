@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine_models.engines.bench_loads import bench
 from engine_models.engines.dynamo_workers import worker
 from engine_models.engines.sglang_with_router import WITH_ROUTER
 from engine_models.flag_lists import classified, load_flag_lists
@@ -330,6 +331,7 @@ _KV_FORMATS = {"auto": None, "fp4_e2m1": "nvfp4", "fp4_mx_block16": "nvfp4", "mx
 
 
 _DYNAMO, _ROUTED = r"-m dynamo\.sglang", r"-m sglang_router\.launch_server"
+_BENCH = r"-m sglang\.bench_(?:one_batch|offline_throughput|latency)"
 _LAUNCHER = Launcher(
     programs=(r"-m sglang\.launch_server", r"sglang serve", r"sglang\.launch_server", r"launch_server\.py"),
     example="python -m sglang.launch_server --model-path MODEL --flag value",
@@ -337,7 +339,7 @@ _LAUNCHER = Launcher(
     published=r"lmsysorg/sglang(?:-\w+)?",
     package="sglang",
     calls=("sglang.Engine", "sglang.Runtime", "sglang.ServerArgs", "sglang.srt.server_args.ServerArgs"),
-    workers=(_DYNAMO, _ROUTED),
+    workers=(_DYNAMO, _ROUTED, _BENCH),
 )
 
 
@@ -457,6 +459,6 @@ FLAGS = FlagTable(
     prefixes=("SGLANG_", "SGL_"),
     quiet=_QUIET,
     settings_file="config",
-    workers={_DYNAMO: worker(own_mode=True), _ROUTED: WITH_ROUTER},
+    workers={_DYNAMO: worker(own_mode=True), _ROUTED: WITH_ROUTER, _BENCH: bench({**_MODELLED, **_LISTS.kinds}, below=True)},
     releases=_LISTS.releases,
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine_models.engines.bench_loads import bench
 from engine_models.engines.dynamo_workers import worker
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed, typed_value
@@ -266,14 +267,23 @@ _ALIASES = {
     "moe_load_balancer": "moe_config.load_balancer",
 }
 
-_DYNAMO = r"-m dynamo\.trtllm"
+_DYNAMO, _BENCH = r"-m dynamo\.trtllm", r"(?:\S*/)?trtllm-bench(?! build)"
+_OF_BENCH = {
+    "tp": "tensor_parallel_size",
+    "pp": "pipeline_parallel_size",
+    "ep": "moe_expert_parallel_size",
+    "kv_cache_free_gpu_mem_fraction": "free_gpu_memory_fraction",
+    "beam_width": "max_beam_width",
+    "enable_chunked_context": "enable_chunked_prefill",
+    "scheduler_policy": "scheduler_config.capacity_scheduler_policy",
+}
 _LAUNCHER = Launcher(
     programs=(r"trtllm-serve serve", r"trtllm-serve"),
     example="trtllm-serve MODEL --flag value",
     image=r"[^\s:=]*(?<!ai-dynamo/)(?:tensorrt-llm|tensorrtllm)[^\s:=]*",
     published=r"nvcr\.io/nvidia/tensorrt-llm/release",
     calls=("tensorrt_llm.LLM", "tensorrt_llm.llmapi.LLM"),
-    workers=(_DYNAMO,),
+    workers=(_DYNAMO, _BENCH),
 )
 
 
@@ -398,7 +408,14 @@ FLAGS = FlagTable(
                 "model_path": "model",
             },
             unfolded=("override_engine_args",),
-        )
+        ),
+        _BENCH: bench(
+            {**_MODELLED, **_KINDS},
+            _OF_BENCH,
+            parts=("throughput", "latency"),
+            shorts={"m": "model", "w": "workspace"},
+            besides="; rows and tokens of a step that it does not state are the server's, where it fits them to the load",
+        ),
     },
 )
 

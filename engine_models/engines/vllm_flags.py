@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine_models.engines.bench_loads import bench
 from engine_models.engines.dynamo_workers import worker
 from engine_models.engines.vllm_connectors import between, beyond
 from engine_models.engines.vllm_manifests import RAY, as_containers
@@ -337,6 +338,7 @@ def _role(flags: Mapping[str, Any]) -> str | None:
 
 
 _DYNAMO, _BATCH = r"-m dynamo\.vllm", r"(?:\S*/)?vllm run-batch|-m vllm\.entrypoints\.openai\.run_batch"
+_BENCH = r"(?:\S*/)?vllm bench (?:throughput|latency)|(?:\S*/)?benchmark_(?:throughput|latency)\.py"
 _OF_BATCHES = ("input_file", "output_file", "output_tmp_dir", "url", "enable_metrics")
 """Flags of ``vllm run-batch`` beside the engine's: where the requests of a batch come from."""
 _ARGUMENTS = ("EngineArgs", "AsyncEngineArgs")
@@ -353,7 +355,7 @@ _LAUNCHER = Launcher(
     enters=True,
     package="vllm",
     calls=("vllm.LLM", *(f"vllm.{at}{name}" for at in ("", "engine.arg_utils.") for name in _ARGUMENTS), RAY),
-    workers=(_DYNAMO, _BATCH),
+    workers=(_DYNAMO, _BATCH, _BENCH),
     written=as_containers,
 )
 
@@ -436,6 +438,7 @@ FLAGS = FlagTable(
     releases=_LISTS.releases,
     workers={
         _DYNAMO: worker(),
+        _BENCH: bench({**_MODELLED, **_LISTS.kinds}),
         _BATCH: Worker(unread=dict.fromkeys(_OF_BATCHES, Unread("value")), shorts={"i": "input_file", "o": "output_file"}),
     },
 )
