@@ -86,7 +86,7 @@ def test_flags_of_a_benchmark_are_none_of_the_server(program: str) -> None:
 def test_a_client_is_told_by_the_load_that_it_sends(command: str, workload: Any) -> None:
     import yaml
 
-    with pytest.raises(InputError, match="no launch command of vllm: .* sends requests to a server") as refused:
+    with pytest.raises(InputError, match=r"no launch command of vllm: .* sends requests to a server") as refused:
         parse_engine_args("vllm", command)
     text = str(refused.value).partition("workload: ")[2].rpartition(", and here")[0]
     written = yaml.safe_load(text)
