@@ -76,6 +76,8 @@ class Speculation:
         the most.
     by_host : whether the host takes part in every pass as in a step; decodes alone draft then, and the drafter computes one pass
         more for rows all of whose drafts were accepted.
+    apart : passes of a token a row besides one a draft, of a drafter that makes them all before the model's step and computes of
+        that step the prompts only; None: its first pass computes what the model has just computed.
     notes : what was assumed.
     """
 
@@ -94,6 +96,7 @@ class Speculation:
     verified: int = 0
     by_host: bool = False
     lengths: tuple[tuple[int, int], ...] = ()
+    apart: int | None = None
     notes: tuple[str, ...] = ()
 
     def of_length(self, tokens: int) -> Speculation:
@@ -372,6 +375,7 @@ class Drafting(StepCost):
         self.launches = model.launches
         self._more, self._branches = self.passes = speculation.tokens - 1, speculation.branches
         self._by_host, self._all_accepted = speculation.by_host, speculation.rates[-1]
+        self._apart = speculation.apart
         self._host_passes_s = 0.0
         if speculation.by_host and speculation.draft is not None:
             self._host_passes_s = speculation.tokens * model.host.step_s
@@ -411,6 +415,9 @@ class Drafting(StepCost):
         rows = batch.decode_rows + len(batch.prefill)
         if self._first is None:
             return device_s + float(self._heads[rows]), prefill_s
+        if self._apart is not None:
+            apart_s, apart_prefill_s = self._apart_s(batch, self._first, self._apart)
+            return device_s + apart_s, prefill_s + apart_prefill_s
         first_s, (first_prefill_s,) = self._first.step_s((batch,))
         join_s = float(self._first_joins[batch.tokens])
         device_s += first_s + join_s
@@ -426,6 +433,22 @@ class Drafting(StepCost):
             device_s += self._more * float(self._joins[proposers])
         if self._by_host:
             device_s += self._caught_up_s(batch)
+        return device_s, prefill_s
+
+    def _apart_s(self, batch: Batch, of_prompts: StepTimeModel, more: int) -> tuple[float, float]:
+        """What a drafter takes for a step's prompts and, one token a row and pass, its decodes; the prompts' part of it."""
+        device_s = prefill_s = 0.0
+        if batch.prefill:
+            tokens = batch.tokens - batch.decode_tokens
+            prompts = Batch(batch.number, prefill=batch.prefill, tokens=tokens)
+            prompts.padded_tokens = 0 if batch.decode_rows else batch.padded_tokens
+            device_s, (prefill_s,) = of_prompts.step_s((prompts,))
+        rows = batch.decode_rows
+        if rows:
+            drafts = batch.decode_tokens - rows  # of all rows
+            passes = drafts // rows + (more if drafts else 0)
+            if passes:
+                device_s += self._later.passes_s(rows, (batch.decode_kv_tokens - drafts,), passes)[0]
         return device_s, prefill_s
 
     def _caught_up_s(self, batch: Batch) -> float:

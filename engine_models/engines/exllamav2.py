@@ -23,30 +23,25 @@ from engine_models.declaration import (
     Support,
     checked,
 )
+from engine_models.engines.exllamav2_drafts import draft_settings, drafts_of, notes_of
 from engine_models.engines.exllamav2_flags import FLAGS
 from engine_models.engines.exllamav2_memory import (
     CACHE_TOKENS,
     CHUNK_TOKENS,
     MAX_SKIPS,
     ROW_TOKENS,
+    UNPAGED,
     is_packed,
     memory_of,
     refuse,
+    rounded,
 )
 from engine_models.engines.exllamav2_recorded import replay as replay_recorded
 from engine_models.memory.chained_pages import PAGE_TOKENS, ChainedPages
 from engine_models.schedulers.bounded_bypass import BypassRules, BypassScheduler
+from engine_models.schedulers.bounded_bypass_drafted import DraftedBypassScheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
-
-UNPAGED = ("t4", "v100", "rtx-20", "titan-rtx")
-"""NVIDIA's cards before Ampere, which FlashAttention's paged kernels do not know (datasheet: README of ExLlamaV2,
-`common/hardware.py` of TabbyAPI)."""
-
-
-def _rounded(tokens: int) -> int:
-    """Whole pages."""
-    return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -58,9 +53,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     refuse(request)
     paged = not request.device_name.startswith(UNPAGED)
     asked = flags.get("max_seq_len")
-    cache = _rounded(int((flags.get("cache_size") if paged else None) or asked or CACHE_TOKENS))
+    cache = rounded(int((flags.get("cache_size") if paged else None) or asked or CACHE_TOKENS))
     context = min(int(asked or arch.max_context_tokens), cache)
-    chunk = _rounded(sorted((PAGE_TOKENS, int(flags.get("chunk_size", CHUNK_TOKENS)), context))[1])
+    chunk = rounded(sorted((PAGE_TOKENS, int(flags.get("chunk_size", CHUNK_TOKENS)), context))[1])
     rows = int(flags.get("max_batch_size") or chunk // ROW_TOKENS)
     if rows > chunk // ROW_TOKENS:
         raise InputError(
@@ -68,13 +63,17 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             where="deployment.engine_args.max_batch_size",
             mend=f"give at most {chunk // ROW_TOKENS}, or a larger chunk_size",
         )
-    memory = memory_of(request, cache, chunk, PAGE_TOKENS if paged else cache)
+    drafts = drafts_of(request)
+    memory = memory_of(request, cache, chunk, PAGE_TOKENS if paged else cache, drafts)
     rows, page = (rows, PAGE_TOKENS) if paged else (1, cache)
     rules = BypassRules(rows, chunk, context, int(flags.get("max_skips", MAX_SKIPS)), paged)
     windows = arch.windows_below(context)
 
     def scheduler(mode: Mode) -> BypassScheduler:
         pages = ChainedPages(cache // page)
+        if drafts is not None:
+            recorded = mode == "record"
+            return DraftedBypassScheduler(rules, pages, drafts=drafts.tokens, record_rows=recorded, windows=windows)
         return BypassScheduler(rules, pages, aggregate=mode != "step", record_rows=mode == "record", windows=windows)
 
     overheads = load_overheads(ENGINE.name)
@@ -101,6 +100,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             Terms(overheads.host, widens_kv=packed),
             TableRange(step_tokens, rows, context),
             Parallelism(request.tensor_parallel),
+            speculation=drafts,
         ),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=True,
@@ -112,6 +112,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             "shares with the one before; cache_size and max_batch_size do not count",
             f"each prompt in work stops the others for a chunk of {chunk:,} tokens in every iteration; a request that does not "
             f"fit is passed over {rules.max_skips} times",
+            *notes_of(drafts),
             *([f"before attention a cache in {kv.name} is widened to 16 bits, in a pass of its own"] if packed else []),
             *(["tensor parallelism is priced as vLLM's, collectives included"] if request.tensor_parallel > 1 else []),
             "ExLlamaV2's host times (50 us a row, 2 ms a request) are assumed, nobody measured them",
@@ -138,9 +139,10 @@ ENGINE: Engine = Engine(
         for name in ("fp16", "bf16", "gptq", "exl")
     },
     kv_formats=(),
-    features={},
+    features={"speculative": Support(_KINDS, f"{_SOURCE}: exllamav2/generator/dynamic.py, iterate_draftmodel_gen")},
     flags=lambda: FLAGS,
     same_as={"rows": "max_batch_size", "context": "max_seq_len", "step_tokens": "chunk_size"},
+    drafts=draft_settings,
     kernels="exllamav2",
     plan=plan,
     replay=checked(lambda version: ENGINE.version(version), replay_recorded),

@@ -6,28 +6,34 @@ and flags of its `main.py` alike. `max_skips` is an argument of a job of the lib
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launcher import Launcher
 
-_CACHES = {"FP16": "fp16", "Q8": "exl_q8", "Q6": "exl_q6", "Q4": "exl_q4"}
+CACHES = {"FP16": "fp16", "Q8": "exl_q8", "Q6": "exl_q6", "Q4": "exl_q4"}
 """Values of ``--cache-mode`` and the format of the KV cache that they fix."""
 
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
     "max_seq_len": Flag("int", None, low=2),
     "cache_size": Flag("int", None, low=256),
-    "cache_mode": Flag("str", "FP16", choices=tuple(_CACHES)),
+    "cache_mode": Flag("str", "FP16", choices=tuple(CACHES)),
     "chunk_size": Flag("int", 2048, low=1),
     "max_batch_size": Flag("int", None, low=1),
     "autosplit_reserve": Flag("ints", [96], low=0),
     "max_skips": Flag("int", 4, low=0),
+    "draft_model_name": Flag("str"),
+    "draft_num_tokens": Flag("int", 4, low=1, high=8),
+    "draft_cache_mode": Flag("str", "FP16", choices=tuple(CACHES)),
 }
 
 _LISTS = "dummy_model_names gpu_split use_as_default loras draft_gpu_split"
 _HARMLESS = """
-    backend disable_auth disable_fetch_requests disable_request_streaming draft_cache_mode draft_gpu_split draft_model_dir
-    draft_num_tokens draft_rope_alpha draft_rope_scale dummy_model_names embedding_model_dir embedding_model_name
+    backend disable_auth disable_fetch_requests disable_request_streaming draft_gpu_split draft_model_dir
+    draft_rope_alpha draft_rope_scale dummy_model_names embedding_model_dir embedding_model_name
     force_enable_thinking gpu_split_auto host inline_model_loading log_chat_completion_requests log_generation_params log_prompt
     log_requests lora_dir model_dir ngram_match_min output_chunking override_preset port prompt_template
     realtime_process_priority reasoning reasoning_end_token reasoning_start_token reasoning_suppress_header send_tracebacks
@@ -41,7 +47,6 @@ _CHANGING = {
     "the memory that is left": "cuda_malloc_async vision",
 }
 _REFUSED = {
-    "how many tokens a step yields (drafts are not simulated for ExLlamaV2)": "draft_model_name",
     "how layers are spread over GPUs (write tensor_parallel, or one GPU)": "gpu_split",
     "whatever its file says (write the keys of its `model` section as engine_args)": "config",
 }
@@ -58,14 +63,31 @@ _LAUNCHER = Launcher(
     package="exllamav2",
 )
 
+def _drafts(_value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the flags of drafts say together of a pool's `speculative`."""
+    given = pool.get("speculative") or {}
+    if not flags.get("draft_model_name") and not given:
+        return None  # a number of drafts alone drafts nothing
+    found: dict[str, Any] = {} if given.get("method") else {"method": "draft_model"}
+    if flags.get("draft_model_name") and not given.get("model"):
+        found["model"] = flags["draft_model_name"]
+    if "draft_num_tokens" in flags:
+        found["num_speculative_tokens"] = flags["draft_num_tokens"]
+    return found
+
+
 FLAGS = FlagTable(
     engine="exllamav2",
     modelled=_MODELLED,
     launcher=_LAUNCHER,
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
     aliases={"model_name": "model"},
-    typed={"cache_mode": Typed("kv_cache", _CACHES.get)},
+    typed={
+        "cache_mode": Typed("kv_cache", CACHES.get),
+        "draft_model_name": Typed("speculative", beside=_drafts),
+        "draft_num_tokens": Typed("speculative", beside=_drafts),
+    },
     abbreviated=False,
 )
 
-__all__ = ["FLAGS"]
+__all__ = ["CACHES", "FLAGS"]

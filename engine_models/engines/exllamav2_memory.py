@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
+from engine_models.cost.drafting import Speculation
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.memory.chained_pages import PAGE_TOKENS
 from engine_models.model.activations import activation_bytes, runtime_bytes
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
@@ -14,6 +15,15 @@ RESERVED_BYTES = 96 << 20
 """Defaults (datasheet: `backends/exllamav2/model.py` of TabbyAPI, `generator/dynamic.py` of ExLlamaV2): tokens of the cache where
 neither it nor the context is given, of a chunk, the tokens of a row for which a call has room (rows = chunk / `ROW_TOKENS`), how
 often a request is passed over, and the memory that the loader leaves free."""
+
+UNPAGED = ("t4", "v100", "rtx-20", "titan-rtx")
+"""NVIDIA's cards before Ampere, which FlashAttention's paged kernels do not know (datasheet: README of ExLlamaV2,
+`common/hardware.py` of TabbyAPI)."""
+
+
+def rounded(tokens: int) -> int:
+    """Whole pages."""
+    return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
 
 
 def is_packed(request: PoolRequest) -> bool:
@@ -40,8 +50,13 @@ def refuse(request: PoolRequest) -> None:
         )
 
 
-def memory_of(request: PoolRequest, cache_tokens: int, chunk: int, page: int) -> MemoryBudget:
-    """The cache is as large as asked for; what it leaves beside weights, a chunk and the reserve must not be negative."""
+def memory_of(
+    request: PoolRequest, cache_tokens: int, chunk: int, page: int, drafts: Speculation | None = None
+) -> MemoryBudget:
+    """The cache is as large as asked for; what it leaves beside weights, a chunk and the reserve must not be negative.
+
+    A drafter has a cache of as many tokens.
+    """
     arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp)
     per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
@@ -53,21 +68,24 @@ def memory_of(request: PoolRequest, cache_tokens: int, chunk: int, page: int) ->
     reserve = RESERVED_BYTES
     if request.flags.get("autosplit_reserve"):
         reserve = int(request.flags["autosplit_reserve"][0]) << 20
-    free = device - weights - largest - other - reserve
+    drafter = drafts.weight_bytes() if drafts is not None else 0
+    per_token += drafts.kv_bytes_per_token() if drafts is not None else 0
+    free = device - weights - drafter - largest - other - reserve
     kv = int(per_token * cache_tokens)
     left = free - kv - widened * cache_tokens
     if left < 0:
         fits = int(free / (per_token + widened)) // PAGE_TOKENS * PAGE_TOKENS
         mend = f"engine_args.cache_size {fits}" if fits > 0 else "a smaller engine_args.chunk_size"
         raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(largest + other + reserve) / 1e9:.1f} GB "
-            f"besides + a cache of {cache_tokens:,} tokens, {(kv + widened * cache_tokens) / 1e9:.1f} GB, of "
-            f"{device / 1e9:.1f} GB",
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + "
+            f"{(largest + other + reserve + drafter) / 1e9:.1f} GB besides + a cache of {cache_tokens:,} tokens, "
+            f"{(kv + widened * cache_tokens) / 1e9:.1f} GB, of {device / 1e9:.1f} GB",
             where="deployment",
             mend=f"{mend}, cache_mode: Q4, fewer bits a weight (weights: exl2_3.0), or larger devices",
         )
     lines = (
         MemoryLine("weight", "weights", weights),
+        *line_if_any("draft", "weights of the drafter", drafter),
         MemoryLine("activation", "activations of a chunk", largest),
         MemoryLine("other", "CUDA context, collectives, the reserve", other + reserve),
         MemoryLine("widened", "16-bit copy of one layer of the cache", widened * cache_tokens),
@@ -76,4 +94,4 @@ def memory_of(request: PoolRequest, cache_tokens: int, chunk: int, page: int) ->
     return MemoryBudget(device, device, lines, kv, per_token, int(per_token * page), cache_tokens // page)
 
 
-__all__ = ["CACHE_TOKENS", "CHUNK_TOKENS", "MAX_SKIPS", "ROW_TOKENS", "is_packed", "memory_of", "refuse"]
+__all__ = ["CACHE_TOKENS", "CHUNK_TOKENS", "MAX_SKIPS", "ROW_TOKENS", "UNPAGED", "is_packed", "memory_of", "refuse", "rounded"]

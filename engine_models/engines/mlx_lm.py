@@ -23,11 +23,14 @@ from engine_models.declaration import (
     Support,
     checked,
 )
+from engine_models.engines.mlx_lm_drafts import draft_settings, drafts_of
 from engine_models.engines.mlx_lm_flags import FLAGS, size_bytes
 from engine_models.engines.mlx_lm_memory import memory_of, refuse
+from engine_models.engines.mlx_lm_notes import notes_of
 from engine_models.engines.mlx_lm_recorded import replay as replay_recorded
 from engine_models.memory.prompt_copies import PromptCopies
 from engine_models.schedulers.polled_turns import PolledTurnsScheduler, TurnRules
+from engine_models.schedulers.polled_turns_drafted import DraftedTurnsScheduler
 from hardware_profiles.device import DeviceKind
 
 
@@ -38,14 +41,15 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     arch, flags = request.arch, request.flags
     refuse(request)
-    alone = bool(request.formats.kv_cache.family)
+    drafts = drafts_of(request)
+    alone = drafts is not None or bool(request.formats.kv_cache.family)
     decodes, prompts = int(flags.get("decode_concurrency", 32)), int(flags.get("prompt_concurrency", 8))
     if alone:
         decodes = prompts = 1
     chunk, copies = int(flags.get("prefill_step_size", 2048)), int(flags.get("prompt_cache_size", 10))
     rows, step_tokens = max(decodes, prompts) + prompts - 1, prompts * chunk
     windows = arch.windows_below(arch.max_context_tokens)
-    memory = memory_of(request, step_tokens, rows + prompts + copies)
+    memory = memory_of(request, step_tokens, rows + prompts + copies, drafts)
     limit = flags.get("prompt_cache_bytes")
     states = arch.has("linear")
     rules = TurnRules(
@@ -59,13 +63,16 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         alone=alone,
     )
     uncut_from = 1 if states else min(windows, default=None)
+    answer = int(flags.get("max_tokens", 512))
 
     def scheduler(mode: Mode) -> PolledTurnsScheduler:
         kept = PromptCopies(copies, uncut_from)
+        if drafts is not None:
+            recorded = mode == "record"
+            return DraftedTurnsScheduler(rules, kept, drafts=drafts.tokens, answer_tokens=answer, record_rows=recorded)
         return PolledTurnsScheduler(rules, kept, aggregate=mode != "step", record_rows=mode == "record", windows=windows)
 
     overheads = load_overheads(ENGINE.name)
-    answer = int(flags.get("max_tokens", 512))
     return EnginePlan(
         engine=ENGINE.name,
         version=ENGINE.version(version_text),
@@ -80,7 +87,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             row_tokens=arch.max_context_tokens,
             asked_tokens=1,  # nobody compares it with the context
             answer_tokens=answer,
-            rows_by="one at a time with a quantized KV cache"
+            rows_by=f"one at a time with {'a quantized KV cache' if drafts is None else 'drafts'}"
             if alone
             else f"by decode_concurrency {decodes:,} and prompt_concurrency {prompts:,}",
         ),
@@ -91,30 +98,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             request.formats,
             Terms(overheads.host),
             TableRange(step_tokens, rows, arch.max_context_tokens),
+            speculation=drafts,
         ),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=True,
-        notes=(
-            (
-                f"MLX LM: one request at a time, as with any quantized KV cache, prompts in calls of up to {chunk:,} tokens"
-                if alone
-                else f"MLX LM: {decodes:,} rows decode, {prompts:,} prompts of up to {chunk:,} tokens a call are in work, padded "
-                "to the longest"
-            )
-            + f"; {copies:,} prompts are kept as whole copies"
-            + (f", those of {uncut_from:,} tokens or more are found whole or not at all" if uncut_from else ""),
-            (
-                "attention over a quantized KV cache reads it by two products in place of one kernel, in 16 bits up to where "
-                "it pays; that of prompts is priced as over 16 bits (assumed)"
-                if alone
-                else f"new requests are taken in every {rules.time_budget_s:g} s while others are served"
-            )
-            + f"; an answer without a limit ends after {answer:,} tokens (max_tokens)",
-            "MLX LM does not look at memory or at the context: here longer requests are refused, and a run that needs more "
-            "memory than the device lets the GPU use ends with an error, where macOS would swap or end the server",
-            "what a chat shares with others before text of its own is taken for its system prompt; MLX LM's host times (50 us a "
-            "row, 2 ms a request) are assumed, nobody measured them",
-        ),
+        notes=notes_of(rules, copies, uncut_from, answer, drafts),
         sources=overheads.provenance,
     )
 
@@ -137,9 +125,10 @@ ENGINE: Engine = Engine(
         for name in ("bf16", "fp16", "mlx", "mxfp4")
     },
     kv_formats=(),
-    features={},
+    features={"speculative": Support(_KINDS, f"{_SOURCE}: mlx_lm/generate.py, speculative_generate_step")},
     flags=lambda: FLAGS,
     same_as={"rows": "decode_concurrency", "step_tokens": "prefill_step_size"},
+    drafts=draft_settings,
     kernels="mlx",
     plan=plan,
     replay=checked(lambda version: ENGINE.version(version), replay_recorded),

@@ -6,6 +6,8 @@ They follow `mlx_lm/server.py` of 0.32.2 (2026-08).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
@@ -22,15 +24,16 @@ _MODELLED: dict[str, Flag] = {
     "prompt_cache_bytes": Flag("str"),
     "kv_bits": Flag("int", None, low=2, high=8),
     "quantized_kv_start": Flag("int", 5000, low=0),
+    "draft_model": Flag("str"),
+    "num_draft_tokens": Flag("int", 3, low=1, high=128),
 }
 
 _HARMLESS = """
-    allowed_origins chat_template chat_template_args host kv_group_size log_level min_p num_draft_tokens port
+    allowed_origins chat_template chat_template_args host kv_group_size log_level min_p port
     temp top_k top_p trust_remote_code use_default_chat_template
 """
 _CHANGING = {"adapters, which are not simulated": "adapter_path"}
 _REFUSED = {
-    "how many tokens a step yields (with drafts MLX LM serves requests one by one, which is not simulated)": "draft_model",
     "how a model is spread over machines": "pipeline",
 }
 _SWITCHES = ("trust_remote_code", "use_default_chat_template", "pipeline")
@@ -49,12 +52,29 @@ _LAUNCHER = Launcher(
     package="mlx-lm",
 )
 
+def _drafts(_value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the flags of drafts say together of a pool's `speculative`."""
+    given = pool.get("speculative") or {}
+    if not flags.get("draft_model") and not given:
+        return None  # a number of drafts alone drafts nothing
+    found: dict[str, Any] = {} if given.get("method") else {"method": "draft_model"}
+    if flags.get("draft_model") and not given.get("model"):
+        found["model"] = flags["draft_model"]
+    if "num_draft_tokens" in flags:
+        found["num_speculative_tokens"] = flags["num_draft_tokens"]
+    return found
+
+
 FLAGS = FlagTable(
     engine="mlx_lm",
     modelled=_MODELLED,
     launcher=_LAUNCHER,
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
-    typed={"kv_bits": Typed("kv_cache", lambda bits: f"mlx_{bits}bit")},
+    typed={
+        "kv_bits": Typed("kv_cache", lambda bits: f"mlx_{bits}bit"),
+        "draft_model": Typed("speculative", beside=_drafts),
+        "num_draft_tokens": Typed("speculative", beside=_drafts),
+    },
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
+from engine_models.cost.drafting import Speculation
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
 from engine_models.refusals import no_layers
@@ -34,7 +35,9 @@ def refuse(request: PoolRequest) -> None:
     no_layers(request, ("sparse",), f"MLX LM's sparse attention, which {arch.name} needs, is not simulated")
 
 
-def memory_of(request: PoolRequest, step_tokens: int, sequences: int) -> MemoryBudget:
+def memory_of(
+    request: PoolRequest, step_tokens: int, sequences: int, drafts: Speculation | None = None
+) -> MemoryBudget:
     """KV tokens of the layers that attend to everything, in what weights, the largest call, windows and states leave."""
     arch, device = request.arch, request.device_memory_bytes
     weights = weight_bytes_per_rank(arch, request.formats.weights)
@@ -48,9 +51,11 @@ def memory_of(request: PoolRequest, step_tokens: int, sequences: int) -> MemoryB
         start = int(request.flags.get("quantized_kv_start", 5000))
         narrow = request.formats.kv_cache.bits_per_weight
         fixed += int(sequences * start * per_token * (16 / narrow - 1))
-    kv = device - weights - largest - fixed
+    drafter = drafts.weight_bytes() if drafts is not None else 0
+    per_token += drafts.kv_bytes_per_token() if drafts is not None else 0
+    kv = device - weights - drafter - largest - fixed
     if kv < per_token:
-        besides = (largest + fixed) / 1e9
+        besides = (largest + fixed + drafter) / 1e9
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB + {besides:.1f} GB besides (a call of {step_tokens:,} "
             f"prompt tokens), of {device / 1e9:.1f} GB that the GPU may use",
@@ -60,6 +65,7 @@ def memory_of(request: PoolRequest, step_tokens: int, sequences: int) -> MemoryB
         )
     lines = (
         MemoryLine("weight", "weights", weights),
+        *line_if_any("draft", "weights of the drafter", drafter),
         MemoryLine("activation", "activations of the largest call", largest),
         MemoryLine("other", "windows, states and 16-bit beginnings of rows and copies", fixed),
     )

@@ -63,7 +63,7 @@ class BypassBatch(Batch):
         self.skips: dict[Sequence, int] = {}
 
 
-class _Job:
+class BypassJob:
     """A request: the names of its prompt's full pages, the pages it needs besides, and those it has; `kv` tokens are computed."""
 
     __slots__ = ("content", "dropped", "first", "found", "kv", "more", "names", "pages", "seq", "skips")
@@ -107,14 +107,14 @@ class BypassScheduler(Scheduler):
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
         self.decodes = DecodeSet(1, windows)
-        self._pending: dict[Sequence, _Job] = {}
-        self._active: dict[Sequence, _Job] = {}
-        self._prefilling: dict[Sequence, _Job] = {}
+        self._pending: dict[Sequence, BypassJob] = {}
+        self._active: dict[Sequence, BypassJob] = {}
+        self._prefilling: dict[Sequence, BypassJob] = {}
         self._calls: deque[BypassBatch] = deque()  # of this iteration, not yet launched
         self._in_iteration = False
         self._nobody_fits = False  # of those who wait, until pages are freed or named
         self._completes: dict[
-            int, list[_Job]
+            int, list[BypassJob]
         ] = {}  # step of the decode set after which rows have filled a page
         self._pauses: list[int] = []  # calls that hand out nothing to rows
         self._orders = 0
@@ -137,7 +137,7 @@ class BypassScheduler(Scheduler):
         longest = prompt + max(seq.limit_tokens or room, 1)
         whole = (prompt - 1) // PAGE_TOKENS if self.rules.paged else 0
         more = -(-longest // PAGE_TOKENS) - whole if self.rules.paged else 1
-        self._pending[seq] = _Job(seq, content, self.kv.names(content, whole), more)
+        self._pending[seq] = BypassJob(seq, content, self.kv.names(content, whole), more)
         seq.state = "waiting"
         self._nobody_fits = False
 
@@ -167,7 +167,7 @@ class BypassScheduler(Scheduler):
         seq.state = "finished"
         return True
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: BypassJob) -> None:
         """Let a running request go between iterations."""
         seq = job.seq
         if seq.state == "decoding":
@@ -176,11 +176,11 @@ class BypassScheduler(Scheduler):
         self._prefilling.pop(seq, None)
         self._release(job)
 
-    def _leave(self, job: _Job) -> None:
+    def _leave(self, job: BypassJob) -> None:
         self._write_tail(job)
         self.decodes.leave(job.seq)
 
-    def _release(self, job: _Job) -> None:
+    def _release(self, job: BypassJob) -> None:
         if not self.rules.paged:
             self._last = job.content, job.seq.computed
         self.kv.release(job.pages)
@@ -193,7 +193,7 @@ class BypassScheduler(Scheduler):
             if job.first:
                 self._note_tokens(job)
 
-    def _note_tokens(self, job: _Job) -> None:
+    def _note_tokens(self, job: BypassJob) -> None:
         """Note the tokens that a row has got with the calls so far."""
         job.seq.emissions += (job.first, job.first - 1)
         job.seq.emit_between(self.next_number - 1, self._pauses)
@@ -259,7 +259,7 @@ class BypassScheduler(Scheduler):
         self._calls.append(batch)
         return batch
 
-    def _count_found(self, job: _Job) -> None:
+    def _count_found(self, job: BypassJob) -> None:
         job.seq.first_hit_tokens += job.found
         self.hit_tokens += job.found
         job.found = 0
@@ -269,7 +269,7 @@ class BypassScheduler(Scheduler):
         rules, kv = self.rules, self.kv
         started: list[Sequence] = []
         skips: dict[Sequence, int] = {}
-        passed: list[_Job] = []
+        passed: list[BypassJob] = []
         self._nobody_fits = True
         if not kv.free_blocks or len(self._active) >= rules.max_batch_size:
             return started, skips
@@ -298,7 +298,7 @@ class BypassScheduler(Scheduler):
             self._nobody_fits = False
         return started, skips
 
-    def _chunk(self, job: _Job) -> tuple[int, int] | None:
+    def _chunk(self, job: BypassJob) -> tuple[int, int] | None:
         """The next chunk of a prompt: its tokens and those before it; None if all of it is found."""
         if not self.rules.paged:
             return self._chunk_of_sequence(job)
@@ -333,7 +333,7 @@ class BypassScheduler(Scheduler):
             kv.follow(pages, number)
         return end - begin, begin
 
-    def _chunk_of_sequence(self, job: _Job) -> tuple[int, int] | None:
+    def _chunk_of_sequence(self, job: BypassJob) -> tuple[int, int] | None:
         """The same in a cache without pages."""
         rest = job.seq.prompt_tokens - 1
         if not job.kv and self._last is not None:
@@ -345,13 +345,13 @@ class BypassScheduler(Scheduler):
         job.kv = job.seq.computed = end
         return (end - begin, begin) if end > begin else None
 
-    def _join(self, job: _Job) -> None:
+    def _join(self, job: BypassJob) -> None:
         """A row whose prompt is computed short of its last token generates from now on."""
         job.first = self.next_number + len(self._calls)
         self.decodes.join(job.seq)
         self._note_page(job)
 
-    def _note_page(self, job: _Job) -> None:
+    def _note_page(self, job: BypassJob) -> None:
         """Note the step after which a row has filled its page."""
         if not self.rules.paged:
             return
@@ -359,7 +359,7 @@ class BypassScheduler(Scheduler):
         due = self.decodes.steps + PAGE_TOKENS - tokens % PAGE_TOKENS
         self._completes.setdefault(due, []).append(job)
 
-    def _write_tail(self, job: _Job) -> None:
+    def _write_tail(self, job: BypassJob) -> None:
         """Let the page that a row generates into hold what it has computed of it."""
         tokens = self.decodes.length(job.seq) - 1
         if self.rules.paged and tokens % PAGE_TOKENS:

@@ -119,7 +119,7 @@ class TurnBatch(Batch):
         self.waiting: list[Sequence] = []
 
 
-class _Row:
+class TurnRow:
     """A request taken in: its segments not yet computed, and their kinds; `first` is the first call that may hand out a token."""
 
     __slots__ = ("computed", "content", "copied", "dropped", "first", "kinds", "segments", "seq")
@@ -183,14 +183,14 @@ class PolledTurnsScheduler(Scheduler):
         self.decodes = DecodeSet(1)
         self.windows = windows
         self._queue: deque[Sequence] = deque()
-        self._rows: dict[Sequence, _Row] = {}  # all who were taken in
-        self._waiting: deque[_Row] = deque()
-        self._prompting: list[_Row] = []
+        self._rows: dict[Sequence, TurnRow] = {}  # all who were taken in
+        self._waiting: deque[TurnRow] = deque()
+        self._prompting: list[TurnRow] = []
         self._running: dict[Sequence, None] = {}
         self._prompt_kv = PaddedRows()
         self._kv = PaddedRows()
         self._calls: deque[TurnBatch] = deque()  # of this turn, not yet launched
-        self._ends: list[tuple[_Row, Kind]] = []  # segments that this turn ends
+        self._ends: list[tuple[TurnRow, Kind]] = []  # segments that this turn ends
         self._in_turn = False
         self._thread_s: float | None = None  # where the thread is not at the end of the last call
         self._round_s = -math.inf  # when it began to go through turns
@@ -242,7 +242,7 @@ class PolledTurnsScheduler(Scheduler):
         seq.state = "finished"
         return True
 
-    def _forget(self, row: _Row) -> None:
+    def _forget(self, row: TurnRow) -> None:
         """Let a request go between turns."""
         seq = row.seq
         del self._rows[seq]
@@ -265,7 +265,7 @@ class PolledTurnsScheduler(Scheduler):
             if row.first:
                 self._note_tokens(row)
 
-    def _note_tokens(self, row: _Row) -> None:
+    def _note_tokens(self, row: TurnRow) -> None:
         """Note the tokens that a row has got with the calls so far."""
         seq = row.seq
         seq.emissions += (row.first, row.first - 1)
@@ -307,7 +307,7 @@ class PolledTurnsScheduler(Scheduler):
         rules, copies, queue = self.rules, self.copies, self._queue
         while queue and queue[0].arrival_s <= now_s:
             seq = queue.popleft()
-            row = self._rows[seq] = _Row(seq)
+            row = self._rows[seq] = TurnRow(seq)
             found, row.copied = copies.find(row.content, seq.prompt_tokens)
             row.cut(found, -1 if rules.alone else rules.system_tokens(seq))
             if rules.alone:
@@ -330,7 +330,7 @@ class PolledTurnsScheduler(Scheduler):
     def _plan_turn(self, thread_s: float) -> None:
         """Form the calls of the next turn."""
         ended = self._decode(self._call("decode")) if self._running else []
-        lasts: list[_Row] = []
+        lasts: list[TurnRow] = []
         if len(self._running) < self.rules.rows:
             self._take_on()
             lasts = [row for row in self._prompting if row.segments == [1]]
@@ -406,7 +406,7 @@ class PolledTurnsScheduler(Scheduler):
         self._prompt_kv.join(PaddedRows(places, max(row.computed for row in joining)))
         self._prompting += joining
 
-    def _compute_last(self, rows: list[_Row]) -> None:
+    def _compute_last(self, rows: list[TurnRow]) -> None:
         """Compute the last tokens of prompts; they are rows from now on."""
         batch, kv, left = (
             self._call("first_token"),
@@ -428,7 +428,7 @@ class PolledTurnsScheduler(Scheduler):
 
     def _compute_pieces(self) -> None:
         """Compute the next piece of all prompts in work."""
-        pieces: list[tuple[_Row, int]] = []
+        pieces: list[tuple[TurnRow, int]] = []
         for row in self._prompting:
             tokens = min(row.segments[0], self.rules.prefill_step_size)
             row.segments[0] -= tokens
@@ -440,7 +440,7 @@ class PolledTurnsScheduler(Scheduler):
         self._compute(self._call("prompt"), pieces, self._prompt_kv.longest)
         self._prompt_kv.grow(max(tokens for _, tokens in pieces))
 
-    def _compute(self, batch: TurnBatch, pieces: list[tuple[_Row, int]], prior: int) -> None:
+    def _compute(self, batch: TurnBatch, pieces: list[tuple[TurnRow, int]], prior: int) -> None:
         """Enter tokens of prompts in a batch, whose rectangle holds `prior` tokens a row so far."""
         for row, tokens in pieces:
             batch.serve(tokens, row.computed, decodes=False)

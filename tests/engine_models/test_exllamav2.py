@@ -137,7 +137,7 @@ def test_a_request_without_a_limit_takes_the_whole_cache() -> None:
         ({"hardware": "apple-m4-max-40c-64gb"}, "does not run on"),
         ({"weights": "exl3_4.0"}, "EXL3 is ExLlamaV3's"),
         ({"weights": "fp8"}, "does not load weights in fp8"),
-        ({"engine_args": {"draft_model_name": "m"}}, "drafts are not simulated"),
+        ({"engine_args": {"gpu_split": [10, 12]}}, "how layers are spread over GPUs"),
         ({"engine_args": {"max_num_seqs": 4}}, "max_batch_size"),
         ({"model": "deepseek-ai/DeepSeek-V2-Lite"}, "has no model like"),
         ({"pipeline_parallel": 2}, "pipeline parallelism"),

@@ -175,8 +175,8 @@ def test_launch_commands() -> None:
         "python -m mlx_lm server --prompt-concurrency=4",
     ):
         assert parse_engine_args("mlx_lm", written).values == {"prompt_concurrency": 4}
-    with pytest.raises(InputError, match="drafts"):
-        parse_engine_args("mlx_lm", "mlx_lm.server --model m --draft-model d")
+    with pytest.raises(InputError, match="spread over machines"):
+        parse_engine_args("mlx_lm", "mlx_lm.server --model m --pipeline")
 
 
 def test_the_shipped_scenario_shows_the_polls_and_the_stops() -> None:
