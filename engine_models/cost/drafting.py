@@ -399,6 +399,7 @@ class Drafting(StepCost):
                     later,
                     moe_backend=terms.moe_backend,
                     moe_by_flag=terms.moe_by_flag,
+                    moe_rival=terms.moe_rival,
                     routed=terms.routed,
                     gathered_bytes=terms.gathered_bytes,
                     exchanges_over_all=terms.exchanges_over_all,

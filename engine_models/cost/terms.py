@@ -159,6 +159,8 @@ class Terms:
     moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
         that measured layers like these run on.
     moe_by_flag : whether that is what somebody asked for, and not the engine's own choice.
+    moe_rival : a backend with the same kernels in other tiles, "" for none: of both tables the quicker holds at each size, since
+        the engine's own tiles for these layers were tuned, and neither table was timed with them.
     attention : backends of plain attention of prompts and of decoding rows by the engine's words, "" for the one that measured
         layers like these run on, which stands in too where the tables lack one. A framework before a word means its tables.
     attention_by_flag : whether it is told where the tables lack those: somebody asked for them, or they are much slower.
@@ -230,6 +232,7 @@ class Terms:
     fp32_router: Fp32Router = "cublas"
     moe_backend: str | None = None
     moe_by_flag: bool = True
+    moe_rival: str = ""
     attention: tuple[str, str] = ("", "")
     attention_by_flag: bool = False
     gather_factor: float = 0.0
@@ -445,20 +448,14 @@ def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
     widens = experts_format == dequantised.NF4
     experts_format = "bf16" if widens else experts_format
     total = np.zeros(len(m))
+    rival = ops.expert_backend(experts_format, shard.terms.moe_rival) if shard.terms.moe_rival else None
     for moe in shapes:
-        times = ops.moe_s(
-            experts_format,
-            moe.hidden,
-            moe.intermediate,
-            moe.topk,
-            moe.experts,
-            moe.tp,
-            moe.ep,
-            m,
-            gated=moe.gated,
-            kernel=backend,
-            spread=moe.spread,
-        )
+        of_experts = (moe.hidden, moe.intermediate, moe.topk, moe.experts, moe.tp, moe.ep)
+        each = [
+            ops.moe_s(experts_format, *of_experts, m, gated=moe.gated, kernel=one, spread=moe.spread)
+            for one in (backend, *([rival] if rival else ()))
+        ]
+        times = np.minimum.reduce(each)
         if widens:
             matrices = 3.0 if moe.gated else 2.0
             own = matrices * moe.experts * moe.hidden * moe.intermediate / (moe.tp * moe.ep)

@@ -31,6 +31,7 @@ from engine_models.engines.sglang_kernels import (
     experts,
     fused_norm_tokens,
     latent_launches,
+    other_tiles,
     quantises_apart,
     selection_kernels,
     token_tiles,
@@ -105,6 +106,7 @@ def _terms(
         ring_sums=not request.flags.get("enable_nccl_nvls"),  # NCCL_NVLS_ENABLE=0 (0.4.9 to 0.5, `entrypoints/engine.py`)
         graph_sizes=serving.graphs,
         moe_backend=own_experts,
+        moe_rival=other_tiles(request, own_experts),
         expands_latents=True,
         absorbs_below=absorbs_below(request, attention),
         absorbs_captured=absorbs_captured(request),

@@ -323,6 +323,22 @@ def as_run(request: PoolRequest, version: tuple[int, ...], backend: str | None) 
     return arch, tuple(said)
 
 
+_OTHER_TILES = "vllm/triton"
+
+
+def other_tiles(request: PoolRequest, backend: str | None) -> str:
+    """Triton's experts as another table has them, "" where SGLang's own holds.
+
+    Its table of FP8 blocks on Hopper was timed without the shared expert among the routed, in tiles of another file than servers
+    take that have it there: ``E=256,N=256`` of Triton 3.1 beside ``E=257,N=256`` of 3.2 to 3.5 (`fused_moe_triton/configs`, read
+    2026-11). On H200 a layer takes 168 us for 16 rows in those, which 8 and 32 rows and an H100 say should be 125; vLLM's 123 to
+    142. The servers' own tiles, tuned for the layer, are taken to be no slower than either (an inference, 2026-11).
+    """
+    hopper = load_device(request.device_name).architecture == "hopper"
+    blocks = request.formats.weights.name == "fp8_block"
+    return _OTHER_TILES if backend == "triton" and blocks and hopper and _shares_experts(request) else ""
+
+
 def _shares_experts(request: PoolRequest) -> bool:
     blocks = [block for block in request.arch.mlp if block.kind == "moe"]
     return (

@@ -578,3 +578,24 @@ def test_layers_with_an_embedding_of_their_own_launch_six_kernels_more() -> None
     rest = replace(other, terms=replace(other.terms, small_kernels=False, joins_small_kernels=True))
     assert other.launches() == rest.launches()
     assert (own.arch.norms_per_layer, shard_of("google/gemma-4-26B-A4B-it").arch.norms_per_layer) == (4, 6)
+
+
+def test_experts_with_the_shared_one_run_in_tiles_that_their_table_was_not_timed_with() -> None:
+    """Of both tables of Triton's kernels the quicker holds at each size, on Hopper in FP8 blocks and nowhere else."""
+
+    def rival(hardware: str, model: str = R1, **pool: Any) -> str:
+        return prepared(model, "0.5.9", hardware, **pool).plan.costs.terms.moe_rival
+
+    assert rival("h200-sxm-141gb") == "vllm/triton"
+    assert rival("b200-sxm-180gb") == rival("mi300x-192gb") == ""
+    assert rival("h200-sxm-141gb", engine_args={"disable_shared_experts_fusion": True}) == ""
+    assert rival("h200-sxm-141gb", "Qwen3-235B-A22B", weights="fp8_block", tensor_parallel=4) == ""
+    each = prepared(R1, "0.5.9", "h200-sxm-141gb")
+    costs = each.plan.costs
+    shard = Shard(costs.arch, each.kernels, costs.formats, costs.parallel, costs.terms)
+    alone = replace(shard, terms=replace(shard.terms, moe_rival=""))
+    rows = np.array([1, 4, 8, 16, 32, 64, 256, 4096])
+    both_s, own_s = (dict(experts(one, rows))["experts"] for one in (shard, alone))
+    assert np.all(both_s <= own_s)
+    assert both_s[3] < 0.95 * own_s[3]
+    assert both_s[-1] == own_s[-1]
