@@ -132,7 +132,7 @@ def resolve_formats(
     if arch.quantization == "fp8_block" and pool.weights == "fp8" and "quantization" in flags.values:
         chosen = arch.quantization  # the flag reads the checkpoint as it is
     weights = format_named(str(chosen), where="deployment.weights")
-    if pool.weights is None and chosen == engine.weights:
+    if pool.weights is None and chosen == engine.weights != arch.quantization:
         notes.append(f"weights in {weights.name}, as most files for {engine.title} are; `weights` states another format")
     if pool.weights is None and filed is not None:
         notes.append(f"weights in {weights.name}, as files for {engine.title} are of checkpoints in {arch.quantization}")

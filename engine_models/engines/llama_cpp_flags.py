@@ -15,6 +15,7 @@ from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launcher import Launcher
 from engine_models.model.formats import quant_of
+from engine_models.model.tags import HUB_DEFAULT
 from hardware_profiles.errors import InputError, nearest
 
 KV_TYPES = {
@@ -25,8 +26,6 @@ KV_TYPES = {
 }
 """Values of ``--cache-type-k`` and the format of the KV cache that they fix."""
 
-HUB_DEFAULT = "q4_k_m"
-"""The file taken of a repository that names none (datasheet: ``--hf-repo``)."""
 _ONE_FILE = re.compile(r"ggml-org/gpt-oss-\w+-GGUF", re.IGNORECASE)
 """Repositories without such a file, but with one of experts in the checkpoint's mxfp4, which is taken (datasheet: cards)."""
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from engine_models.model import tags
 from hardware_profiles.errors import nearest
 from hardware_profiles.records import dataclass
 
@@ -206,7 +207,8 @@ def _shortened(name: str) -> list[str]:
 def find_model(name: str) -> CatalogueModel | None:
     """Return the entry that `name` means, or None.
 
-    Case, organisation, format suffixes and variant suffixes are forgiven.
+    Case, organisation, format suffixes and variant suffixes are forgiven; what else is no name is read as one with a tag, or of a
+    repository of GGUF files (:mod:`engine_models.model.tags`).
 
     >>> find_model("nvidia/Llama-3.3-70B-Instruct-FP4").key
     'meta-llama/Llama-3.3-70B-Instruct'
@@ -231,7 +233,18 @@ def find_model(name: str) -> CatalogueModel | None:
     for spelling in (plain, *_shortened(plain)):
         if spelling in index:
             return _entry(index[spelling], quantization)
-    return None
+    return _packed(name)
+
+
+def _packed(name: str) -> CatalogueModel | None:
+    """The entry of a name with a tag, or of a repository of GGUF files, and the format of its file."""
+    if (tagged := tags.find_tagged(name)) is not None:
+        return _entry(tagged.model, tagged.format)
+    if (repository := tags.of_repository(name)) is None:
+        return None
+    of, stored = repository
+    found = find_model(of)
+    return None if found is None else _entry(found.key, stored)
 
 
 def why_not_modelled(name: str) -> str | None:

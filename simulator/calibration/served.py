@@ -83,6 +83,8 @@ def points_of_results(path: Path, deployment: Deployment) -> tuple[list[Point], 
         notes += _check_model(one, path, deployment.prepared)
         done = one.totals.get("completed", math.inf)
         lost = one.totals.get("failed", 0.0)
+        if one.not_numbers:
+            left.append(Left(one.label, f"{', '.join(one.not_numbers)}: NaN is no measurement, and is not taken"))
         values, below = _values(one), next((name for name, each in one.metrics.items() if each.get("mean", 0.0) < 0), None)
         if below is not None:
             left.append(Left(one.label, f"its mean {below} is {one.metrics[below]['mean']:g}, and no time is below zero"))

@@ -255,7 +255,8 @@ def _first_of(pool: dict[str, Any]) -> Any:
 class Scenario(Group):
     """A model, a deployment that serves it, and the load it must carry.
 
-    `model` is a catalogue name, a path to a Hugging Face config.json (or its folder) or to a GGUF file, or its fields inline.
+    `model` is a catalogue name (also one with a tag, as `llama3.1:8b`, or of a repository of GGUF files), a path to a Hugging
+    Face config.json (or its folder) or to a GGUF file, or its fields inline.
     Pools and classes that name none have this one; it may be left out where every pool names its own, and is the first's then.
     """
 

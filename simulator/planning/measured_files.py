@@ -18,7 +18,9 @@ are the gaps between tokens pooled over all requests; `ntpot_ms` = E2E / n, whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ class Measured:
 
     label : file, and which of its benchmarks. kind : the tool. metrics : {name: {statistic: value}}, latencies in ms.
     totals : rates per second, counts, `vllm_duration_s`. facts : what the file says of its load. notes : how its
-    words were mapped.
+    words were mapped. not_numbers : the file's names of single values that are NaN, which none of these holds.
     """
 
     label: str
@@ -58,6 +60,7 @@ class Measured:
     totals: dict[str, float]
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
+    not_numbers: tuple[str, ...] = ()
 
 
 def read_measured(path: Path) -> list[Measured]:
@@ -75,8 +78,18 @@ def read_measured(path: Path) -> list[Measured]:
     found: list[Measured] = []
     for number, document in enumerate(documents):
         label = path.name if len(documents) == 1 else f"{path.name}#{number}"
-        found += _read_one(document, label, path)
+        first, *others = _read_one(document, label, path)
+        found += [replace(first, not_numbers=tuple(_not_numbers(document))), *others]
     return found
+
+
+def _not_numbers(document: Any, before: str = "") -> Iterator[str]:
+    """Keys of a result, dotted, whose value is NaN; of the lists in it only guidellm's benchmarks are walked."""
+    for key, value in document.items() if isinstance(document, dict) else ():
+        for child in value if key == "benchmarks" and isinstance(value, list) else [value]:
+            if isinstance(child, float) and math.isnan(child):
+                yield f"{before}{key}"
+            yield from _not_numbers(child, f"{before}{key}.")
 
 
 def _documents(path: Path) -> list[Any]:

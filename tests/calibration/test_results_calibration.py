@@ -300,6 +300,20 @@ def test_a_server_of_fewer_devices_than_the_scenario_is_found_out(folder: Path, 
         calibrate_results([path], Deployment(folder / "s.yaml", ("deployment.tensor_parallel=2",)))
 
 
+def test_a_mean_that_is_no_number_is_named_and_the_others_are_taken(folder: Path, tmp_path: Path) -> None:
+    document = json.loads((folder / "c1.json").read_text())
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({**document, "mean_ttft_ms": math.nan}))
+    outcome = calibrate_results([path], Deployment(folder / "s.yaml"))
+    assert [one.reason for one in outcome.left] == ["mean_ttft_ms: NaN is no measurement, and is not taken"]
+    assert {row["metric"] for row in outcome.calibration.table} == {"tpot_mean_ms"}
+    for value in (math.nan, math.inf):
+        case = {"id": "a", "source": "-", "scenario": (folder / "s.yaml").read_text(), "reported": {"tpot_mean_ms": value}}
+        path.write_text(json.dumps(case) + "\n")
+        with pytest.raises(InputError, match=f"tpot_mean_ms is {value}, .* it is no time of this deployment"):
+            calibrate_results([path], Deployment(folder / "s.yaml"))
+
+
 def test_rows_before_a_cut_line_are_kept_and_the_cut_is_said(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "c1.json").read_text()
     (tmp_path / "r.jsonl").write_text(f"{whole}\n{whole[:300]}")

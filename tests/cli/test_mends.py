@@ -584,7 +584,7 @@ def test_words_of_other_tools_are_answered_with_what_is_meant(override: str, men
         ("deployment.hardware", "H100 x 4", "scenario.yaml:3: deployment.hardware", "replicas: 4"),
         ("deployment.hardware", "p5.48xlarge", "'p5.48xlarge' is a machine", "write hardware: h100-sxm-80gb; it has 8"),
         ("deployment.hardware", "Standard_NC24ads_A100_v4", "is a machine", "write hardware: a100-pcie-80gb"),
-        ("model", "gpt-oss:20b", "scenario.yaml:1: model", "did you mean 'gpt-oss-20b'"),
+        ("model", "gpt-oss:20b-cloud", "scenario.yaml:1: model", "did you mean 'gpt-oss-20b'"),
     ],
 )
 def test_what_is_no_device_and_no_model_is_told_with_its_line(

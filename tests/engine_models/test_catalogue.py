@@ -487,7 +487,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     ("written", "meant"),
     [
         ("DeepSeek-V4", "'DeepSeek-V4-Pro' or 'DeepSeek-V4-Flash'"),  # not V3, which is nearer by its letters
-        ("llama3.1:8b", "'Llama-3.1-8B'"),
+        ("llama3.1:8b-instruct-fp16", "'Llama-3.1-8B'"),
         ("someone/Qwen3-9B", "'Qwen3.5-9B'"),
         ("llama-4", "'Llama-4-Maverick-17B-128E-Instruct' or 'Llama-4-Scout-17B-16E-Instruct'"),
         ("quen3-8b", "'Qwen3-8B'"),
