@@ -25,6 +25,7 @@ from engine_models.engines.trtllm_notes import INDEXED, NO_GRAPHS, notes_of
 from engine_models.engines.trtllm_ranks import executor_of, handover_of
 from engine_models.engines.trtllm_recorded import replay
 from engine_models.engines.trtllm_serving import Serving, limits_of, memory_of, rank_of, refuse
+from engine_models.engines.trtllm_tiers import host_of
 from engine_models.engines.trtllm_versions import VERSIONS
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.device import DeviceKind
@@ -42,12 +43,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     memory, adapters = memory_of(request, serving)
     context = min(serving.context, memory.blocks * serving.block)
     handover = handover_of(request, serving.policy, serving.block) if request.role != "mixed" else None
-    rank = rank_of(request, serving, memory.blocks, context, handover, adapters, version)
+    host, unused = host_of(request, memory, serving.block, claims_first=version["claims_first"])
+    rank = rank_of(request, serving, memory.blocks, context, handover, adapters, host, version)
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     # a paused request comes back with its answer as prompt, computed alone if it exceeds the budget
     alone = context if serving.policy == UTILIZATION and not serving.chunked else 0
     step_tokens = max(serving.tokens, serving.rows * serving.row_tokens, alone)
-    warnings = unread_in_groups(request.flags)
+    warnings = [*unread_in_groups(request.flags), *([unused] if unused else [])]
     masks = TokenMasks(True, delays_next=rank.rules.overlap) if request.structured else None
     return EnginePlan(
         engine=ENGINE.name,
@@ -80,10 +82,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 graphs=serving.graphs, padded=serving.padded,
             ),
             *((INDEXED,) if any(block.sparse for block in request.arch.attention) else ()),
+            *((host.note,) if host is not None else ()),
             *((NO_GRAPHS,) if request.lora is not None and not version["graphs_adapters"] else ()),
         ),
         warnings=tuple(warnings),
         sources=overheads.provenance,
+        tiers=("host",) if host is not None else (),
     )
 
 
@@ -113,9 +117,10 @@ ENGINE = Engine(
         "lora": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/lora.md (read 2026-11)"),
         "structured": Support(_KINDS, "NVIDIA/TensorRT-LLM, `_torch/pyexecutor/guided_decoder.py` (read 2026-11)"),
         "pipeline_parallel": Support(_KINDS, "NVIDIA/TensorRT-LLM, `_torch/pyexecutor/py_executor.py` (read 2026-11)"),
+        "offload": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/kvcache.md (read 2026-11)"),
     },
-    adapters_beside=("pipeline_parallel",),
-    masks_beside=("speculative", "role", "pipeline_parallel"),
+    adapters_beside=("pipeline_parallel", "offload", "kv_tiers"),
+    masks_beside=("speculative", "role", "pipeline_parallel", "offload", "kv_tiers"),
     drafts=chains_only("TensorRT-LLM", ("mtp", "eagle3", "ngram", "draft_model")),
     flags=lambda: FLAGS,
     same_as={

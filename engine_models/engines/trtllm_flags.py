@@ -58,6 +58,9 @@ _KV = {
     "copy_on_partial_reuse": Flag("bool", True),
     "tokens_per_block": Flag("int", 32, low=1),
     "dtype": Flag("str", "auto", choices=KV_FORMATS),
+    "host_cache_size": Flag("int", None, low=0),
+    "onboard_blocks": Flag("bool", True),
+    "secondary_offload_min_priority": Flag("int", None, low=0, high=100),
 }
 _SCHEDULER = {
     "capacity_scheduler_policy": Flag("str", "GUARANTEED_NO_EVICT"),
@@ -96,14 +99,13 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
     "kv_cache_config": (
         _KV,
         {
-            "host_cache_size": (0, None),
             "disk_cache_size": (0, None),
             "max_attention_window": (None,),
             "max_gpu_total_bytes": (0, None),
             "sink_token_length": (0, None),
             "use_uvm": (False, None),
             "block_reuse_policy": ("all_reusable", None),
-            **_all("event_buffer_max_size onboard_blocks secondary_offload_min_priority attention_dp_events_gather_period_ms"),
+            **_all("event_buffer_max_size attention_dp_events_gather_period_ms"),
             **_all("kv_cache_event_hash_algo iteration_stats_interval cross_kv_cache_fraction disk_prefetch_num_reqs"),
             **_all("avg_seq_len max_util_for_resume pool_ratio enable_kv_pool_rebalance use_kv_cache_manager_v2"),
             **_all("mamba_ssm_cache_dtype mamba_ssm_philox_rounds mamba_ssm_stochastic_rounding mamba_state_cache_interval"),

@@ -9,7 +9,9 @@ from typing import Any
 
 from engine_models.declaration import Executor, Handover, Mode, PoolRequest, Role
 from engine_models.engines.trtllm_flags import group
+from engine_models.engines.trtllm_tiers import HostMemory
 from engine_models.memory.block_tree import BlockTree
+from engine_models.memory.hosted_tree import HostedTree
 from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.composed import composed
 from engine_models.refusals import no_pools_with
@@ -26,6 +28,7 @@ from engine_models.schedulers.memory_then_tokens_adapted import AdaptedTwoPassSc
 from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
 from engine_models.schedulers.memory_then_tokens_staged import StagedTwoPassScheduler
 from engine_models.schedulers.memory_then_tokens_staged_adapted import StagedAdaptedTwoPassScheduler
+from engine_models.schedulers.memory_then_tokens_tiered import TieredTwoPassScheduler
 from engine_models.schedulers.prompts_together import PromptsTogether
 from engine_models.schedulers.transferred import (
     ContextServer,
@@ -70,24 +73,32 @@ class Rank:
     adapters: AdapterLimits | None = None  # None: batches say nothing of adapters and masks
     stages: int = 1  # of a pipeline
     pieces_follow: bool = True  # whether a prompt's next piece enters it behind the one in flight
+    host: HostMemory | None = None  # behind the device's blocks
 
     def scheduler(self, mode: Mode) -> TwoPassScheduler:
         """Build a scheduler with its blocks."""
-        kv = BlockTree(
-            self.blocks,
-            self.block_tokens,
-            prefix_caching=self.reuse,
-            partial=self.partial,
-            copies=self.copies,
-            returns=self.rules.capacity_scheduler_policy == UTILIZATION,
-        )
-        if self.row_tokens > 1 and self.role != "prefill":
-            drafted = DRAFTED[self.role, self.reserves]
-            return drafted(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
         rules: list[type[TwoPassScheduler]] = []
-        given: dict[str, Any] = {
-            "aggregate": mode != "step" and not self.together, "record_rows": mode == "record", "windows": self.windows
+        given: dict[str, Any] = {"windows": self.windows}
+        reuse: dict[str, bool] = {
+            "prefix_caching": self.reuse,
+            "partial": self.partial,
+            "copies": self.copies,
+            "returns": self.rules.capacity_scheduler_policy == UTILIZATION,
         }
+        if self.host is None:
+            kv = BlockTree(self.blocks, self.block_tokens, **reuse)
+        else:
+            behind = self.host
+            kv = HostedTree(
+                self.blocks, self.block_tokens, host_blocks=behind.blocks, claims_first=behind.claims_first, **reuse
+            )
+            rules.append(TieredTwoPassScheduler)
+            given["host"] = behind.copies
+        if self.row_tokens > 1 and self.role != "prefill":
+            rules.append(DRAFTED[self.role, self.reserves])
+            given["row_tokens"] = self.row_tokens
+            return composed(rules)(self.rules, kv, **given)
+        given |= {"aggregate": mode != "step" and not self.together, "record_rows": mode == "record"}
         if self.adapters is not None:
             rules.append(StagedAdaptedTwoPassScheduler if self.stages > 1 else AdaptedTwoPassScheduler)
             given["limits"] = self.adapters

@@ -11,6 +11,7 @@ from engine_models.engines.trtllm_adapters import adapted
 from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_ranks import Rank, policies
+from engine_models.engines.trtllm_tiers import HostMemory
 from engine_models.parts.adapters import limits_in
 from engine_models.refusals import no_layers, only_on_nvidia
 from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION, TwoPassRules
@@ -158,6 +159,7 @@ def rank_of(
     context: int,
     handover: Handover | None,
     adapters: Adapters | None,
+    host: HostMemory | None,
     version: Mapping[str, Any],
 ) -> Rank:
     """Rules and blocks of a rank."""
@@ -190,6 +192,7 @@ def rank_of(
         limits_in(adapters, structured=request.structured),
         request.pipeline_parallel,
         version["pieces_follow"],
+        host,
     )
 
 

@@ -12,6 +12,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "serial_quantisation": False,
         "pieces_follow": True,
         "generates_blocks": True,
+        "claims_first": True,
     },
     "1.0.0": {
         "recorded": False,
@@ -20,6 +21,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "serial_quantisation": True,
         "pieces_follow": False,
         "generates_blocks": False,
+        "claims_first": False,
     },
 }
 """The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
@@ -28,4 +30,5 @@ name LoRA adapters run as CUDA graphs (`_torch/peft/lora/cuda_graph_lora_manager
 `serial_quantisation`: of FP8 products on data-centre Blackwell (pull requests 6486 of 2025-08, 11607 of 2026-02; before 1.1
 another kernel, not timed). `pieces_follow`: whether a prompt's pieces enter a pipeline one behind the other
 (`PyExecutor._add_inflight_ids`). `generates_blocks`: whether experts in FP8 blocks run on generated kernels on data-centre
-Blackwell by themselves (pull request 14282 of 2026-05)."""
+Blackwell by themselves (pull request 14282 of 2026-05). `claims_first`: whether prompts hold what they find in host memory before
+any block moves (pull request 13029 of 2026-04)."""

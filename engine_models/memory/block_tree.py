@@ -28,9 +28,10 @@ class Block:
     """A block with an identity: in the tree, in the line of free blocks, or both. `refs` are the rows that hold it.
 
     In the line one that was never in the tree may stand for `many`, one behind the other; nothing ever stands below it.
+    `away` : not on the device (`engine_models.memory.hosted_tree`).
     """
 
-    __slots__ = ("children", "key", "many", "parent", "refs", "starts")
+    __slots__ = ("away", "children", "key", "many", "parent", "refs", "starts")
 
     def __init__(self, refs: int = 0, many: int = 1) -> None:
         self.key: Runs = ()
@@ -39,6 +40,7 @@ class Block:
         self.starts: dict[tuple[int, int], dict[Block, None]] = {}  # children by their first token, in order of entry
         self.refs = refs
         self.many = many
+        self.away = False
 
 
 class BlockTree:
@@ -90,10 +92,10 @@ class BlockTree:
         ]
 
     def _found(self, block: Block) -> bool:
-        """Whether a block stands in the tree, its parents free as it is."""
+        """Whether a block stands in the tree, its parents free and on the device as it is."""
         at: Block | None = block
         while at is not None and at is not self.root:
-            if at.refs or at.parent is None or at.parent.children.get(at.key) is not at:
+            if at.refs or at.away or at.parent is None or at.parent.children.get(at.key) is not at:
                 return False
             at = at.parent
         return True
@@ -180,6 +182,10 @@ class BlockTree:
         held.extend([None] * (blocks - len(held)))
         seq.blocks, seq.extra_blocks = held, 0
         return found
+
+    def alike_blocks(self) -> int:
+        """Blocks that can be drawn by steps that differ in nothing else."""
+        return self.free_blocks
 
     def draw(self, blocks: int) -> None:
         """Take free blocks for rows that count them, the longest free first; what they held cannot be found any more.

@@ -498,9 +498,7 @@ class TwoPassScheduler(Scheduler):
         resting = self._rest(served) if served is not None and len(served) < decodes.count else []
         if not contexts and not decodes.count:
             return batch if batch.preempted else None
-        for seq in contexts:
-            if not self._contexts[seq].held:
-                self._start(batch, seq, now_s)
+        self._start_all(batch, [seq for seq in contexts if not self._contexts[seq].held], now_s)
         contexts.sort(key=self._last_chunk)  # of some all was found that a chunk left
         contexts = sorted(self._trimmed(contexts, decodes.count * decodes.row_tokens), key=self._last_chunk)
         self._decode(batch, contexts)
@@ -526,6 +524,11 @@ class TwoPassScheduler(Scheduler):
             else:
                 out.append(seq)
         return out
+
+    def _start_all(self, batch: TwoPassBatch, starting: list[Sequence], now_s: float) -> None:
+        """Give the prompts that begin with this step their memory, in order."""
+        for seq in starting:
+            self._start(batch, seq, now_s)
 
     def _start(self, batch: TwoPassBatch, seq: Sequence, now_s: float) -> None:
         row, kv = self._contexts[seq], self.kv
@@ -745,7 +748,7 @@ class TwoPassScheduler(Scheduler):
             return None
         if decodes.count > self.rules.max_num_tokens:
             return None
-        steps = decodes.steps_within(decodes.steps_alike(), self.kv.free_blocks)
+        steps = decodes.steps_within(decodes.steps_alike(), self.kv.alike_blocks())
         if steps < 2:
             return None
         decodes.serve(self._shape)

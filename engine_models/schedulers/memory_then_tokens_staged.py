@@ -160,7 +160,7 @@ class StagedTwoPassScheduler(TwoPassScheduler):
         if not slots or slots[0].flies or not all(slot.flies for slot in slots[1:]):
             return None
         steps = min(len(slots) * (slot.rows.steps_alike() - 1) + place + 1 for place, slot in enumerate(slots))
-        steps = steps_in_turn([slot.rows for slot in slots], steps, self.kv.free_blocks)
+        steps = steps_in_turn([slot.rows for slot in slots], steps, self.kv.alike_blocks())
         if steps < 2:
             return None
         for slot in slots:

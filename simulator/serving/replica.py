@@ -408,8 +408,7 @@ class Replica:
             host_s = cost.host_s(batch)
         else:
             device_s = max(device_s, max([batch.streams_s for batch in batches]))
-            for batch in batches:
-                device_s += batch.stall_s
+            device_s += max([batch.stall_s for batch in batches])  # each rank has a way of its own
             host_s = self._host_s(batches)
         waits_s = cost.launch_wait_s
         if self._posts and self._sync:

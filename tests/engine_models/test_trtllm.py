@@ -17,9 +17,11 @@ from engine_models.engines.known import parse_engine_args, split
 from engine_models.engines.trtllm import plan
 from engine_models.engines.trtllm_serving import graph_sizes
 from engine_models.memory.block_tree import BlockTree
+from engine_models.memory.hosted_tree import HostedTree
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import KvTier
 from engine_models.schedulers.memory_then_tokens import TwoPassRules, TwoPassScheduler
 from engine_models.schedulers.prompts_together import PromptsTogether
 from engine_models.schedulers.transferred import ContextServer, GenerationServer
@@ -228,7 +230,8 @@ def test_keys_of_groups_that_are_not_read_warn(name: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"kv_cache_config": {"host_cache_size": 10**9}}, "host_cache_size.*is not simulated"),
+        ({"kv_cache_config": {"disk_cache_size": 10**9}}, "disk_cache_size.*is not simulated"),
+        ({"kv_cache_config": {"host_cache_size": -1}}, "must be at least 0"),
         ({"kv_cache_config": {"free_gpu_fraction": 0.5}}, "has no key `free_gpu_fraction`"),
         ({"kv_cache_config": {"tokens_per_block": 0}}, "must be at least 1"),
         ({"scheduler_config": {"capacity_scheduler_policy": "MAX_UTIL"}}, "MAX_UTIL is not simulated"),
@@ -245,6 +248,28 @@ def test_what_is_not_simulated_is_refused_in_words(flags: dict[str, Any], words:
     with pytest.raises(InputError, match=words) as error:
         prepared(**flags)
     assert error.value.mend
+
+
+def test_host_memory_counts_bytes_of_a_rank_and_may_stay_empty() -> None:
+    """Llama-3.1-8B over two ranks: 64 KiB a token, 2 MiB a block of 32; a pool's tier counts bytes of the replica."""
+
+    def host(tiers: tuple[KvTier, ...] = (), **kv: Any) -> tuple[int, tuple[str, ...]]:
+        asked = replace(request_of(kv_cache_config=kv), tensor_parallel=2, tiers=tiers, host_link_bytes_per_s=5e10)
+        found = plan(asked)
+        assert (found.tiers == ("host",)) == isinstance(scheduler_of(found).kv, HostedTree)
+        return getattr(scheduler_of(found).kv, "host_blocks", 0), found.warnings
+
+    assert host(host_cache_size=2**30) == (512, ())
+    assert host((KvTier("host", 2**31, 5e10),)) == (512, ())
+    assert host(host_cache_size=0) == (0, ())
+    for kv in ({"onboard_blocks": False}, {"secondary_offload_min_priority": 36}, {"enable_block_reuse": False}):
+        blocks, (warning,) = host(host_cache_size=2**30, **kv)
+        assert (blocks, "changes nothing" in warning) == (0, True)
+    assert host(host_cache_size=2**30, secondary_offload_min_priority=35)[0] == 512
+    with pytest.raises(InputError, match="both are given"):
+        host((KvTier("host", 2**31, 5e10),), host_cache_size=2**30)
+    with pytest.raises(InputError, match="not with a tier of kind: nvme"):
+        host((KvTier("nvme", 2**31, 5e9),))
 
 
 def test_other_makers_other_layers_and_too_large_models_are_refused() -> None:

@@ -18,6 +18,7 @@ CHATS: dict[str, Any] = {
 }
 ENDLESS = 1e15
 SMALL = {"num_gpu_blocks_override": 900, "max_model_len": 8192}
+TREE = {"engine": "trtllm", "engine_args": {"kv_cache_config": {"max_tokens": 6000}, "max_seq_len": 4096}}
 RADIX = {"engine": "sglang", "engine_args": {"max_total_tokens": 14400, "context_length": 8192, "page_size": 16}}
 
 
@@ -63,6 +64,44 @@ def test_an_endless_host_behind_a_radix_tree_is_an_endless_cache() -> None:
     endless = run(None, engine="sglang", engine_args={"context_length": 8192, "page_size": 16})
     np.testing.assert_array_equal(small.raw.cached_tokens, endless.raw.cached_tokens)
     assert external(small) > 0.3
+
+
+def test_an_endless_host_behind_a_tree_of_blocks_is_an_endless_cache() -> None:
+    """What the device of TensorRT-LLM gives up goes there whole, and steps wait for no copy over an endless way."""
+    small = run([{"kind": "host", "bytes": ENDLESS, "bytes_per_s": ENDLESS}], **TREE)
+    endless = run(None, engine="trtllm", engine_args={"max_seq_len": 4096})
+    np.testing.assert_array_equal(small.raw.cached_tokens, endless.raw.cached_tokens)
+    assert external(small) > 0.1
+
+
+UTILIZED = {"scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"}}
+
+
+@pytest.mark.parametrize(
+    ("pool", "flags"),
+    [
+        ({}, {}),
+        ({}, UTILIZED | {"enable_chunked_prefill": True, "max_num_tokens": 512}),
+        ({"engine": "trtllm@1.0.0"}, {"disable_overlap_scheduler": True}),
+        ({"pipeline_parallel": 2}, {"max_batch_size": 8}),
+        ({"speculative": {"method": "ngram", "num_speculative_tokens": 3, "acceptance_length": 1.8}}, {}),
+        ({"lora": {"max_loras": 2, "rank": 16}}, {}),
+    ],
+)
+def test_jumps_are_steps_where_steps_wait_for_copies(pool: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Every combination of host memory with other rules: equal by jumps and by steps, and no block is lost."""
+    kv = {"max_tokens": 9600, "host_cache_size": 10**9}
+    deployment = {"engine": "trtllm", "hardware": "h100-sxm-80gb", **pool}
+    deployment["engine_args"] = {"kv_cache_config": kv, "max_seq_len": 4096, **flags}
+    load = CHATS | {"arrivals": {"kind": "poisson", "rate": 6}, "max_output_tokens": 500, "requests": 120}
+    load["prompt_tokens"] = {"kind": "lognormal", "mean": 200, "p99": 800}
+    given = {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": deployment, "workload": load}
+    runs = [simulate(load_scenario(given), aggregate=jumps) for jumps in (True, False)]
+    assert runs[0].result == runs[1].result
+    assert external(runs[0]) > 0.0
+    tiers = runs[0].raw.tiers
+    assert [tier.kind for tier in tiers] == ["host"]
+    assert tiers[0].written_bytes > 0
 
 
 def test_each_of_several_ranks_has_host_memory_of_its_own() -> None:
