@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 
 from engine_models.engines.sglang_handover import POST_S
+from engine_models.memory.radix import RadixPool
+from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.batch import AdapterUse
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
-from engine_models.schedulers.reserved import ReservingDecodeScheduler, SendingPrefillScheduler
+from engine_models.schedulers.reserved import (
+    ReservingDecodeScheduler,
+    ReservingRules,
+    SendingPrefillScheduler,
+)
+from engine_models.schedulers.reserved_adapted import AdaptedReservingScheduler
 from engine_models.schedulers.transferred import ContextServer, GenerationServer
 from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
@@ -172,6 +180,26 @@ CASES = {
     ),
     "sglang-grammars": scenario(
         sglang("prefill"), sglang("decode", 2, max_total_tokens=11_000), **{**SHARED, **BRIEF, "structured_output": 0.6}
+    ),
+    "sglang-adapters": scenario(
+        sglang("prefill", 2, lora={"max_loras": 2}),
+        sglang("decode", lora={"max_loras": 3}, max_total_tokens=11_000),
+        **{**SHARED, **BRIEF, "adapters": {"count": 6, "share": 0.8}},
+    ),
+    "sglang-adapters-retracting": scenario(
+        sglang("prefill", lora={"max_loras": 4}),
+        sglang("decode", lora={"max_loras": 2}, max_total_tokens=6000, context_length=8192, num_reserved_decode_tokens=8),
+        **{**BRIEF, "adapters": {"count": 3}, "structured_output": 0.5},
+    ),
+    "sglang-adapters-drafts": scenario(
+        sglang("prefill", speculative=EAGLE, lora={"max_loras": 4}),
+        sglang("decode", 2, speculative=EAGLE, lora={"max_loras": 2}, max_total_tokens=11_000),
+        **{**BRIEF, "adapters": {"count": 6, "share": 0.8}, "structured_output": 0.6},
+    ),
+    "sglang-adapters-prefixes": scenario(
+        sglang("prefill", lora={"max_loras": 4}),
+        sglang("decode", lora={"max_loras": 2}, disaggregation_decode_enable_radix_cache=True, max_total_tokens=11_000),
+        **{**SHARED, **BRIEF, "adapters": {"count": 4}},
     ),
     "sglang-grammars-drafts": scenario(
         sglang("prefill", speculative=EAGLE), sglang("decode", speculative=EAGLE), **{**BRIEF, "structured_output": 0.6}
@@ -559,6 +587,41 @@ def test_a_decode_server_has_no_more_adapters_in_a_step_than_places() -> None:
         assert run.result["totals"]["completed"] == run.result["totals"]["offered"]
         waits.append(run.requests_frame().decode_queue_ms.mean())
     assert waits[0] > 5 * waits[1]
+
+
+def test_an_sglang_decode_server_gives_memory_to_no_more_adapters_than_places() -> None:
+    """With one place requests of another adapter get memory when all rows of the first have ended; with a place each at once."""
+    load = {"adapters": {"count": 4}, **BRIEF}
+    waits = []
+    for places in (1, 4):
+        pools = sglang("prefill", lora={"max_loras": 4}), sglang("decode", lora={"max_loras": places})
+        run = simulate(scenario(*pools, **load))
+        assert run.result["totals"]["completed"] == run.result["totals"]["offered"]
+        waits.append(run.requests_frame().ttft_ms.mean())
+    assert waits[0] > 5 * waits[1]
+
+
+def test_who_names_an_adapter_too_many_is_passed_over() -> None:
+    """`decode.py` 1460: the third waits though there is memory, the fourth behind it does not; until the others have ended."""
+    rules = ReservingRules(8, 0, 8, 1000, num_reserved_decode_tokens=8, handshake_s=0.0)
+    kv = RadixPool(2000, prefix_caching=False)
+    server = AdaptedReservingScheduler(rules, kv, limits=AdapterLimits(2, counts_model=True))
+    seqs = [Sequence(i, 20, 2, 0.0, adapter=adapter) for i, adapter in enumerate((1, 2, 3, 2))]
+    for seq in seqs:
+        server.add(seq)
+    server.schedule(0.0)
+    server.schedule(0.1)
+    assert list(server.transfer) == [seqs[0], seqs[1], seqs[3]]
+    for seq in (seqs[0], seqs[1], seqs[3]):
+        server.arrived(seq)
+    batch = server.schedule(0.2)
+    assert batch is not None
+    assert batch.adapters == AdapterUse(2, 3, 2, 0)
+    server.settle(batch)
+    server.schedule(0.3)  # those that ended count once more
+    assert list(server.prealloc) == [seqs[2]]
+    server.schedule(0.4)
+    assert list(server.transfer) == [seqs[2]]
 
 
 def test_over_mooncake_blocks_go_when_both_servers_are_done() -> None:

@@ -70,24 +70,24 @@ class Rank:
         return self._computing(kv, mode)
 
     def _answering(self, rules: ReservingRules, kv: RadixPool, mode: Mode) -> ReservingDecodeScheduler:
-        """The scheduler of a decode server."""
-        record = mode == "record"
+        """The scheduler of a decode server, by the rules that its pool asks for."""
+        kinds: list[type[ReservingDecodeScheduler]] = []
+        given: dict[str, Any] = {"record_rows": mode == "record", "windows": self.windows}
+        if self.adapters not in (None, NO_ADAPTERS):
+            from engine_models.schedulers.reserved_adapted import AdaptedReservingScheduler
+
+            kinds.append(AdaptedReservingScheduler)
+            given["limits"] = self.adapters
         if self.drafts is not None:
-            return DraftedReservingScheduler(
-                rules,
-                kv,
-                row_tokens=self.drafts.row_tokens,
-                step_slots=step_slots(self.drafts, self.page_tokens),
-                record_rows=record,
-                windows=self.windows,
-            )
-        kind = ReservingDecodeScheduler
+            kinds.append(DraftedReservingScheduler)
+            given |= {"row_tokens": self.drafts.row_tokens, "step_slots": step_slots(self.drafts, self.page_tokens)}
+            return composed(kinds)(rules, kv, **given)
         if self.prefix_caching:
             from engine_models.schedulers.reserved_cached import CachedReservingScheduler
 
-            kind = CachedReservingScheduler
-        masked = self.adapters is not None  # there are none beside roles, but grammars
-        return kind(rules, kv, aggregate=mode != "step", record_rows=record, windows=self.windows, masked=masked)
+            kinds.append(CachedReservingScheduler)
+        masked = self.adapters is not None
+        return composed(kinds or [ReservingDecodeScheduler])(rules, kv, aggregate=mode != "step", masked=masked, **given)
 
     def _computing(self, kv: RadixPool, mode: Mode) -> PrefillFirstScheduler:
         """The scheduler of a server that computes prompts, by the rules that its pool asks for, and what each needs."""

@@ -247,11 +247,11 @@ class ReservingDecodeScheduler(ReservingDecode):
     ) -> None:
         self.rules = rules
         self.aggregate = aggregate
-        self.decodes: DecodeSet = (MaskedDecodes if masked else DecodeSet)(kv.page_tokens, windows)
         self._run = Run(0, Batch(-1))
         self._orders = 0
         self._pauses: list[int] = []  # batches of first tokens alone
         self.kv = kv
+        self.decodes = self._new_decodes(windows, masked=masked)
         self.notes: list[Note] = []
         self._unreceived: list[Sequence] = []
         self._since_receipt = 0
@@ -268,6 +268,10 @@ class ReservingDecodeScheduler(ReservingDecode):
         self._now_s, self._polled_s = 0.0, -1.0
         self._news = False  # something has changed that the queues have not been looked at with
         self._most = 0  # tokens that any request so far may come to have
+
+    def _new_decodes(self, windows: tuple[int, ...], *, masked: bool) -> DecodeSet:
+        """An empty aggregate of rows."""
+        return (MaskedDecodes if masked else DecodeSet)(self.kv.page_tokens, windows)
 
     # -- the outside ----------------------------------------------------------------------------------------
 
@@ -420,6 +424,8 @@ class ReservingDecodeScheduler(ReservingDecode):
                 continue
             if self._rows_left() <= 0 or buffers - len(admitted) <= 0:
                 break
+            if self._passes_over(seq):
+                continue
             known = self._find(seq)
             left = self._free_tokens() - max(keep * self._held(), longest)
             tokens = kv.paged(seq.prompt_tokens) - known
@@ -432,6 +438,10 @@ class ReservingDecodeScheduler(ReservingDecode):
             self.notes.append(Note(seq, now_s, tokens, known))
             admitted.append(seq)
         return admitted
+
+    def _passes_over(self, seq: Sequence) -> bool:
+        """Whether a request gets no memory now, though there may be some, and others behind it do."""
+        return False
 
     def _most_of(self, seq: Sequence) -> int:
         """Tokens that a request may come to have, as far as admission looks; then in `group_state`."""
