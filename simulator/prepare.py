@@ -405,7 +405,10 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep, routed=plan.costs.terms.routed)
     check_timeout(scenario.client, plan)
     roles = any(each.role in ("prefill", "decode") and each.replicas for each in scenario.deployment.pools)
-    routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, role=pool.role, roles=roles)
+    labelled = any(each.context_length_range is not None for each in scenario.deployment.pools)
+    routing, routed = routing_of(
+        scenario.deployment.router, plan, scenario.seed, role=pool.role, roles=roles, labelled=labelled
+    )
     assumptions += [*routed, *front_words(plan.front, pool.host_speed)]
     price = unit_price(scenario, device, pool)
     prepared = Prepared(

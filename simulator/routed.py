@@ -16,7 +16,7 @@ from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
     from simulator.cluster.admission import Admission, ClientRules
-    from simulator.cluster.routing.dynamo import KvRouter
+    from simulator.cluster.routing.policy import Policy
     from simulator.cluster.routing.system import Flags, RouterSystem
     from simulator.config import features, schema
     from simulator.config.features import Router
@@ -29,11 +29,12 @@ REPLAYED_ONLY = ("router_queue_threshold", "router_track_output_blocks")
 
 
 def routing_of(
-    router: str | Router, plan: EnginePlan, seed: int, *, role: str = "mixed", roles: bool = False
+    router: str | Router, plan: EnginePlan, seed: int, *, role: str = "mixed", roles: bool = False, labelled: bool = False
 ) -> tuple[Routing, list[str]]:
     """How requests are routed, and what is assumed.
 
-    `role` : of the pool. `roles` : whether some pools compute prompts or answers alone.
+    `role` : of the pool. `roles` : whether some pools compute prompts or answers alone. `labelled` : whether some name the
+    lengths for which they are meant.
 
     Raises
     ------
@@ -41,21 +42,22 @@ def routing_of(
     """
     drawn = partial(_drawn, seed)
     if isinstance(router, str):
-        return Routing(router, seed=drawn), []
-    from simulator.cluster.routing.dynamo import KvRouter
+        return Routing(router, seed=drawn), [UNREAD] if labelled else []
     from simulator.cluster.routing.sglang_router import PolledPowerOfTwo
 
     system = _system(router.system)
     given = dict(router.model_extra or {})
+    written = {}
     if router.policy is not None:
         given[system.policy_flag] = router.policy
+        written[system.policy_flag] = "policy"
     block = plan.limits.block_tokens
     tunes = not system.tuned_by or given.get(system.tuned_by, True) is True
     reads_blocks = tunes and system.tuned_each != "" and system.tuned_each not in given
     if tunes:
         for name, limit in system.tuned.items():
             given.setdefault(name, limit(plan.limits))
-    flags = system.read(given, WHERE)
+    flags = system.read(given, WHERE, written)
     for flag in (flag for flag in REPLAYED_ONLY if flags.values.get(flag)):
         raise InputError(
             f"`{flag}` is replayed from recordings, not simulated yet",
@@ -66,7 +68,27 @@ def routing_of(
         if not roles and given.get(flag):
             raise InputError(f"`{flag}` without pools of roles", where=f"{WHERE}.{flag}", mend=f"remove `{flag}`")
     policy = system.roles.get(role, system.policy)(flags, 1, Random(0), [""])
-    notes = []
+    if policy.reads_ranges and not labelled:
+        raise InputError(
+            "no pool has a `context_length_range`, by which `context-length-aware` goes",
+            where=f"{WHERE}.scorers",
+            mend="give pools one, such as context_length_range: [0, 8192]",
+        )
+    if policy.filters and roles:
+        raise InputError(
+            "that servers are left out by the lengths of prompts is not modelled yet before prefill and decode pools",
+            where=f"{WHERE}.enable_filtering",
+            mend="let `context-length-aware` be a scorer alone, or give the pools `prompt_tokens`",
+        )
+    if policy.follows_events and system.decides and (roles or not policy.filters_by_events):
+        raise InputError(
+            f"what {router.system}'s precise index of blocks means "
+            + ("for its decider" if roles else "for its filters")
+            + " is not modelled yet (they see it with `speculativeIndexing` alone)",
+            where=f"{WHERE}.{'scorers' if roles else 'filters'}",
+            mend=system.events_off[1],
+        )
+    notes = [] if policy.reads_ranges or not labelled else [UNREAD]
     if roles and system.decides:
         notes.append(f"{router.system}: {_deciding(flags)}")
     elif roles and system.keeps is not None and system.keeps(flags):
@@ -86,8 +108,8 @@ def routing_of(
         notes.append(f"{router.system} polls the tokens of each replica every {policy.polls_tokens_s:g} s")
     if policy.polls_s:
         notes.append(f"{router.system} reads the servers' metrics every {policy.polls_s * 1e3:g} ms")
-    if isinstance(policy, KvRouter) and policy.follows_events:
-        _check_events(policy, plan, block)
+    if policy.follows_events:
+        _check_events(policy, plan, block, system)
         notes.append(
             f"{router.system} hears what an engine's cache keeps with first tokens and ends of its requests, "
             f"{router.kv_event_delay_s:g} s later (kv_event_delay_s, assumed by default)"
@@ -164,21 +186,23 @@ def _system(name: str) -> RouterSystem:
     )
 
 
-def _check_events(policy: KvRouter, plan: EnginePlan, block: int) -> None:
+def _check_events(policy: Policy, plan: EnginePlan, block: int, system: RouterSystem) -> None:
     """Refuse to follow the events of a cache that does not tell, or tells of other blocks."""
     if plan.executor.ranks > 1 or plan.scheduler("step").report_blocks(ChainKeys(block)) is None:
         raise InputError(
             f"what the KV cache of {plan.engine} keeps here is not told to a router yet",
-            where=f"{WHERE}.use_kv_events",
-            mend="set use_kv_events: false (the router then assumes that what it sent is kept for router_ttl_secs)",
+            where=f"{WHERE}.{system.events_off[0]}",
+            mend=system.events_off[1],
         )
     if policy.block_tokens != block:
         raise InputError(
             f"the engine's blocks have {block} tokens, the router's {policy.block_tokens}",
-            where=f"{WHERE}.kv_cache_block_size",
+            where=f"{WHERE}.{system.blocks_by}",
             mend=f"leave it out, or set {block}",
         )
 
+
+UNREAD = "`context_length_range` has no effect: only llm-d's `context-length-aware` reads it"
 
 ANSWERS = {"429": Reason.SHED_429, "503": Reason.SHED_503, "timeout": Reason.TIMED_OUT, "node_lost": Reason.NODE_LOST}
 """What a client may be told, by its name in `client.retries.on`."""

@@ -508,6 +508,7 @@ def _cluster(
         should_stop=should_stop,
         acceptance=_acceptance(plan, scenario.seed),
         nodes=machines(prepared),
+        meant_for=prepared.pool.context_length_range,
     )
 
 
@@ -568,7 +569,15 @@ def _servers(prepared: Prepared, *, joins: bool) -> Servers:
 
     plan = prepared.plan
     acceptance = _acceptance(plan, prepared.scenario.seed)
-    return Servers(plan, prepared.times(), prepared.most, acceptance, machines(prepared), joins and "shared" in plan.tiers)
+    return Servers(
+        plan,
+        prepared.times(),
+        prepared.most,
+        acceptance,
+        machines(prepared),
+        joins and "shared" in plan.tiers,
+        prepared.pool.context_length_range,
+    )
 
 
 def _changes(elastic: Elasticity) -> dict[str, Any]:

@@ -159,6 +159,7 @@ class Cluster:
     should_stop : asked after every request that ends; True ends the run there.
     acceptance : with speculative decoding, how many drafts each request accepts, by the row of the workload.
     nodes : the machine in which each replica stands; None for one each.
+    meant_for : lengths of prompts that a label of the replicas names [tokens], if it does.
     """
 
     toll: Toll | None = None
@@ -184,6 +185,7 @@ class Cluster:
         should_stop: Callable[[], bool] | None = None,
         acceptance: Callable[[int], Callable[[int], int]] | None = None,
         nodes: IntArray | None = None,
+        meant_for: tuple[int, int] | None = None,
     ) -> None:
         self._source = source
         self._plan = plan
@@ -191,6 +193,7 @@ class Cluster:
         self._should_stop, self._acceptance = should_stop, acceptance
         self._admission = admission
         self._nodes = nodes
+        self._meant_for = meant_for
         self.replicas = self._made(plan, cost, replicas, ranks, "jump" if aggregate else "step")
         places = self._places(ranks)
         self.ranks = [self.replicas[replica].ranks[rank] for replica, rank in places]
@@ -227,18 +230,30 @@ class Cluster:
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         self._joins = Joins(plan, mode, replicas, self._nodes)
-        return self._joined(self._joins, plan, cost, replicas, ranks)
+        return self._joined(self._joins, plan, cost, replicas, ranks, self._meant_for)
 
-    def _joined(self, joins: Joins, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int) -> list[Replica]:
+    def _joined(
+        self,
+        joins: Joins,
+        plan: EnginePlan,
+        cost: StepCost,
+        replicas: int,
+        ranks: int,
+        meant_for: tuple[int, int] | None,
+    ) -> list[Replica]:
         """The replicas of a pool."""
         if not joins.shares:
-            return self._like(Replica, joins, plan, cost, replicas, ranks)
-        from simulator.serving.convoy import ConvoyReplica
+            made = self._like(Replica, joins, plan, cost, replicas, ranks)
+        else:
+            from simulator.serving.convoy import ConvoyReplica
 
-        convoy = self._like(ConvoyReplica, joins, plan, cost, replicas, ranks)
-        for replica in convoy:
-            replica.members = convoy
-        return list(convoy)
+            convoy = self._like(ConvoyReplica, joins, plan, cost, replicas, ranks)
+            for member in convoy:
+                member.members = convoy
+            made = list(convoy)
+        for replica in made:
+            replica.meant_for = meant_for
+        return made
 
     def _like(
         self, kind: type[Kind], joins: Joins, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int
@@ -492,6 +507,9 @@ class Cluster:
         if self._timeout_s is not None:
             attempt = int(block.attempts[seq.index - block.first])
             self._clock.at(now_s + self._timeout_s, ARRIVALS, partial(self._give_up, block, seq, attempt))
+        if self._router.filters and self._router.turns_away(seq):
+            self._turn_away(block, seq, REJECTED, Reason.SHED_429)
+            return
         answer = "in" if door is None else door.ask(now_s, seq)
         if answer == "in":
             self._send(block, seq)

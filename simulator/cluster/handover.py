@@ -142,6 +142,7 @@ class HandoverCluster(Cluster):
                         front=front,
                         on_finish=on_finish,
                     )
+                    made.meant_for = servers.meant_for
                     self._turning.append(made)
                     self._makers.append(maker)
                     self._together.append(together)

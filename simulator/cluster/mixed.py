@@ -105,7 +105,7 @@ class MixedCluster(Cluster):
         for pool in self._pools:
             joins = Joins(pool.plan, mode, pool.replicas, pool.nodes, self._store if pool.joins_store else None)
             self._joins_of.append(joins)
-            mine = self._joined(joins, pool.plan, pool.cost, pool.replicas, pool.plan.executor.ranks)
+            mine = self._joined(joins, pool.plan, pool.cost, pool.replicas, pool.plan.executor.ranks, pool.meant_for)
             if pool.joins_store:
                 convoy += [replica for replica in mine if isinstance(replica, ConvoyReplica)]
             made += mine
@@ -233,6 +233,7 @@ class GroupRouter(Router):
         self.routers, self._replicas, self._numbers, self._group_of = routers, replicas, numbers, group_of
         self.seed = routers[0].seed
         self.reads_text = any(router.reads_text for router in routers)
+        self.filters = any(router.filters for router in routers)
         self._seen_by: list[list[tuple[int, int]]] = [[] for _ in range(1 + max(max(members, default=0) for members in replicas))]
         for group, members in enumerate(replicas):
             for local, replica in enumerate(members):
@@ -307,6 +308,10 @@ class GroupRouter(Router):
         again_s = self.routers[self._group_of(seq)].refused(seq, now_s)
         self.ended(seq, now_s)  # the others
         return again_s
+
+    def turns_away(self, seq: Request) -> bool:
+        """As of the base."""
+        return self.routers[self._group_of(seq)].turns_away(seq)
 
     def serves(self, seq: Request) -> bool:
         """As of the base."""

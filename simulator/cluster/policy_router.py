@@ -19,7 +19,6 @@ from engine_models.parts.sequence import Sequence
 from simulator.cluster.admission import Backoff
 from simulator.cluster.router import Router, Routing
 from simulator.cluster.routing.breakers import BreakerRules, Breakers
-from simulator.cluster.routing.dynamo import KvRouter
 from simulator.cluster.routing.ideal import RULES
 from simulator.cluster.routing.policy import STALE, Arrival, Policy, Run
 from simulator.cluster.routing.sglang_router import PolledPowerOfTwo
@@ -83,8 +82,8 @@ class BlockNews:
     A replica's news are sent with the first tokens and ends of its requests, and heard `delay_s` later.
     """
 
-    def __init__(self, replicas: list[Replica], router: KvRouter, chain: ChainKeys, delay_s: float) -> None:
-        self._router = router
+    def __init__(self, replicas: list[Replica], policy: Policy, chain: ChainKeys, delay_s: float) -> None:
+        self._policy = policy
         self._replicas, self._chain = replicas, chain
         self._delay_s = delay_s
         self._said = [self._reports(replica) for replica in replicas]
@@ -115,9 +114,9 @@ class BlockNews:
             _, _, replica, said = heapq.heappop(self._coming)
             for block, stored in said:
                 if stored:
-                    self._router.index.store(replica, block, stored)
+                    self._policy.stored(replica, block, stored)
                 elif block is not None:
-                    self._router.index.remove(replica, (block,))
+                    self._policy.removed(replica, block)
 
 
 class PolicyRouter(Router):
@@ -158,8 +157,8 @@ class PolicyRouter(Router):
         self._unit = unit
         self._chain, self._news = chain, news
         self._block_tokens = block_tokens
-        self.reads_text = policy.reads_text or isinstance(policy, KvRouter)
-        self._kv = policy if isinstance(policy, KvRouter) else None
+        self.reads_text = policy.reads_text or policy.block_tokens > 0
+        self.filters = policy.filters
         self._polled = policy if isinstance(policy, PolledPowerOfTwo) else None
         self._poll_s = 0.0
         self._limit, self._breakers, self._retries = limit, breakers, retries
@@ -428,22 +427,33 @@ class PolicyRouter(Router):
             self._catch_up(now_s)
         if self._breakers is not None and self._breakers.back(now_s):
             self._set_up()
+        if seq is not None and self.filters:
+            return self._suited(seq, self.policy.up)
         return bool(self.policy.up)
+
+    def turns_away(self, seq: Sequence) -> bool:
+        """As of the base."""
+        return bool(self._serving) and not self._suited(seq, self._serving)
+
+    def _suited(self, seq: Sequence, workers: Series[int]) -> bool:
+        """Whether the policy's filters leave some of these for a request."""
+        arrival = Arrival(seq.index, seq.prompt_tokens * self._unit)
+        return any(self.policy.takes(arrival, worker) for worker in workers)
 
     def _arrival(self, seq: Sequence, session: int) -> Arrival:
         """A request as the policy reads it."""
         policy, unit = self.policy, self._unit
         key = f"s{session}" if session >= 0 and policy.reads_key else None
         arrival = Arrival(seq.index, seq.prompt_tokens * unit, key=key, adapter=seq.adapter)
-        if self._kv is not None and self._chain is not None:
-            size = self._kv.block_tokens
+        if self._chain is not None:
+            size = policy.block_tokens
             shared = seq.shareable_tokens // size
             if shared:
                 arrival.blocks = names = self._chain.keys(seq.runs, shared)
                 if self._news is not None:
                     seq.keys = names.copy()  # the engine has the same names for them
             arrival.private_blocks = seq.prompt_tokens // size - len(arrival.blocks)
-        elif policy.reads_text:
+        if policy.reads_text:
             arrival.runs = _text(seq, unit)
         return arrival
 
@@ -477,7 +487,8 @@ def policy_router(
     chain = news = None
     if routing.reads_blocks:
         policy.told_blocks([replica.ranks[0].scheduler.state()[-1] for replica in replicas])
-    if isinstance(policy, KvRouter):
+    policy.told_ranges([replica.meant_for for replica in replicas])
+    if policy.block_tokens:
         chain = ChainKeys(policy.block_tokens)
         news = BlockNews(replicas, policy, chain, routing.news_s) if policy.follows_events else None
     return PolicyRouter(

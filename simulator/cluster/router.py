@@ -30,6 +30,8 @@ class Router:
     """Whether the contents of prompts matter."""
     keeps_up = False
     """Whether all replicas have been advanced as far as it matters to anybody outside when a choice is made."""
+    filters = False
+    """Whether it may have nobody for a request, whatever its replicas do."""
     seed = 0
     """Of random choices beside the policy's."""
 
@@ -80,6 +82,10 @@ class Router:
     def has_room(self, now_s: float, seq: Sequence | None = None) -> bool:
         """Whether some replica may get a request, or the one given, now."""
         return True
+
+    def turns_away(self, seq: Sequence) -> bool:
+        """Whether a filter leaves none of the replicas that serve for a request."""
+        return False
 
     def serves(self, seq: Sequence) -> bool:
         """Whether some replica that may get a request serves, with room or not."""

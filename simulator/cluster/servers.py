@@ -15,7 +15,8 @@ class Servers:
     """Equal replicas of one pool.
 
     `acceptance` says how many drafts each request accepts, with speculative decoding; `nodes` is the machine of each replica,
-    None for one each. `joins_store` : whether their store of KV blocks is that of other pools too.
+    None for one each. `joins_store` : whether their store of KV blocks is that of other pools too. `meant_for` : the lengths of
+    prompts that a label of theirs names.
     """
 
     plan: EnginePlan
@@ -24,6 +25,7 @@ class Servers:
     acceptance: Callable[[int], Callable[[int], int]] | None = None
     nodes: IntArray | None = None
     joins_store: bool = False
+    meant_for: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -337,7 +337,7 @@ def _hashable(data: dict[str, Any]) -> dict[str, Any]:
         return _content(model) if isinstance(model, str) else model
 
     around = data["deployment"]
-    kept = {key: value for key, value in around.items() if key not in LATER or value is not None}
+    kept = _hashable_failures({key: value for key, value in around.items() if key not in LATER or value is not None})
     pools = [_hashable_pool({**pool, "model": named(pool["model"])}) for pool in around["pools"]]
     return {
         **data,
@@ -349,15 +349,24 @@ def _hashable(data: dict[str, Any]) -> dict[str, Any]:
 
 LATER = (
     *("calibration", "warm_cache", "model", "models", "swap", "swap_s", "prompt_tokens", "commitment", "usd_per_gpu_hour"),
-    *("kv_tiers", "power_limit_w", "peer_access"),
+    *("kv_tiers", "power_limit_w", "peer_access", "context_length_range"),
 )
 """Keys of a deployment and its pools that leave the hash as it was where they are not given."""
 
 
 def _hashable_pool(pool: dict[str, Any]) -> dict[str, Any]:
     """The pool with the files that it names by content."""
-    kept = {key: value for key, value in pool.items() if key not in LATER or value is not None}
+    kept = _hashable_failures({key: value for key, value in pool.items() if key not in LATER or value is not None})
     return {**kept, **{key: _content(kept[key]) for key in ("calibration", "warm_cache", "hardware") if key in kept}}
+
+
+def _hashable_failures(holder: dict[str, Any]) -> dict[str, Any]:
+    """What has failures, whose events leave the hash as it was where they name no stage."""
+    failures = holder.get("failures")
+    if failures is None:
+        return holder
+    events = [{key: value for key, value in event.items() if key != "stage" or value is not None} for event in failures["events"]]
+    return {**holder, "failures": {**failures, "events": events}}
 
 
 def _hashable_load(value: Any) -> Any:

@@ -61,11 +61,12 @@ class Pool(Group):
     Pools of role `prefill` compute prompts, those of role `decode` take the requests over for their answers; a pool with
     `replicas: 0` is not there. Replicas fill nodes of `gpus_per_node` devices (the device's own by default) in order, each
     pool nodes of its own, or those left over by the pool that `colocate` names. `model` is what it serves, if that is not the
-    scenario's; with `prompt_tokens` it is only given requests with prompts of so many tokens, both bounds included. `models` take
-    turns on its devices, as `swap` says; `swap_s` is the time of a change, which is predicted otherwise. `calibration`
-    names a file of `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have.
-    `host_speed` is that of one core of the host, in units of the core on which front ends were measured; `power_limit_w` is
-    that of each device, where it is below its own. `peer_access` says whether cards over PCIe read each other's memory.
+    scenario's; with `prompt_tokens` it is only given requests with prompts of so many tokens, both bounds included;
+    `context_length_range` is the label of its servers by which llm-d's `context-length-aware` prefers them. `models` take turns
+    on its devices, as `swap` says; `swap_s` is the time of a change, which is predicted otherwise. `calibration` names a file of
+    `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have. `host_speed` is
+    that of one core of the host, in units of the core on which front ends were measured; `power_limit_w` is that of each
+    device, where it is below its own. `peer_access` says whether cards over PCIe read each other's memory.
     """
 
     name: Name
@@ -74,6 +75,7 @@ class Pool(Group):
     swap: Swap | None = None
     swap_s: NotNegative | None = None
     prompt_tokens: tuple[Annotated[int, Strict(), Field(ge=0)], Annotated[int, Strict(), Field(ge=1)]] | None = None
+    context_length_range: tuple[Annotated[int, Strict(), Field(ge=0)], Annotated[int, Strict(), Field(ge=0)]] | None = None
     role: Literal["mixed", "prefill", "decode", "encode"] = "mixed"
     replicas: Annotated[int, Strict(), Field(ge=0, le=MAX_REPLICAS)] = 1
     engine: Text
@@ -104,9 +106,9 @@ class Pool(Group):
 
     @model_validator(mode="after")
     def _lengths(self) -> Pool:
-        if self.prompt_tokens is not None and self.prompt_tokens[0] > self.prompt_tokens[1]:
-            low, high = self.prompt_tokens
-            raise ValueError(f"prompt_tokens [{low}, {high}] leaves out every prompt; write [low, high]")
+        for name, span in (("prompt_tokens", self.prompt_tokens), ("context_length_range", self.context_length_range)):
+            if span is not None and span[0] > span[1]:
+                raise ValueError(f"{name} [{span[0]}, {span[1]}] leaves out every prompt; write [low, high]")
         if self.models is None and (self.swap is not None or self.swap_s is not None):
             raise ValueError("nothing takes turns: `swap` and `swap_s` need `models`, a list of two or more; name them")
         if self.models is not None and self.model is not None:

@@ -132,6 +132,8 @@ class Replica:
         self._launches_ahead = launches_ahead
         self._hears_in_step = any(scheduler.hears_in_step for scheduler in schedulers)
         self._posts = any(scheduler.posts for scheduler in schedulers)
+        self.meant_for: tuple[int, int] | None = None
+        """Lengths of prompts that a label of this server names [tokens], both bounds included."""
 
     # -- the outside ----------------------------------------------------------------------------------------
 

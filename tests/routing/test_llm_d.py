@@ -224,7 +224,12 @@ def test_scrapes_are_stale_and_say_so() -> None:
         ({"scorers": {}}, "not plugins with weights"),
         ({"scorers": {"queue-scorer": -1}}, "the weight of queue-scorer is -1"),
         ({"scorers": {"latency-scorer": 1}}, "`latency-scorer` is not modelled"),
-        ({"filters": ["x"]}, "`filters` is not modelled"),
+        ({"filters": ["x"]}, "no filter `x`"),
+        ({"filters": 3}, "not a list of plugins"),
+        ({"filters": ["decode-filter"]}, "`decode-filter` is not modelled: pools say their `role`"),
+        ({"scorers": {"context-length-aware": 1}}, "no pool has a `context_length_range`"),
+        ({"scorers": {"precise-prefix-cache-scorer": 1}, "filters": ["prefix-cache-affinity-filter"]}, "for its filters"),
+        ({"scorers": {"precise-prefix-cache-scorer": 1}, "block_size_tokens": 64}, "blocks have 16 tokens, the router's 64"),
         ({"decider": "always-disagg-pd-decider"}, "`decider` without pools of roles"),
         ({"picker": "best"}, "not one of its choices"),
     ],
@@ -232,6 +237,109 @@ def test_scrapes_are_stale_and_say_so() -> None:
 def test_what_cannot_be_is_said(router: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         prepare(load_scenario(given({"router": {"system": "llm-d", **router}}, {"requests": 3})))
+
+
+# -- ranges of lengths, filters, the precise index ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("span", "tokens", "expected"),
+    [
+        ((0, 2048), 1000, 0.3 + 0.7 * (0.7 / 1.2048 + 0.3 * 1048 / 2048)),
+        ((0, 2048), 2048, 0.3 + 0.7 * 0.7 / 1.2048),
+        ((500, 500), 500, 1.0),
+        ((0, 2048), 3048, 0.3 / 2.0),
+        ((4096, 8192), 1596, 0.3 / 3.5),
+        (None, 1000, 0.5),
+    ],
+)
+def test_ranges_of_lengths(span: tuple[int, int] | None, tokens: int, expected: float) -> None:
+    policy = scored(2, {"context-length-aware": 1})
+    policy.told_ranges([span, None])
+    assert policy.scores(text(1, 4 * tokens)) == pytest.approx([expected, 0.5])
+
+
+def test_a_filter_leaves_out_servers_whose_range_does_not_hold_the_prompt() -> None:
+    policy = scored(3, {"context-length-aware": 1}, enable_filtering=True)
+    policy.told_ranges([(0, 2048), (2049, 8192), None])
+    assert policy.filters
+    for tokens, left in ((1000, [0, 2]), (2048, [0, 2]), (5000, [1, 2]), (9000, [2])):
+        assert policy.filtered(text(tokens, 4 * tokens)) == left
+    assert not scored(1, {"context-length-aware": 1}).filters
+    assert not scored(1, enable_filtering=True).filters
+
+
+def test_a_filter_keeps_texts_where_they_are_but_for_some() -> None:
+    policy = scored(3, {"queue-scorer": 1}, filters=["prefix-cache-affinity-filter"], exploration_probability=0.25)
+    policy.saw((9, 0, 0), (0,) * 3, (0,) * 3)
+    asked = text(9, 20 * 64)
+    assert policy.filtered(asked) == [0, 1, 2]
+    names = policy.index.blocks(asked)
+    policy.index.insert(names[:16], 0)
+    policy.index.insert(names[:15], 1)
+    assert policy.filtered(asked) == policy.allowed(asked, 0.0) == [0]  # four fifths, however long its queue
+    went = Counter(policy.choose(asked, 0.0) for _ in range(2000))
+    assert 0.2 < 1 - went[0] / 2000 < 0.3
+
+
+def test_a_filter_spares_full_servers_unless_all_are() -> None:
+    policy = scored(3, {"running-requests-size-scorer": 1}, filters=["utilization-detector"], headroom=0.2)
+    assert policy.polls_s == 0.05
+    policy.saw((5, 6, 0), (0, 0, 9), (0.1, 0.1, 0.97))
+    assert policy.filtered(text(1, 64)) == policy.allowed(text(1, 64), 0.0) == [0]
+    policy.saw((6, 6, 0), (0, 0, 9), (0.1, 0.1, 0.97))
+    assert policy.filtered(text(1, 64)) == [0, 1, 2]
+
+
+def ranged(**router: Any) -> dict[str, Any]:
+    """Servers for short and for long prompts."""
+    pools = [
+        {"name": name, "engine": "vllm", "hardware": "h100-sxm-80gb", "replicas": 2, "context_length_range": span}
+        for name, span in (("short", [0, 1000]), ("long", [800, 5000]))
+    ]
+    load = {"arrivals": poisson(20), "prompt_tokens": {"kind": "uniform", "low": 100, "high": 6000}, "output_tokens": 30}
+    around = {"pools": pools, "router": {"system": "llm-d", "scorers": {"context-length-aware": 1}, **router}}
+    return {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": around, "workload": {**load, "requests": 200}}
+
+
+def test_prompts_go_where_their_lengths_are_meant_to() -> None:
+    table = simulate(ranged()).requests_frame()
+    assert (table["pool"] == np.where(table["prompt_tokens"] < 800, "short", "long")).all()  # the one with room
+    assert (table["status"] == "finished").all()
+    jumps_as_it_steps(ranged(enable_filtering=True))
+    for admission in ({}, {"max_inflight": 2, "on_full": "wait"}):
+        data = ranged(enable_filtering=True)
+        data["deployment"]["admission"] = admission or None
+        found = simulate(data)
+        table = found.requests_frame()
+        long = table["prompt_tokens"] > 5000
+        assert 10 < long.sum() < 70
+        assert (table["status"] == np.where(long, "rejected", "finished")).all()
+        assert found.result["totals"]["reasons"] == {"shed_429": int(long.sum())}
+
+
+def test_a_label_that_nobody_reads_is_said() -> None:
+    data = ranged()
+    data["deployment"]["router"] = "least_requests"
+    notes = prepare(load_scenario(data)).assumptions
+    assert any(note.startswith("`context_length_range` has no effect") for note in notes)
+
+
+def test_the_precise_index_goes_by_what_the_engines_hold() -> None:
+    """Prompts of prefixes that a small cache has evicted are found nowhere; the index by texts takes them to be there."""
+    data = {**unlike(300), "seed": 4}
+    for pool in data["deployment"]["pools"]:
+        pool["engine_args"] = {"max_model_len": 4096, "num_gpu_blocks_override": 300}
+    data["deployment"]["router"] = {"system": "llm-d", "scorers": {"precise-prefix-cache-scorer": 1, "no-hit-lru-scorer": 0.1}}
+    jumps_as_it_steps(data)
+    precise = simulate(data).result["server"]["prefix_cache_hit_rate"]
+    data["deployment"]["router"] = "random"
+    assert precise > simulate(data).result["server"]["prefix_cache_hit_rate"]
+    policy = scored(2, {"precise-prefix-cache-scorer": 1})
+    policy.stored(1, None, [7, 8, 9])
+    policy.removed(1, 9)
+    asked = Arrival(1, 4 * 16 * 4, blocks=[7, 8, 9], private_blocks=1)
+    assert policy.scores(asked).tolist() == [0.0, 0.5]
 
 
 def test_the_decider_counts_tokens_that_are_new_to_the_decode_server() -> None:

@@ -197,6 +197,14 @@ class KvRouter(Policy):
         for block in arrival.blocks:
             self._expires[worker, block] = now_s
 
+    def stored(self, worker: int, parent: int | None, blocks: Series[int]) -> None:
+        """As of the base."""
+        self.index.store(worker, parent, blocks)
+
+    def removed(self, worker: int, block: int) -> None:
+        """As of the base."""
+        self.index.remove(worker, (block,))
+
     # -- what comes back ------------------------------------------------------------------------------------
 
     def first_token(self, arrival: Arrival, worker: int, now_s: float) -> None:
@@ -393,4 +401,9 @@ SYSTEM = RouterSystem(
     reads_characters=False,
     unmodelled=UNMODELLED,
     tuned={"kv_cache_block_size": lambda limits: limits.block_tokens},
+    blocks_by="kv_cache_block_size",
+    events_off=(
+        "use_kv_events",
+        "set use_kv_events: false (the router then assumes that what it sent is kept for router_ttl_secs)",
+    ),
 )

@@ -12,6 +12,15 @@ that run, a share u of its KV cache, and n requests that the picker itself has i
     no-hit-lru         spreads texts that nobody has over the workers that were used longest ago
     session-affinity   1 for the worker that served the session last
     lora-affinity      1 where requests of the adapter run, 0.8 where a place is free, 0.6 where some wait, else 0
+    context-length     by the range of lengths that a label of the worker names, d tokens wide: with a prompt inside, h tokens
+                       below its end, 0.3 + 0.7 (0.7 / (1 + d / 10,000) + 0.3 h / d); with one x tokens outside
+                       0.3 / (1 + x / 1,000); without a label 0.5
+    precise-prefix     share of the prompt's blocks, from the first on, that the worker's engine has said it holds
+
+Filters come before: `context-length-aware` with `enable_filtering` leaves out workers whose range does not hold the prompt (429
+where none is left), `prefix-cache-affinity-filter` all but those with `affinity_threshold` of the text or more, if there are any
+and but for one request in 1 / `exploration_probability`, `utilization-detector` those with `queue_depth_threshold` waiting
+requests or `kv_cache_util_threshold` of the cache used, or (1 + `headroom`) times as much, unless all are.
 
 Before prefill and decode servers the decode server is chosen first, by the same scorers, then a decider says whether the prompt
 is computed elsewhere: `always-disagg-pd-decider`, or `prefix-based-pd-decider` if the prompt has at least `non_cached_tokens` and
@@ -20,8 +29,9 @@ so many are in no block that the decode server was sent before (0, the default: 
 w, r, u and adapters are those of the last scrape; prefixes, tokens and n change with each decision. So requests that come within
 one scrape go where the same numbers send them, unless the picker's own counts tell them apart.
 
-Sources: `llm-d/llm-d-inference-scheduler` @ 520af478, `pkg/epp/framework/plugins` and `pkg/epp/config/loader/defaults.go` (read,
-not run; 2026-05).
+Sources: `llm-d/llm-d-inference-scheduler` @ 520af478, `pkg/epp/framework/plugins`, `pkg/epp/scheduling/scheduler_profile.go` and
+`pkg/epp/config/loader/defaults.go` (read, not run; 2026-05). Without predicted latencies the TTFT gate of the affinity filter
+compares equal numbers, and never opens.
 """
 
 from __future__ import annotations
@@ -38,6 +48,7 @@ from numpy.typing import NDArray
 from engine_models.parts.block_names import ChainKeys
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.records import dataclass
+from simulator.cluster.routing.kv_index import KvIndex
 from simulator.cluster.routing.policy import Arrival, LoadPolicy
 from simulator.cluster.routing.system import Flag, Flags, RouterSystem, Value
 
@@ -50,6 +61,13 @@ ANSWER_SHARE = 1.5
 LONGEST_USED = 1024
 """Workers of which it knows when they were last given a text that nobody had (datasheet: `lruSize`)."""
 
+
+OUTSIDE, WIDTH_SHARE = 0.3, 0.7
+"""Most that a range gives a prompt outside of it, and the part of its value inside that goes by its width (datasheet)."""
+WIDE_TOKENS, FAR_TOKENS, UNLABELLED = 10_000.0, 1_000.0, 0.5
+"""Width and distance that halve these values, and the value of a worker without a range (datasheet)."""
+AFFINITY, UTILIZATION, RANGES = "prefix-cache-affinity-filter", "utilization-detector", "context-length-aware"
+PRECISE = "precise-prefix-cache-scorer"
 
 PREFIX_BASED, ALWAYS = "prefix-based-pd-decider", "always-disagg-pd-decider"
 
@@ -80,6 +98,24 @@ class Weights(Flag):
         return tuple((str(name), float(weight)) for name, weight in value.items())
 
 
+@dataclass(frozen=True)
+class Plugins(Flag):
+    """A flag that lists plugins; its value is a tuple of pairs of their names and 1."""
+
+    def checked(self, value: object, where: str) -> Value:
+        """As of the base."""
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{where} is {value!r}, not a list of plugins", where=where, mend=f"such as [{AFFINITY}]")
+        for name in names:
+            if name in FILTERS:
+                continue
+            if name in REFUSED:
+                raise InputError(f"`{name}` is not modelled: {REFUSED[name]}", where=where, mend=f"remove `{name}`")
+            raise InputError(f"no filter `{name}`", where=where, mend=f"one of {', '.join(FILTERS)}")
+        return tuple((str(name), 1.0) for name in names)
+
+
 FLAGS = (
     Flag("picker", "max-score-picker", ("max-score-picker", "weighted-random-picker", "random-picker")),
     Weights("scorers", (("queue-scorer", 2.0), ("kv-cache-utilization-scorer", 2.0), ("prefix-cache-scorer", 3.0))),
@@ -92,19 +128,32 @@ FLAGS = (
     Flag("idle_threshold", 0, low=0),
     Flag("max_busy_score", 1.0, low=0.0, high=1.0),
     Flag("token_load_limit", 4_194_304, low=1),
+    Plugins("filters", ()),
+    Flag("enable_filtering", False),
+    Flag("affinity_threshold", 0.8, low=0.0, high=1.0),
+    Flag("exploration_probability", 0.01, low=0.0, high=1.0),
+    Flag("queue_depth_threshold", 5, low=1),
+    Flag("kv_cache_util_threshold", 0.8, low=1e-9, high=1.0),
+    Flag("headroom", 0.0, low=0.0),
     Flag("decider", PREFIX_BASED, (PREFIX_BASED, ALWAYS)),
     Flag("non_cached_tokens", 0, low=0),
 )
 UNMODELLED = {
-    "filters": "endpoints are left out by predicted latencies, which are not simulated",
     "flow_control": "its queue is not simulated; a queue at the router is `deployment.admission`",
     "saturation_detector": "its queue is not simulated; a queue at the router is `deployment.admission`",
 }
 REFUSED = {
-    "precise-prefix-cache-scorer": "it follows the engines' events, as system: dynamo does here",
     "latency-scorer": "it needs predicted latencies",
-    "context-length-aware": "workers have no labels of lengths; pools have `prompt_tokens`",
+    "slo-headroom-tier-filter": "it needs predicted latencies",
+    "concurrency-detector": "limits of requests in flight are `deployment.admission`",
+    "decode-filter": "pools say their `role`",
+    "prefill-filter": "pools say their `role`",
+    "encode-filter": "pools say their `role`",
+    "by-label": "servers have no labels but their pool's `role`, `prompt_tokens` and `context_length_range`",
+    "label-selector-filter": "servers have no labels but their pool's `role`, `prompt_tokens` and `context_length_range`",
 }
+FILTERS = (AFFINITY, UTILIZATION, RANGES)
+"""Filters by their names as plugins; that by ranges is `enable_filtering` of the scorer too."""
 
 
 class TextIndex:
@@ -193,14 +242,32 @@ class Scored(LoadPolicy):
         self.reads_key = True
         self.weights = dict(flags.weights("scorers"))
         self._picker = flags.word("picker")
-        self.polls_s = flags.number("refresh_metrics_interval_ms") / 1e3 if SCRAPED & self.weights.keys() else 0.0
+        filters = {name for name, _ in flags.weights("filters")}
+        scraped = UTILIZATION in filters or bool(SCRAPED & self.weights.keys())
+        self.polls_s = flags.number("refresh_metrics_interval_ms") / 1e3 if scraped else 0.0
+        self.filters = RANGES in filters or (flags.on("enable_filtering") and RANGES in self.weights)
+        self.reads_ranges = self.filters or RANGES in self.weights
+        self._sticks, self._spares = AFFINITY in filters, UTILIZATION in filters
+        self._sticky_share, self._explores = flags.number("affinity_threshold"), flags.number("exploration_probability")
+        room = 1.0 + flags.number("headroom")
+        self._most_waiting, self._most_used = (
+            flags.number(name) * room for name in ("queue_depth_threshold", "kv_cache_util_threshold")
+        )
+        self._ranges: Series[tuple[int, int] | None] = [None] * workers
+        self._among: Series[int] = self.up  # those that the filters leave
         self.reads_adapters = "lora-affinity-scorer" in self.weights
-        self.reads_text = not {"prefix-cache-scorer", "no-hit-lru-scorer"}.isdisjoint(self.weights)
+        self.follows_events = PRECISE in self.weights
+        self.filters_by_events = not self._sticks
+        approximate = not self.follows_events and (self._sticks or "no-hit-lru-scorer" in self.weights)
+        self.reads_text = approximate or "prefix-cache-scorer" in self.weights
         self._threshold, self._token_limit = flags.number("threshold"), flags.number("token_load_limit")
         self._idle, self._busy_score = flags.number("idle_threshold"), flags.number("max_busy_score")
         block = int(flags.number("block_size_tokens")) * CHARACTERS
         capacity, most = int(flags.number("lru_capacity_per_server")), int(flags.number("max_prefix_blocks_to_match"))
         self.index = TextIndex(workers, block, capacity, most)
+        self.held = KvIndex(workers) if self.follows_events else None
+        if self.follows_events:
+            self.block_tokens, self.hears_first_tokens = block // CHARACTERS, True
         self.decides = self.apart = False  # whether it says, and whether the prompt chosen for last is computed elsewhere
         self._always, self._least_tokens = flags.word("decider") == ALWAYS, flags.number("non_cached_tokens")
         self._block_tokens = block // CHARACTERS
@@ -216,6 +283,25 @@ class Scored(LoadPolicy):
         """As of the base."""
         self.waiting, self.running, self.used = (np.array(each, float) for each in (waiting, running, used))
 
+    def set_up(self, workers: Series[int]) -> None:
+        """As of the base."""
+        super().set_up(workers)
+        self._among = self.up
+
+    def told_ranges(self, ranges: Series[tuple[int, int] | None]) -> None:
+        """As of the base."""
+        self._ranges = ranges
+
+    def stored(self, worker: int, parent: int | None, blocks: Series[int]) -> None:
+        """As of the base."""
+        assert self.held is not None
+        self.held.store(worker, parent, blocks)
+
+    def removed(self, worker: int, block: int) -> None:
+        """As of the base."""
+        assert self.held is not None
+        self.held.remove(worker, (block,))
+
     def told_blocks(self, blocks: Series[int]) -> None:
         """As of the base."""
         self.index.capacities = blocks
@@ -230,34 +316,72 @@ class Scored(LoadPolicy):
         return self._names[1]
 
     def matched(self, arrival: Arrival) -> FloatArray:
-        """Share of the text that each worker that is up was sent before."""
+        """Share of the text that each worker was sent before."""
         names = self._blocks(arrival)
-        found = np.array(self.index.matched(names), float)[self.up]
+        found = np.array(self.index.matched(names), float)[self._among]
         return found / len(names) if names else found
 
+    def precise(self, arrival: Arrival) -> FloatArray:
+        """Share of the prompt's full blocks that the engine of each worker has said it holds, from the first on."""
+        assert self.held is not None
+        found = self.held.leading(arrival.blocks)[self._among].astype(float)
+        share: FloatArray = found / max(len(arrival.blocks) + arrival.private_blocks, 1)
+        return share
+
+    def known(self, arrival: Arrival) -> FloatArray:
+        """Share of a prompt that each worker has, by the index that there is."""
+        return self.precise(arrival) if self.held is not None else self.matched(arrival)
+
+    def takes(self, arrival: Arrival, worker: int) -> bool:
+        """As of the base: by the range that its label names."""
+        span = self._ranges[worker]
+        return span is None or span[0] <= arrival.length // CHARACTERS <= span[1]
+
+    def filtered(self, arrival: Arrival, *, explores: bool = False) -> Series[int]:
+        """The workers that are up and that the filters leave; `explores`: that by affinity passes all."""
+        found: Series[int] = self.up
+        if self.filters:
+            found = [worker for worker in found if self.takes(arrival, worker)] or found
+        if self._sticks and len(found) > 1 and self._sticky_share > 0 and not explores:
+            self._among = found
+            shares = self.known(arrival).tolist()
+            found = [worker for worker, share in zip(found, shares, strict=True) if share >= self._sticky_share] or found
+        if self._spares:
+            waiting, used = self.waiting, self.used
+            spare = [w for w in found if waiting[w] < self._most_waiting and used[w] < self._most_used]
+            found = spare or found
+        return found
+
     def scores(self, arrival: Arrival) -> FloatArray:
-        """The score of each worker that is up."""
-        total = np.zeros(len(self.up))
+        """The score of each worker that the filters have left."""
+        total = np.zeros(len(self._among))
         for name, weight in self.weights.items():
             total += weight * np.clip(SCORERS[name](self, arrival), 0.0, 1.0)
         return total
 
     def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
         """As of the base."""
+        self._among = self.filtered(arrival)
+        return self._picked(arrival)
+
+    def _picked(self, arrival: Arrival) -> Series[int]:
+        """Whom the picker may choose of those that the filters have left."""
         if self._picker == "random-picker":
-            return self.up
+            return self._among
         scores = self.scores(arrival)
         least = scores.max() if self._picker == "max-score-picker" else np.nextafter(0.0, 1.0)
-        found = [worker for worker, score in zip(self.up, scores.tolist(), strict=True) if score >= least]
-        return found or self.up
+        found = [worker for worker, score in zip(self._among, scores.tolist(), strict=True) if score >= least]
+        return found or self._among
 
     def choose(self, arrival: Arrival, now_s: float) -> int:
         """As of the base; by weights where the picker does so."""
+        self._among = self.filtered(arrival, explores=self._sticks and self.draw.random() < self._explores)
         if self._picker != "weighted-random-picker":
-            worker = super().choose(arrival, now_s)
+            allowed = self._picked(arrival)
+            worker = allowed[0] if len(allowed) == 1 else allowed[self.draw.randrange(len(allowed))]
         else:
             scores = self.scores(arrival)
-            worker = self.draw.choices(self.up, scores.tolist())[0] if scores.sum() else self.draw.choice(self.up)
+            worker = self.draw.choices(self._among, scores.tolist())[0] if scores.sum() else self.draw.choice(self._among)
         if self.decides:
             self.apart = self._always or self.lacks(arrival, worker)
         return worker
@@ -272,15 +396,21 @@ class Scored(LoadPolicy):
         """As of the base."""
         if self.reads_text:
             names = self._blocks(arrival)
-            if not any(self.index.matched(names[:1])):
-                self._cold[worker] = None
-                self._cold.move_to_end(worker)
-                if len(self._cold) > LONGEST_USED:
-                    self._cold.popitem(last=False)
+            if self.held is None and not any(self.index.matched(names[:1])):
+                self._used_cold(worker)
             self.index.insert(names, worker)
+        if self.held is not None and not self.held.leading(arrival.blocks).any():
+            self._used_cold(worker)
         if arrival.key is not None:
             self._last[arrival.key] = worker
         super().sent(arrival, worker, now_s)
+
+    def _used_cold(self, worker: int) -> None:
+        """A worker gets a text that nobody had."""
+        self._cold[worker] = None
+        self._cold.move_to_end(worker)
+        if len(self._cold) > LONGEST_USED:
+            self._cold.popitem(last=False)
 
     def loaded(self, arrival: Arrival, worker: int) -> None:
         """As of the base."""
@@ -295,57 +425,63 @@ class Scored(LoadPolicy):
     def forget(self, worker: int) -> None:
         """As of the base."""
         self.index.forget(worker)
+        if self.held is not None:
+            self.held.forget(worker)
 
     # -- scorers --------------------------------------------------------------------------------------------
 
     def queue(self, arrival: Arrival) -> FloatArray:
         """Few requests that wait, between the most and the least."""
-        return _between(self.waiting[self.up])
+        return _between(self.waiting[self._among])
 
     def running_requests(self, arrival: Arrival) -> FloatArray:
         """Few requests that run, likewise."""
-        return _between(self.running[self.up])
+        return _between(self.running[self._among])
 
     def kv_utilization(self, arrival: Arrival) -> FloatArray:
         """An empty KV cache."""
-        free_share: FloatArray = 1.0 - self.used[self.up]
+        free_share: FloatArray = 1.0 - self.used[self._among]
         return free_share
 
     def load_aware(self, arrival: Arrival) -> FloatArray:
         """Few requests that wait, by a threshold."""
-        share: FloatArray = 0.5 * (1.0 - np.minimum(self.waiting[self.up], self._threshold) / self._threshold)
+        share: FloatArray = 0.5 * (1.0 - np.minimum(self.waiting[self._among], self._threshold) / self._threshold)
         return share
 
     def active_requests(self, arrival: Arrival) -> FloatArray:
         """Few requests in flight."""
-        flying = np.array(self.loads.of, float)[self.up]
+        flying = np.array(self.loads.of, float)[self._among]
         most = max(flying.max(), 1.0)
         return np.where(flying <= self._idle, 1.0, (most - flying) / most * self._busy_score)
 
     def token_load(self, arrival: Arrival) -> FloatArray:
         """Few tokens in flight."""
-        share: FloatArray = 1.0 - np.minimum(self._tokens[self.up], self._token_limit) / self._token_limit
+        share: FloatArray = 1.0 - np.minimum(self._tokens[self._among], self._token_limit) / self._token_limit
         return share
 
     def no_hit_lru(self, arrival: Arrival) -> FloatArray:
         """For a text that nobody has: workers that were not used so, in order, then those used longest ago."""
-        if self.matched(arrival).any():
-            return np.full(len(self.up), 0.5)
-        order = [worker for worker in self.up if worker not in self._cold] + [w for w in self._cold if w in self.up]
+        among = self._among
+        if self.known(arrival).any():
+            return np.full(len(among), 0.5)
+        order = [worker for worker in among if worker not in self._cold] + [w for w in self._cold if w in among]
         place = {worker: rank for rank, worker in enumerate(order)}
-        last = max(len(self.up) - 1, 1)
-        return np.array([max(1.0 - place[worker] / last, 0.0) for worker in self.up])
+        last = max(len(among) - 1, 1)
+        return np.array([max(1.0 - place[worker] / last, 0.0) for worker in among])
 
     def session_affinity(self, arrival: Arrival) -> FloatArray:
         """The worker that served the session."""
         last = self._last.get(arrival.key) if arrival.key is not None else None
-        return np.array([float(worker == last) for worker in self.up])
+        return np.array([float(worker == last) for worker in self._among])
 
+    def context_length(self, arrival: Arrival) -> FloatArray:
+        """A narrow range that holds the prompt, with room above it."""
+        return np.array([_in_range(arrival.length // CHARACTERS, self._ranges[worker]) for worker in self._among])
 
     def lora_affinity(self, arrival: Arrival) -> FloatArray:
         """The adapter is there, or may come."""
         found = []
-        for worker in self.up:
+        for worker in self._among:
             running, waiting = (each[worker] for each in self._adapters)
             room = len(running) + len(waiting) < self._places
             found.append(1.0 if arrival.adapter in running else 0.8 if room else 0.6 if arrival.adapter in waiting else 0.0)
@@ -354,6 +490,20 @@ class Scored(LoadPolicy):
 
 def _tokens(arrival: Arrival) -> float:
     return arrival.length / CHARACTERS * (1.0 + ANSWER_SHARE)
+
+
+def _in_range(tokens: int, span: tuple[int, int] | None) -> float:
+    """How well a range of lengths suits a prompt."""
+    if span is None:
+        return UNLABELLED
+    low, high = span
+    if not low <= tokens <= high:
+        return OUTSIDE / (1.0 + max(low - tokens, tokens - high) / FAR_TOKENS)
+    if low == high:
+        return 1.0
+    width = high - low
+    value = WIDTH_SHARE / (1.0 + width / WIDE_TOKENS) + (1.0 - WIDTH_SHARE) * (high - tokens) / width
+    return OUTSIDE + value * (1.0 - OUTSIDE)
 
 
 def _between(values: FloatArray) -> FloatArray:
@@ -373,6 +523,8 @@ SCORERS: Mapping[str, Callable[[Scored, Arrival], FloatArray]] = {
     "no-hit-lru-scorer": Scored.no_hit_lru,
     "session-affinity-scorer": Scored.session_affinity,
     "lora-affinity-scorer": Scored.lora_affinity,
+    RANGES: Scored.context_length,
+    PRECISE: Scored.precise,
 }
 """Scorers by their names as plugins."""
 SCRAPED = frozenset(
@@ -406,5 +558,7 @@ SYSTEM = RouterSystem(
     },
     tuned_by="auto_tune",
     tuned_each="lru_capacity_per_server",
+    blocks_by="block_size_tokens",
+    events_off=("scorers", "use prefix-cache-scorer, which goes by the texts that it has sent"),
     unmodelled=UNMODELLED,
 )

@@ -71,6 +71,16 @@ class Policy:
         """Time between two looks at what the servers say of themselves, 0 for none."""
         self.reads_adapters = False
         """Whether they say which adapters they serve."""
+        self.block_tokens = 0
+        """Tokens of a KV block, where their names matter."""
+        self.follows_events = False
+        """Whether it hears which blocks engines store and remove."""
+        self.filters_by_events = True
+        """Whether its filters, if it has any that read blocks, read those that it hears of."""
+        self.reads_ranges = False
+        """Whether it matters for which lengths of prompts servers are meant."""
+        self.filters = False
+        """Whether it may leave out every worker, whatever they do."""
 
     def tick(self, now_s: float) -> None:
         """Do what is due by the clock; called before each decision."""
@@ -108,6 +118,19 @@ class Policy:
 
     def saw_adapters(self, running: Series[set[int]], waiting: Series[set[int]], places: int) -> None:
         """Take in whose requests run and wait at each worker, by adapter; each has so many places for them."""
+
+    def told_ranges(self, ranges: Series[tuple[int, int] | None]) -> None:
+        """Take in for which lengths of prompts each worker is meant [tokens], None for any; before the first request."""
+
+    def stored(self, worker: int, parent: int | None, blocks: Series[int]) -> None:
+        """Hear that a worker has stored blocks after `parent`."""
+
+    def removed(self, worker: int, block: int) -> None:
+        """Hear that a worker has removed a block."""
+
+    def takes(self, arrival: Arrival, worker: int) -> bool:
+        """Whether a worker may ever get a request, where the policy filters."""
+        return True
 
     def told_blocks(self, blocks: Series[int]) -> None:
         """Take in how many KV blocks each worker has, before the first request."""

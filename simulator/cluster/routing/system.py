@@ -140,6 +140,8 @@ class RouterSystem:
     unmodelled : flags it has that change which worker is chosen or when, and are refused; why.
     tuned : flags that the servers' own limits say; where the flag `tuned_by` is on, if there is one. Of these `tuned_each` is the
         count of KV blocks, which each server says for itself.
+    blocks_by : the flag of a KV block's tokens, where it hears of blocks. events_off : the flag by which it does, and what to
+        give instead where an engine does not tell.
     """
 
     version: str
@@ -158,13 +160,17 @@ class RouterSystem:
     tuned: Mapping[str, Callable[[Limits], int]] = field(default_factory=dict)
     tuned_by: str = ""
     tuned_each: str = ""
+    blocks_by: str = ""
+    events_off: tuple[str, str] = ("", "")
 
     def pairs(self, *, at_once: bool) -> bool:
         """Whether it sends a request to a prefill and a decode server, at once or in turn."""
         return bool(self.roles) or (self.paired is not None and self.holds_prefill == at_once)
 
-    def read(self, given: Mapping[str, object], where: str) -> Flags:
+    def read(self, given: Mapping[str, object], where: str, written: Mapping[str, str] | None = None) -> Flags:
         """The flags of a scenario, checked, with the defaults of those not given.
+
+        `written` : other names under which some were given.
 
         Raises
         ------
@@ -185,7 +191,7 @@ class RouterSystem:
                     mend=f"flags: {', '.join(known)}",
                 )
         values = {
-            flag.name: flag.checked(given[flag.name], f"{where}.{flag.name}")
+            flag.name: flag.checked(given[flag.name], f"{where}.{(written or {}).get(flag.name, flag.name)}")
             if flag.name in given
             else flag.default
             for flag in self.flags
