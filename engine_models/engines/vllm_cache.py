@@ -6,6 +6,8 @@ import math
 
 from engine_models.declaration import PoolRequest, Said
 from engine_models.engines import vllm_v0
+from engine_models.engines.vllm_compressed import compressed_grouping
+from engine_models.engines.vllm_grouping import STATE_WINDOW, Grouping, grouping
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
 from engine_models.model.architecture import KvGroup, kv_groups, state_pages
@@ -43,10 +45,6 @@ def kv_layout(groups: list[KvGroup], max_model_len: int, block_tokens: int) -> t
     return tuple(windows), int(per_layer * layers_a_group * block_tokens)
 
 
-STATE_WINDOW = 1
-"""Window of the groups of recurrent layers: the block with the last token holds their state, those before it are free."""
-
-
 def with_states(
     arch: Architecture, groups: list[KvGroup], tp: int, pp: int, max_model_len: int, block_tokens: int
 ) -> tuple[tuple[int | None, ...], int, int]:
@@ -65,57 +63,17 @@ def with_states(
     return (*windows, *[STATE_WINDOW] * states), block_bytes, block_tokens
 
 
-CAPACITY_SINCE = (0, 21)
-"""The start-up line tells tokens of the longest requests; before, those of a pool in which every group holds all tokens."""
+LATENT_BLOCK, LATENT_BLOCK_NOW, LATENT_BLOCK_SINCE = 64, 128, (0, 33)
+"""Tokens of which blocks of latents are multiples where states of recurrent layers share their pool (datasheet:
+`model_executor/models/config.py` of 0.13.0, `platforms/interface.py` of 0.33.0; between assumed as before). Kimi-Linear on
+two GPUs under 0.11.1 tells 75,840 tokens, 79 blocks of 960 in each of four groups (vllm-project/vllm#28228)."""
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """vLLM's own groups: window, number and tokens of a block of each kind, and the bytes of a block without a drafter's."""
-
-    kinds: tuple[tuple[int | None, int, int], ...]
-    block_bytes: int
-
-    def stated_tokens(self, kv_bytes: int, context: int, step_tokens: int, version: tuple[int, ...], kept_states: int) -> int:
-        """Tokens that the line "GPU KV cache size" tells of a cache of `kv_bytes` (`kv_cache_utils.py`, 0.11 to 0.33).
-
-        kept_states : states that a request has in each group of recurrent layers, two where they can be found again.
-        """
-        blocks = kv_bytes // self.block_bytes
-        if version < CAPACITY_SINCE:
-            return blocks // sum(number for _, number, _ in self.kinds) * min(tokens for *_, tokens in self.kinds)
-        taken = 0
-        for window, number, tokens in self.kinds:
-            if window == STATE_WINDOW:
-                taken += number * kept_states
-            elif window is None:
-                taken += number * -(-context // tokens)
-            else:
-                taken += number * (-(-min(window - 1 + step_tokens, context) // tokens) + 1)
-        return int(blocks / taken * context)
-
-
-def grouping(arch: Architecture, groups: list[KvGroup], tp: int, pp: int, max_model_len: int, block_tokens: int) -> Grouping:
-    """How vLLM groups layers: as many of each kind as the rarest has, in pages of the size of the widest.
-
-    Layers that keep less of a token have longer blocks. `block_tokens` are those of `with_states`.
-    """
-    layers: dict[int | None, int] = {}
-    sizes: dict[int | None, float] = {}
-    for group in groups:
-        window = group.window_tokens if 0 < group.window_tokens < max_model_len else None
-        layers[window] = layers.get(window, 0) + group.layers
-        sizes[window] = sizes.get(window, 0) + group.bytes_per_token_per_rank
-    each = {window: sizes[window] / layers[window] for window in layers}
-    recurrent, _ = state_pages(arch, tp, pp)
-    together = min(layers.values()) if not recurrent else min(recurrent, *layers.values())
-    widest = max(each.values())
-    kinds = [
-        (window, -(-layers[window] // together), block_tokens * max(1, round(widest / each[window]))) for window in layers
-    ]
-    if recurrent:
-        kinds.append((STATE_WINDOW, -(-recurrent // together), block_tokens))
-    return Grouping(tuple(kinds), int(widest * block_tokens * together))
+def latent_block(arch: Architecture, tp: int, pp: int, version: tuple[int, ...]) -> int:
+    """Least tokens of a block of latents beside states, 1 elsewhere."""
+    if not (arch.has("mla") and state_pages(arch, tp, pp)[1]):
+        return 1
+    return LATENT_BLOCK_NOW if version >= LATENT_BLOCK_SINCE else LATENT_BLOCK
 
 
 @dataclass(frozen=True)
@@ -138,7 +96,8 @@ class Cache:
         flags, arch, first, drafts = request.flags, request.arch, version.first_engine, request.speculation
         tp, pp = request.tensor_parallel, request.pipeline_parallel
         groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
-        windows, block_bytes, block = with_states(arch, groups, tp, pp, serving.context, serving.block)
+        least = max(serving.block, latent_block(arch, tp, pp, version.number))
+        windows, block_bytes, block = with_states(arch, groups, tp, pp, serving.context, least)
         if any(window not in (None, STATE_WINDOW) for window in windows) and flags.get("disable_hybrid_kv_cache_manager"):
             raise InputError(
                 f"disable_hybrid_kv_cache_manager keeps whole sequences in the sliding windows of {arch.name}, "
@@ -150,8 +109,10 @@ class Cache:
         if first:
             vllm_v0.refuse(request, version.name, windows=len(windows) > states + 1 or None not in windows, states=states > 0)
         caching = bool(flags.get("enable_prefix_caching", not states and not first))
-        several = len(windows) > 1 and all(layer.kind != "mla" for layer in arch.attention)
+        several = len(windows) > 1 and (states > 0 or all(layer.kind != "mla" for layer in arch.attention))
         told = (grouping(arch, groups, tp, pp, serving.context, block), block_bytes) if several else None
+        if pp == 1 and any(layer.entry_tokens > 1 for layer in arch.attention):
+            told = (compressed_grouping(arch, request.formats.kv_cache), block_bytes)
         if states:
             said.notes.append(
                 f"recurrent layers: {states} blocks of {block} tokens hold the states of a request, whatever its length; "

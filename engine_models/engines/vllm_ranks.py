@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role
 from engine_models.engines import vllm_v0
-from engine_models.engines.vllm_cache import STATE_WINDOW, Cache
+from engine_models.engines.vllm_cache import Cache
+from engine_models.engines.vllm_grouping import STATE_WINDOW
 from engine_models.engines.vllm_serving import Serving, rules_of
 from engine_models.engines.vllm_tiers import TierPlan, recorded_tiers
 from engine_models.engines.vllm_versions import Version, scheduling_switches, window_switches

@@ -230,3 +230,28 @@ def test_experts_keep_a_place_that_is_as_wide_as_they_write() -> None:
     # what a server of 0.15.1 printed, in the public files of inference-sim
     flags = {"max_model_len": 4096, "max_num_seqs": 128, "max_num_batched_tokens": 2048, "gpu_memory_utilization": 0.9}
     assert started("0.15.1", "mistralai/Mixtral-8x7B-v0.1", tp=2, **flags)[0].blocks == pytest.approx(27_510, rel=0.002)
+
+
+def test_requests_of_compressed_attention_take_blocks_of_windows_and_of_what_is_compressed() -> None:
+    """vllm-project/vllm#51454 tells 20.43 requests of 1,048,576 tokens over eight tensor ranks, 156.9 over eight data ranks."""
+    flags = {"gpu_memory_utilization": 0.95, "max_num_batched_tokens": 8192, "max_num_seqs": 256, "kv_cache_dtype": "fp8"}
+
+    def requests(**pool: object) -> float:
+        device = {"engine": "vllm@0.25.0", "hardware": "b200-sxm-180gb"}
+        deployment = {**device, "expert_parallel": True, "engine_args": flags, **pool}
+        load = {"arrivals": {"kind": "poisson", "rate": 1}, "prompt_tokens": 128, "output_tokens": 16, "requests": 2}
+        model = "deepseek-ai/DeepSeek-V4-Flash"
+        limits = prepare(load_scenario({"model": model, "deployment": deployment, "workload": load})).plan.limits
+        return limits.told_tokens / 1_048_576
+
+    assert requests(tensor_parallel=8) == pytest.approx(20.43, rel=0.03)
+    assert requests(data_parallel=8) == pytest.approx(156.9 / 8, rel=0.03)
+
+
+def test_blocks_of_latents_beside_states_are_as_long_as_kernels_of_latents_want() -> None:
+    """Kimi-Linear: 75,840 tokens in 2.30 GiB a GPU, 79 blocks of 960 tokens in each of four groups (vllm-project/vllm#28228)."""
+    model, memory = "moonshotai/Kimi-Linear-48B-A3B-Instruct", int(2.30 * (1 << 30))
+    flags = {"max_model_len": 60_000, "kv_cache_memory_bytes": memory}
+    assert started("0.11.1", model, tp=2, **flags)[1] == pytest.approx(75_840, rel=0.02)
+    assert started("0.11.1", model, tp=2, **flags)[1] % 960 == 0
+    assert started("0.33.0", model, tp=2, **flags)[0].block_bytes == 1024 * 7 * 2 * 576
