@@ -78,6 +78,7 @@ class Law:
     start_s : what a matrix kernel takes beside its work: rows are brought into its format, the last tiles run alone.
     widened_bytes, library_rows, library_share : moved to widen a packed weight to 16 bit before a matrix product, by engines
     without kernels for it, or from so many rows on; the share that a library then reaches, None: `matrix`'s.
+    library_alone : whether the library serves such rows also where packed kernels would take longer; else the longer counts.
     traffic_factor : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
     kv_share : share of the bandwidth at which attention reads keys and values.
     attention_share : share of the 16-bit peak that the attention of prompts reaches.
@@ -112,6 +113,7 @@ class Law:
     widened_bytes: float = 0.0
     library_rows: int = 0
     library_share: float | None = None
+    library_alone: bool = False
     traffic_factor: float = 1.0
     narrow_kv_s: float | None = None
     latent_prompts: bool = True
@@ -222,7 +224,9 @@ class LawOps(Roofline):
             share = law.library_share or _of(law.matrix, block, kind)
             wide = (rows + fill_tokens * count) * 2.0 * w / (share * self.matrix_peak[kind]) + law.start_s
             wide = wide + law.widened_bytes * w * count / self.peaks.hbm_bytes_per_s
-            many = np.where(rows >= law.library_rows * count, np.maximum(many, wide), many)
+            last = np.minimum(rows, law.library_rows * count) if law.library_alone else rows
+            packed = (last + fill_tokens * count) * matrix + law.start_s
+            many = np.where(rows >= law.library_rows * count, np.maximum(packed, wide), many)
         return read_s + np.where(rows <= most, few, np.maximum(few, many))
 
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:

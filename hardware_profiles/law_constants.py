@@ -110,13 +110,20 @@ CUDA_HBM = replace(
     arithmetic={"": ("fp16", 2.0), "16": ("fp16", 1.0)},
 )
 #: V100, whose matrix units have no 8-bit arithmetic, and on which attention reaches half the share. kind: fitted by eye, 2026-11,
-#: source: 1 to 256 tokens of DeepSeek-V2-Lite after 32,768: one model.
+#: source: 1 to 256 tokens of DeepSeek-V2-Lite after 32,768: one model. From 64 rows on weights are widened to 16 bit and a
+#: library multiplies (``ggml_cuda_should_use_mmq``: matrix units of 16 bit alone); it reaches the share of the cards' products
+#: of 16-bit weights, and widening moves what it does there (assumed). Tried on 64 to 512 tokens of Llama-3-8B in Q5_0 (pull
+#: request 24127).
 CUDA_VOLTA = replace(
     CUDA_HBM,
     title="V100 under llama.cpp",
     off_pct=(30.0, 30.0),
     within=Within(decode_width=0.4, batch_width=0.5, few_width=0.5, prompt_width=0.5),
     attention_share=0.17,
+    widened_bytes=4.55,
+    library_rows=64,
+    library_share=0.5 * 0.733,
+    library_alone=True,
 )
 CUDA_HBM_2024 = replace(
     CUDA_HBM,
@@ -236,7 +243,10 @@ AMD_CARD_VULKAN = replace(
 )
 
 #: llama.cpp on AMD's GPUs with stacked memory: 8-bit arithmetic, of which MI50 (dot products) and MI100 (matrix units) reach the
-#: same share. kind: fitted by eye, 2026-11, source: few tokens and prompts on these two: none is left out.
+#: same share. kind: fitted by eye, 2026-11, source: few tokens and prompts on these two: none is left out. Products of formats
+#: with one scale a block but Q8_0, which was measured, reach half as much again, as on NVIDIA's cards (assumed). Tried on newer
+#: builds (pull requests 22051 and 27841), twice as quick as those fitted to: Llama-3-8B in Q4_0, IQ4 and Q4_K, 11 to 31 % too
+#: slow.
 AMD_HBM = replace(
     AMD_CARD,
     title="AMD GPUs with stacked memory under llama.cpp",
@@ -244,7 +254,7 @@ AMD_HBM = replace(
     within=Within(decode_width=0.3, batch_width=0.5, few_width=0.4, prompt_width=0.5),
     read={"": 0.6, "16": 0.6},
     vector={"": 0.3, **dict.fromkeys(_PLAIN, 0.5), "16": 1.0},
-    matrix={"": 0.15, "16": 0.3},
+    matrix={"": 0.15, "16": 0.3, **dict.fromkeys((*_PLAIN, "iq4_nl", "iq4_xs"), 0.225), "q8_0": 0.15},
     arithmetic={"": ("int8", 1.0), "16": ("fp16", 1.0)},
     fill_tokens=20.0,
     attention_share=0.12,
@@ -269,7 +279,15 @@ GENERIC = replace(
 #: llama.cpp on Intel's cards. kind: fitted by eye, 2026-11, source: SYCL: Llama-3.1-8B in Q4_K_M on Arc Pro B70 and Qwen2.5-7B on
 #: B580 (ggml-org/llama.cpp#22078, intel/ipex-llm#12991); on A770 Llama-2-7B in Q4_0 and Qwen3.5-9B in Q4_K_M (its SYCL page, pull
 #: request 22066): one chip, two rates.
-XE2 = replace(GENERIC, title="Intel's Xe2 cards under llama.cpp", off_pct=(20.0, 40.0), read={"": 0.72, "16": 0.8})
+#: Kernels of Xe2 wait for the host twice as long as others do (assumed): DeepSeek-R1-Distill-Qwen-1.5B on B580 (the same issue)
+#: was predicted 2.0 times as quick as measured, Qwen3.6-35B-A3B on B60 (#22413) 1.5 times; 1.5 and 1.07 so.
+XE2 = replace(
+    GENERIC,
+    title="Intel's Xe2 cards under llama.cpp",
+    off_pct=(20.0, 40.0),
+    launch_s=1.4e-5,
+    read={"": 0.78, "16": 0.8},
+)
 XE_HPG = replace(
     GENERIC,
     title="Intel's first Arc cards under llama.cpp",

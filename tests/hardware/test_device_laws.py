@@ -322,3 +322,15 @@ def test_an_interval_widens_where_kernels_differ_by_version() -> None:
     assert blocks[0] > 1.3 * whole[0]
     assert whole[0] == pytest.approx(newer[0], rel=1e-6)
     assert (whole[1], blocks[1], newer[1]) == (False, True, False)
+
+
+def test_a_gpu_without_matrix_units_of_bytes_widens_weights_for_many_rows() -> None:
+    """Llama-3-8B in Q5_0 on V100, 512 to 64 tokens at once (llama.cpp pull request 24127), to which nothing is fitted."""
+    measured = {512: 3331, 256: 2425, 128: 1472, 64: 824}
+    ops = operations_of(load_device("v100-pcie-32gb"), "llama_cpp")
+    shapes = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
+    for tokens, rate in measured.items():
+        step_s = 32 * sum(float(ops.gemm_s("q5_0", tokens, n, k)) for n, k in shapes)
+        assert 0.85 < tokens / step_s / rate < 1.35  # the products alone
+    few = [float(ops.gemm_s("q5_0", rows, 28672, 4096)) for rows in (32, 63, 64, 65, 512)]
+    assert few == sorted(few)
