@@ -470,8 +470,8 @@ class Engine:
     decisions : `replay` of an engine that was recorded without a model: its steps again, from the knobs and the requests.
     lockstep : None where data parallelism always means copies.
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
-    adapters_beside : keys of a pool, of `speculative`, `offload`, `kv_tiers`, `role` and `pipeline_parallel`, beside which
-        adapters are simulated.
+    adapters_beside : keys of a pool, of `speculative`, `offload`, `kv_tiers`, `role`, `pipeline_parallel` and `data_parallel`
+        (attention of its ranks), beside which adapters are simulated.
     masks_beside : the same keys, beside which structured output is.
     drafts : settings of speculative decoding (a pool's `speculative`) with the engine's defaults for this model and its flags;
         InputError for what it does not do. None: they are taken as they are.

@@ -79,7 +79,7 @@ def _check_style(engine: Engine, style: str | None, handover: Handover | None) -
     )
 
 
-def _check_lockstep(pool: Pool) -> None:
+def _check_lockstep(pool: Pool, engine: Engine) -> None:
     """Refuse what is not modelled beside data-parallel attention."""
     if pool.pipeline_parallel > 1:
         raise InputError(
@@ -87,7 +87,7 @@ def _check_lockstep(pool: Pool) -> None:
             where="deployment.pipeline_parallel",
             mend="use tensor_parallel within a rank instead",
         )
-    if pool.lora is not None:
+    if pool.lora is not None and "data_parallel" not in engine.adapters_beside:
         raise InputError(
             "`lora` beside data-parallel attention is not modelled yet",
             where="deployment.lora",
@@ -326,7 +326,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     if masked:
         _check_masks(pool, engine)
     if ranks > 1:
-        _check_lockstep(pool)
+        _check_lockstep(pool, engine)
     check_parallelism(
         arch,
         pool.tensor_parallel,
@@ -541,11 +541,13 @@ def _check_adapters(scenario: Scenario, engine: Engine, plan: EnginePlan) -> Non
         return
     stages = scenario.workload.stages or (scenario.workload,)
     named = max(sum(load.adapters.count for load in stage.loads() if load.adapters is not None) for stage in stages)
-    if named > adapters.limits.on_device:
+    kept = int(adapters.limits.counts_model)  # the model's own place
+    if named > adapters.limits.on_device - kept:
         raise InputError(
-            f"requests name {named} adapters, and {engine.title} serves only the {adapters.limits.on_device} that it has loaded",
+            f"requests name {named} adapters, and {engine.title} serves only the {adapters.limits.on_device - kept} that it has "
+            "loaded",
             where="deployment.lora.max_loras",
-            mend=f"set deployment.lora.max_loras to {named} or more, or make workload.adapters.count smaller",
+            mend=f"set deployment.lora.max_loras to {named + kept} or more, or make workload.adapters.count smaller",
         )
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from engine_models.cost.adapters import AdapterTimes
+from engine_models.cost.terms import Shard
+from engine_models.parts.batch import AdapterUse, Batch
 from hardware_profiles.errors import InputError
 from simulator import load_scenario, simulate
 from simulator.cli.check import facts
@@ -194,6 +197,46 @@ def test_a_pasted_vllm_command_shares_experts_over_its_ranks() -> None:
     found = prepared("deepseek-ai/DeepSeek-R1", engine="vllm", hardware="h200-sxm-141gb", engine_args=command)
     assert (found.ranks, found.devices) == (8, 8)
     assert found.plan.memory.bytes_of("weight") == r1().plan.memory.bytes_of("weight")
+
+
+def adapted(places: int = 4, adapters: int = 3, **changes: Any) -> Prepared:
+    pool = {**MIXTRAL, "engine": "sglang", "engine_args": {"enable_dp_attention": True}, "lora": {"max_loras": places}, **changes}
+    workload = {**WORKLOAD, "adapters": {"count": adapters}}
+    return prepare(load_scenario({"model": "mistralai/Mixtral-8x7B-v0.1", "deployment": pool, "workload": workload}))
+
+
+def test_ranks_with_adapters_wait_for_the_slowest_rank() -> None:
+    """Each rank reads those of its own rows; the step is that of the rank which takes longest with them, and the experts."""
+    found = adapted()
+    times, none = found.times(), replace(found, plan=replace(found.plan, costs=replace(found.plan.costs, adapters=None))).times()
+
+    def rows(number: int, use: AdapterUse | None = None) -> Batch:
+        batch = Batch(0, number, number, 500 * number, tokens=number)
+        batch.adapters = use
+        return batch
+
+    own = AdapterTimes(found.plan.costs.adapters, _shard(found), found.plan.costs.up_to)
+    use = AdapterUse(2, 20, 0)
+    plain_s = none.step_s([rows(20), rows(20)])[0]
+    assert times.step_s([rows(20, use), rows(20)])[0] == pytest.approx(plain_s + own(rows(20, use)))
+    assert times.step_s([rows(20, use), rows(20, use)])[0] == times.step_s([rows(20, use), rows(20)])[0]
+    assert times.step_s([rows(2, AdapterUse(1, 1)), rows(200)])[0] == none.step_s([rows(2), rows(200)])[0]
+    run_s = times.few_s([rows(20, use), rows(20)], 3)
+    assert run_s[0] == times.step_s([rows(20, use), rows(20)])[0]
+
+
+def _shard(found: Prepared) -> Shard:
+    costs = found.plan.costs
+    return Shard(costs.arch, found.kernels, costs.formats, costs.parallel, costs.terms)
+
+
+def test_adapters_of_ranks_are_pinned_and_leave_a_place_to_the_model() -> None:
+    """`lora_manager.py` 378: of four places three may be pinned, and no other adapter is served (341)."""
+    assert run_prepared(adapted()).result["totals"]["completed"] == 120
+    with pytest.raises(InputError, match="name 4 adapters, and SGLang serves only the 3 that it has loaded"):
+        adapted(adapters=4)
+    with pytest.raises(InputError, match="where every rank is one device"):
+        adapted(tensor_parallel=2, data_parallel=2)
 
 
 @pytest.mark.parametrize(

@@ -243,11 +243,10 @@ def adapters_of(
     )
 
 
-class WithAdapters(StepCost):
-    """Step times with what batches do with adapters. All times in seconds."""
+class AdapterTimes:
+    """What batches do with adapters on one rank [s], tabulated."""
 
-    def __init__(self, inner: StepCost, adapters: Adapters, shard: Shard, up_to: TableRange) -> None:
-        self._inner = inner
+    def __init__(self, adapters: Adapters, shard: Shard, up_to: TableRange) -> None:
         ops, rank, tp = shard.ops, adapters.computed_rank, shard.parallel.tensor
         grid = log_grid(max(up_to.step_tokens, up_to.rows), 6)
         total = np.zeros(len(grid))
@@ -266,12 +265,20 @@ class WithAdapters(StepCost):
         launches = sum(module.layers * module.slices for module in adapters.modules) if adapters.always_launched else 0
         self._idle_s = launches * float(ops.elementwise_s(np.array([1.0]))[0])
 
-    def _more_s(self, batch: Batch) -> float:
+    def __call__(self, batch: Batch) -> float:
+        """Seconds that a batch takes for them."""
         use = batch.adapters
         if use is None:
             return self._idle_s
         more_s = float(self._tokens_s[use.tokens]) + (use.adapters - 1) * self._next_s
         return more_s + use.copied * self._copy_s + use.read * self._read_s
+
+
+class WithAdapters(StepCost):
+    """Step times with what batches do with adapters. All times in seconds."""
+
+    def __init__(self, inner: StepCost, more_s: AdapterTimes) -> None:
+        self._inner, self._more_s = inner, more_s
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """As of the base; the part of prefill rows goes by their tokens."""
@@ -322,4 +329,14 @@ def summary_note(adapters: Adapters) -> str:
     )
 
 
-__all__ = ["MODULES", "Adapters", "WithAdapters", "adapters_of", "expert_values", "modules_of", "ranks_of", "summary_note"]
+__all__ = [
+    "MODULES",
+    "AdapterTimes",
+    "Adapters",
+    "WithAdapters",
+    "adapters_of",
+    "expert_values",
+    "modules_of",
+    "ranks_of",
+    "summary_note",
+]

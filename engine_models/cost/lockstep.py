@@ -23,7 +23,7 @@ Source: vLLM `v1/worker/dp_utils.py`, `distributed/device_communicators/all2all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -116,10 +116,18 @@ class Lockstep(StepCost):
 
     own : what a rank does for its own tokens, experts left out; with drafts the drafter's passes too.
     up_to : the range to tabulate, of one rank.
+    adapters_s : what a rank's batch does with LoRA adapters besides [s], None without.
     """
 
-    def __init__(self, own: StepTimeModel | Drafting, shard: Shard, up_to: TableRange) -> None:
+    def __init__(
+        self,
+        own: StepTimeModel | Drafting,
+        shard: Shard,
+        up_to: TableRange,
+        adapters_s: Callable[[Batch], float] | None = None,
+    ) -> None:
         self._own = own
+        self._adapters_s = adapters_s
         self._ranks = shard.parallel.ranks
         self._launches = own.launches
         self._shared_s, self._launched_s = _tabulated(shard, self._ranks * up_to.step_tokens)
@@ -162,6 +170,10 @@ class Lockstep(StepCost):
         slowest = of_prompts = 0.0
         for batch, own_tokens in zip(batches, tokens, strict=True):
             own, linear, prefill = self._own.own_s(batch, padded or own_tokens)
+            if self._adapters_s is not None:
+                more = self._adapters_s(batch)
+                own += more
+                linear += more
             if own > slowest:
                 slowest = own
                 of_prompts = linear * (1 - batch.decode_tokens / batch.tokens) + prefill
@@ -177,7 +189,10 @@ class Lockstep(StepCost):
         padded, total = self._of_group(tokens, False)
         slowest = np.zeros(steps)
         for shape, own_tokens in zip(shapes, tokens, strict=True):
-            slowest = np.maximum(slowest, self._own.own_run_s(shape, padded or own_tokens, steps))
+            own = self._own.own_run_s(shape, padded or own_tokens, steps)
+            if self._adapters_s is not None:
+                own = own + self._adapters_s(shape)
+            slowest = np.maximum(slowest, own)
         shared = self._waited_s(padded, total, [shape.decode_rows for shape in shapes])
         return np.maximum(slowest + shared, self._launches.least_s(max(tokens), False))
 

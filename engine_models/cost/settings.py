@@ -14,7 +14,7 @@ from hardware_profiles.ops import Ops
 from hardware_profiles.records import dataclass
 
 if TYPE_CHECKING:
-    from engine_models.cost.adapters import Adapters
+    from engine_models.cost.adapters import Adapters, AdapterTimes
     from engine_models.cost.drafting import Drafting, Speculation
     from engine_models.cost.host_layers import HostLayers
     from engine_models.cost.measured import StepLaw
@@ -85,14 +85,19 @@ class StepCosts:
 
             own = Drafting(model, drafts, self.up_to)
         whole: StepCost = own
+        of_adapters: AdapterTimes | None = None
         if self.adapters is not None:
-            from engine_models.cost.adapters import WithAdapters
+            from engine_models.cost.adapters import AdapterTimes
 
-            whole = WithAdapters(own, self.adapters, shard, self.up_to)
-        elif self.parallel.ranks > 1:
+            of_adapters = AdapterTimes(self.adapters, shard, self.up_to)
+        if self.parallel.ranks > 1:
             from engine_models.cost.lockstep import Lockstep
 
-            whole = Lockstep(own, shard, self.up_to)
+            whole = Lockstep(own, shard, self.up_to, of_adapters)
+        elif of_adapters is not None:
+            from engine_models.cost.adapters import WithAdapters
+
+            whole = WithAdapters(own, of_adapters)
         if self.masks is None:
             return whole
         from engine_models.cost.token_masks import WithMasks

@@ -117,7 +117,7 @@ ENGINE: Engine = Engine(
         "structured": Support(_KINDS, "SGLang 0.5.23's srt/constrained"),
         "pipeline_parallel": Support(_KINDS, "SGLang 0.5.23's srt/managers/scheduler_pp_mixin.py"),
     },
-    adapters_beside=("speculative", "kv_tiers", "role", "pipeline_parallel"),
+    adapters_beside=("speculative", "kv_tiers", "role", "pipeline_parallel", "data_parallel"),
     masks_beside=("speculative", "kv_tiers", "role", "pipeline_parallel"),
     drafts=draft_defaults,
     flags=lambda: FLAGS,

@@ -119,6 +119,13 @@ CASES = {
             V2_LITE,
         )
     ),
+    "ranks-adapters-sglang": Case(
+        given(
+            {**RANKS, "engine": "sglang", "lora": {"max_loras": 4, "rank": 16}, **args(enable_dp_attention=True)},
+            {"requests": 100, "adapters": {"count": 3, "share": 0.7}},
+            V2_LITE,
+        )
+    ),
     "ranks-mtp-trtllm": Case(
         given(
             {**RANKS, "engine": "trtllm", "hardware": "h200-sxm-141gb", "speculative": MTP, **args(enable_attention_dp=True)},
