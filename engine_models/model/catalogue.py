@@ -122,6 +122,18 @@ class CatalogueModel:
     config: dict[str, Any]
     quantization: str | None
 
+    @property
+    def source(self) -> str:
+        """Where its numbers come from."""
+        return str(self.config.get("source", "-"))
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """In words, that numbers were written from memory; empty where all have a source."""
+        if "from memory" not in self.source:
+            return ()
+        return (f"shapes not all from its config.json: {self.source}; that file as `model` is exact",)
+
 
 @lru_cache(maxsize=1)
 def catalogue() -> dict[str, dict[str, Any]]:

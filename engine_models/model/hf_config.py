@@ -386,6 +386,7 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
             mend=f"{hint}'capacity-plan list models' names them; or give a config.json or its fields inline",
         )
     arch = architecture_from_config(found.config, spec, where=f"catalogue entry {found.key}")
+    arch = replace(arch, assumed=(*arch.assumed, *found.assumed)) if found.assumed else arch
     if found.quantization is None or found.quantization == arch.quantization:
         return arch
     if (

@@ -339,6 +339,7 @@ def _show_model(name: str) -> dict[str, Any]:
 
     arch = load_architecture(name)
     entry = find_model(name)
+    assumed = [said for said in arch.assumed if entry is None or entry.source not in said]
     weights = format_named(arch.quantization or arch.dtype)
     own = [f", {part} in {name}" for part, name in arch.part_formats]
     tower, state = tower_parameters(arch), state_bytes_per_sequence(arch)
@@ -362,8 +363,8 @@ def _show_model(name: str) -> dict[str, Any]:
         "attention": mixers_in_words(arch),
         "MLP": mlps_in_words(arch),
         "tensor parallel sizes": tensor_parallel_sizes(arch, at_most=16),
-        "source": str(entry.config.get("source", "-")) if entry else "given",
-        **({"assumed": "; ".join(arch.assumed)} if arch.assumed else {}),
+        "source": entry.source if entry else "given",
+        **({"assumed": "; ".join(assumed)} if assumed else {}),
     }
 
 

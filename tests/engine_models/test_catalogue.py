@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from engine_models.model.architecture import active_parameters, load_architecture, parameters
-from engine_models.model.catalogue import catalogue, find_model, model_names, why_not_modelled
+from engine_models.model.catalogue import MODELS_FILE, catalogue, find_model, model_names, why_not_modelled
 from hardware_profiles.errors import InputError
 
 # Tensor totals of the published checkpoints, exact: the Hub's safetensors metadata as public repositories
@@ -363,6 +365,7 @@ def test_parameters_equal_the_published_tensor_total(name: str, published: int) 
         ("inclusionAI/Ling-2.5-1T", 1.0e12, 63e9, 0.03),
         ("poolside/Laguna-S-2.1", 118e9, 8e9, 0.06),
         ("arcee-ai/Trinity-Large-Thinking", 398e9, 13e9, 0.02),
+        ("reflection/Beam-1.0-501B-A23B", 501e9, 23e9, 0.02),
     ],
 )
 def test_mixtures_match_their_model_cards(name: str, total: float, active: float, tolerance: float) -> None:
@@ -508,3 +511,22 @@ def test_no_experts_may_be_written_as_zero() -> None:
 def test_instruct_variants_differ_where_their_configs_do() -> None:
     assert load_architecture("Qwen/Qwen2.5-7B").max_context_tokens == 131072
     assert load_architecture("Qwen/Qwen2.5-7B-Instruct").max_context_tokens == 32768
+
+
+def test_what_was_written_from_memory_is_told() -> None:
+    for name in ("01-ai/Yi-1.5-9B", "Yi-1.5-9B-Chat-AWQ", "openbmb/MiniCPM-V-4_5"):
+        said = load_architecture(name).assumed[-1]
+        assert "from memory" in said
+        assert "that file as `model` is exact" in said
+    entries = catalogue()
+    told = {key for key in entries if any("not all from its config.json" in said for said in load_architecture(key).assumed)}
+    assert told == {key for key, entry in entries.items() if "from memory" in entry["source"]}
+
+
+def test_shapes_that_follow_remembered_ones_are_remembered_too() -> None:
+    """An entry that takes another's numbers and no source of its own for them says from memory where that one does."""
+    stored = json.loads(MODELS_FILE.read_text(encoding="utf-8"))
+    for key, entry in stored.items():
+        base = stored.get(entry.get("like", ""), {"source": ""})
+        if "from memory" in base["source"] and "config" not in entry["source"]:
+            assert "from memory" in entry["source"], (key, entry["source"])
