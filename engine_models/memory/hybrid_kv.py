@@ -268,6 +268,17 @@ class HybridKV(BlockPool):
         need = -(-tokens // self.block_tokens)
         return sum(max(0, need - len(table.blocks)) for table in self._tables(seq))
 
+    def blocks_of(self, tokens: int) -> int:
+        """Blocks that `tokens` tokens take in all groups, if none stands in one already."""
+        return len(self.windows) * -(-tokens // self.block_tokens)
+
+    def missing_whole(self, seq: Sequence, tokens: int) -> int:
+        """Blocks that a sequence lacks to hold `tokens` tokens, in window groups as `admission_blocks` counts the whole."""
+        need, total = -(-tokens // self.block_tokens), 0
+        for cap, table in zip(self._caps, self._tables(seq), strict=True):
+            total += max(0, (need if cap is None or need < cap else cap) - len(table.blocks))
+        return total
+
     def leave_window(self, seq: Sequence, scheduled: int, processed: int) -> None:
         """Free the blocks that no later token of the sequence can see."""
         tokens = processed if self.frees_processed else scheduled

@@ -226,6 +226,14 @@ class PagedKV(BlockPool):
         """Blocks that the sequence lacks to hold `tokens` tokens."""
         return max(0, -(-tokens // self.block_tokens) - len(seq.blocks) - seq.extra_blocks)
 
+    def blocks_of(self, tokens: int) -> int:
+        """Blocks that `tokens` tokens take, if none stands in one already."""
+        return -(-tokens // self.block_tokens)
+
+    def missing_whole(self, seq: Sequence, tokens: int) -> int:
+        """`missing`, as every token stays visible."""
+        return self.missing(seq, tokens)
+
     def leave_window(self, seq: Sequence, scheduled: int, processed: int) -> None:
         """Every token stays visible: nothing to free before the end."""
 

@@ -15,6 +15,7 @@ one when their batch is settled (`_settle_itemised`). `drafted` and `windowed` h
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Series
 from typing import Any
 
@@ -59,6 +60,7 @@ class ContinuousScheduler(Scheduler):
         "_loading",
         "_loads",
         "_orders",
+        "_prompts",
         "_queue",
         "_run",
         "_settled_s",
@@ -93,6 +95,7 @@ class ContinuousScheduler(Scheduler):
         self.tiers = tiers
         self._loads = tiers is not None and not tiers.in_step  # whether what a request lacks may come from elsewhere
         self._abandoned: set[Sequence] = set()  # of those that load: their clients have gone
+        self._prompts: set[Sequence] = set()  # itemised rows whose first tokens since their admission are yet to be computed
         self._loading: dict[Sequence, int] = {}  # hold their blocks, wait for their content; tokens then found
         self.kv = kv
         self.itemised = kv.itemised or rules.speculative_tokens > 0
@@ -577,6 +580,8 @@ class ContinuousScheduler(Scheduler):
             self.queried_tokens += seq.length
             self.hit_tokens += hit - loaded
             self.host_hit_tokens += loaded
+        if self._loads and self.itemised and hit + want < seq.length:
+            self._prompts.add(seq)
         if hit:
             batch.hits += ((seq, hit),)
         if batch.rows is not None:
@@ -618,8 +623,7 @@ class ContinuousScheduler(Scheduler):
         whole = self.rules.reserve_full_prompt
         if whole and kv.admission_blocks(found, seq.length, whole=True, computed_tokens=coming) > free:
             return "full"
-        owed = sum(kv.missing(other, other.length) for rows in (self._loading, self.partial) for other in rows)
-        if kv.admission_blocks(found, tokens, whole=False, computed_tokens=coming) + owed > free:
+        if kv.admission_blocks(found, tokens, whole=False, computed_tokens=coming) + self._owed(self._loading) > free:
             return "full"
         self._queue.take()
         if isinstance(kv, HybridKV):
@@ -632,6 +636,14 @@ class ContinuousScheduler(Scheduler):
         tiers.load(seq, held, more, self._stored, now_s)
         self._loading[seq] = tokens
         return "loading"
+
+    def _owed(self, loading: Iterable[Sequence]) -> int:
+        """Blocks that a load must leave free: what begun prompts and these loads still need; with drafts, a step of its own."""
+        rules, kv, longest = self.rules, self.kv, self.rules.max_model_len
+        step = rules.speculative_tokens and 1 + rules.speculative_tokens + rules.lookahead_tokens
+        begun = (seq for seq in self.partial if not self.itemised or seq in self._prompts)
+        owed = sum(kv.missing_whole(seq, min(seq.length, longest) + step) for seq in (*loading, *begun))
+        return owed + (kv.blocks_of(step) if step else 0)
 
     def _admit_loaded(
         self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int, now_s: float
@@ -655,13 +667,14 @@ class ContinuousScheduler(Scheduler):
             if not rules.chunked_prefill and seq.length - found > budget:
                 return 0
             free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
-            slots = max(found + want + rules.lookahead_tokens, rules.reserve_full_prompt * seq.length)
-            if kv.missing(seq, min(slots, rules.max_model_len)) > free:
+            slots = min(found + want + rules.lookahead_tokens, rules.max_model_len)
+            whole = kv.missing_whole(seq, min(seq.length, rules.max_model_len)) if rules.reserve_full_prompt else 0
+            if max(kv.missing(seq, slots), whole) > free:
                 return 0  # nobody goes before it
             del self._loading[seq]
             self._end_load(seq, tokens)
             local, seq.computed = seq.computed, found
-            kv.grow(seq, min(found + want + rules.lookahead_tokens, rules.max_model_len))
+            kv.grow(seq, slots)
             kv.register(seq, max(tokens, min(found + want, seq.length)))
             self._start(batch, served, seq, want, now_s, found, found - local)
             budget -= want
@@ -743,6 +756,8 @@ class ContinuousScheduler(Scheduler):
             drafts = seq.computed - seq.length
             batch.serve(tokens, prior, decodes=tokens - max(drafts, 0) == 1 and prior >= seq.prompt_tokens)
             entries.append((seq, tokens, drafts, seq.preemptions))
+            if drafts >= 0:
+                self._prompts.discard(seq)
             seq.drafts = 0
             if drafts >= 0 and self._async:
                 seq.length += 1 + drafts

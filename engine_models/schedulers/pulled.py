@@ -167,10 +167,9 @@ class DecodeOfPull(_Turning, PullDecode):
             return "" if self.tiers is None or self.tiers.in_step else super()._begin_load(seq, found, hit, now_s)
         kv = self.kv
         free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
-        owed = sum(kv.missing(other, other.length) for other in self.partial)
         grouped = isinstance(kv, HybridKV)
         coming = seq.length - kv.replayed_tokens if isinstance(kv, HybridKV) else seq.length
-        if kv.admission_blocks(found, seq.length, whole=not grouped, computed_tokens=coming) + owed > free:
+        if kv.admission_blocks(found, seq.length, whole=not grouped, computed_tokens=coming) + self._owed(self._loading) > free:
             return "full"
         self._queue.take()
         if hit or grouped:

@@ -402,9 +402,28 @@ def test_beside_windows_a_prefix_is_found_up_to_a_place_that_can_be_resumed_from
     tiers.load(again, 4, 5, 1, 3.0)
     assert again.loaded_s == pytest.approx(3.007)
     tiers.end_load(again, 9 * BLOCK)
+    assert tiers.find(again, 8, 1) == 1  # of the windows the device has what stands before its hit
+    tiers.load(again, 8, 1, 1, 4.0)
+    assert again.loaded_s == pytest.approx(4.002)
+    tiers.end_load(again, 9 * BLOCK)
     seen = seq_of([1, 2, 3, 4, 5, 31, 32], 112, 1)
     seen.junction_tokens = 5 * BLOCK  # where the cache of the device saw that the two part
     tiers.store(seen, 112, 1)
     assert tiers.find(seq_of([1, 2, 3, 4, 5, 51, 52], 112, 3), 0, 2) == 5
     tiers.store(seq_of([61, 62, 63], 48, 4), 48, 2)
     assert tiers.find(seq_of([61, 71, 72], 48, 5), 0, 3) == 1  # what begins the prompt needs no whole window
+
+
+def test_beside_windows_what_is_being_stored_is_waited_for_if_it_would_be_loaded() -> None:
+    tiers = resumable(Level("host", BlockStore(100)))
+    first = seq_of(list(range(1, 11)), 160)
+    tiers.store(first, 160, batch=0)
+    assert tiers.find(seq_of([*range(1, 11), 41], 180, 1), 0, batch=0) is None
+    assert tiers.find(seq_of([1, 2, 3, 4, 5, 31, 32], 112, 2), 0, batch=0) == 0  # none of its places is among them
+    longer = seq_of([*range(1, 11), 41, 42, 43, 44], 224, 3)
+    tiers.store(longer, 224, batch=1)
+    assert tiers.find(seq_of([*range(1, 11), 41, 51], 192, 4), 0, batch=1) == 9  # the unit behind the place is being stored
+    assert tiers.pending(1)
+    assert tiers.find(longer, 0, batch=1) is None  # it is stored itself
+    assert tiers.find(longer, 0, batch=2) == 13
+    assert not tiers.pending(2)
