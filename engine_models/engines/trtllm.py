@@ -24,7 +24,8 @@ from engine_models.engines.trtllm_kernels import activation_format, as_run, term
 from engine_models.engines.trtllm_notes import INDEXED, NO_GRAPHS, notes_of
 from engine_models.engines.trtllm_ranks import executor_of, handover_of
 from engine_models.engines.trtllm_recorded import replay
-from engine_models.engines.trtllm_serving import Serving, limits_of, memory_of, rank_of, refuse
+from engine_models.engines.trtllm_serving import Serving, limits_of, memory_of, rank_of, refuse, windows_said
+from engine_models.engines.trtllm_states import DRAFTS_NOTE, NOTE, reuses, with_states
 from engine_models.engines.trtllm_tiers import host_of
 from engine_models.engines.trtllm_versions import VERSIONS
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
@@ -39,6 +40,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     name = ENGINE.version(version_text)
     version = ENGINE.switches(name)
     refuse(request)
+    request = with_states(request, by_config=version["states_by_config"])
     serving = Serving.of(request, version)
     memory, adapters = memory_of(request, serving)
     context = min(serving.context, memory.blocks * serving.block)
@@ -49,7 +51,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     # a paused request comes back with its answer as prompt, computed alone if it exceeds the budget
     alone = context if serving.policy == UTILIZATION and not serving.chunked else 0
     step_tokens = max(serving.tokens, serving.rows * serving.row_tokens, alone)
-    warnings = [*unread_in_groups(request.flags), *([unused] if unused else [])]
+    said = unused, reuses(request)[1], windows_said(request, context)
+    warnings = [*unread_in_groups(request.flags), *(text for text in said if text)]
     masks = TokenMasks(True, delays_next=rank.rules.overlap) if request.structured else None
     return EnginePlan(
         engine=ENGINE.name,
@@ -83,6 +86,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             ),
             *((INDEXED,) if any(block.sparse for block in request.arch.attention) else ()),
             *((host.note,) if host is not None else ()),
+            *((NOTE,) if request.arch.has("linear") else ()),
+            *((DRAFTS_NOTE,) if request.arch.has("linear") and request.speculation else ()),
             *((NO_GRAPHS,) if request.lora is not None and not version["graphs_adapters"] else ()),
         ),
         warnings=tuple(warnings),

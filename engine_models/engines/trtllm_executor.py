@@ -30,10 +30,11 @@ def memory_left(
     max_tokens: int | None,
     words: MemoryWords,
     lora_bytes: int = 0,
+    state_bytes: int = 0,
 ) -> MemoryBudget:
     """KV bytes = the share of what is free after a trial run of one full step of `tokens`; at most `max_tokens` of them.
 
-    lora_bytes : of the cache of adapters, which is there in the trial run.
+    lora_bytes : of the cache of adapters, which is there in the trial run. state_bytes : of recurrent layers, out of the share.
 
     Raises InfeasibleError if not even two blocks are left.
     """
@@ -48,14 +49,18 @@ def memory_left(
     per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = int(per_token * block_tokens)
     free = device - weights - draft_weights - lora_bytes - activations - other
-    usable = int(free * fraction)
+    share = int(free * fraction)
+    usable = share - state_bytes
     if usable < 2 * block:
         lack = (2 * block - usable) / fraction
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB besides "
-            f"(a step of {tokens:,} tokens), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp * pp} devices",
+            f"(a step of {tokens:,} tokens)"
+            + (f" + {state_bytes / 1e9:.1f} GB of places for recurrent states" if state_bytes else "")
+            + f", of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp * pp} devices",
             where="deployment",
-            mend=f"{request.more_memory}, or a smaller engine_args.{words.step_tokens}",
+            mend=f"{request.more_memory}, or a smaller engine_args.{words.step_tokens}"
+            + (" or max_batch_size (each request has a place)" if state_bytes else ""),
         )
     blocks = usable // block
     if max_tokens is not None:
@@ -67,9 +72,10 @@ def memory_left(
             MemoryLine("weight", "weights", weights),
             *line_if_any("draft", "weights of the drafter", draft_weights),
             *line_if_any("lora", "cache of LoRA adapters", lora_bytes),
+            *line_if_any("state", "states of recurrent layers", state_bytes),
             MemoryLine("activation", "activations (trial run of a full step)", activations),
             MemoryLine("other", "CUDA context, collectives", other),
-            MemoryLine("free", f"left free (1 - {words.share}), CUDA graphs", free - usable),
+            MemoryLine("free", f"left free (1 - {words.share}), CUDA graphs", free - share),
         ),
         kv_bytes=usable,
         kv_bytes_per_token=per_token,

@@ -48,6 +48,7 @@ _MODELLED: dict[str, Flag] = {
     "enable_lora": Flag("bool", False),
     "lora_config": Flag("json", None),
     "peft_cache_config": Flag("json", None),
+    "sparse_attention_config": Flag("json", None),
 }
 
 _KV = {
@@ -60,7 +61,9 @@ _KV = {
     "dtype": Flag("str", "auto", choices=KV_FORMATS),
     "host_cache_size": Flag("int", None, low=0),
     "onboard_blocks": Flag("bool", True),
+    "mamba_ssm_cache_dtype": Flag("str", "auto", choices=("auto", "float16", "bfloat16", "float32")),
     "secondary_offload_min_priority": Flag("int", None, low=0, high=100),
+    "max_attention_window": Flag("ints", None, low=1),
 }
 _SCHEDULER = {
     "capacity_scheduler_policy": Flag("str", "GUARANTEED_NO_EVICT"),
@@ -100,15 +103,13 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
         _KV,
         {
             "disk_cache_size": (0, None),
-            "max_attention_window": (None,),
             "max_gpu_total_bytes": (0, None),
             "sink_token_length": (0, None),
             "use_uvm": (False, None),
-            "block_reuse_policy": ("all_reusable", None),
             **_all("event_buffer_max_size attention_dp_events_gather_period_ms"),
             **_all("kv_cache_event_hash_algo iteration_stats_interval cross_kv_cache_fraction disk_prefetch_num_reqs"),
             **_all("avg_seq_len max_util_for_resume pool_ratio enable_kv_pool_rebalance use_kv_cache_manager_v2"),
-            **_all("mamba_ssm_cache_dtype mamba_ssm_philox_rounds mamba_ssm_stochastic_rounding mamba_state_cache_interval"),
+            **_all("mamba_ssm_philox_rounds mamba_ssm_stochastic_rounding mamba_state_cache_interval"),
             **_all("mamba_state_config"),
         },
     ),
@@ -161,6 +162,7 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
 WARNED: Mapping[str, Mapping[str, str]] = {
     "kv_cache_config": {
         "block_reuse_config": "which prompts are found in memory",
+        "block_reuse_policy": "which prompts are found in memory",
         "enable_swa_scratch_reuse": "the memory of the device",
     },
     "scheduler_config": {"enable_prefix_aware_scheduling": "which requests a step serves"},
@@ -172,6 +174,8 @@ WARNED: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Group -> keys that are not read, and what they change where they are set."""
+NEUTRAL = ("all_reusable",)
+"""Values of these keys that are the default."""
 
 DRAFT_METHODS = {"mtp": "mtp", "eagle3": "eagle3", "eagle": "eagle3", "ngram": "ngram", "drafttarget": "draft_model"}
 """``decoding_type`` in lower case, without underscores -> method of a pool's `speculative`. Of Eagle its doc says that it means
@@ -199,7 +203,8 @@ _SWITCHES = """
 _PAIRS = "telemetry"
 _HARMLESS = """
     allow_request_chat_template chat_template checkpoint_format checkpoint_loader custom_module_dirs custom_tokenizer
-    enable_energy_metrics enable_iter_perf_stats enable_iter_req_stats enable_layerwise_nvtx_marker enable_sleep
+    disable_mm_encoder enable_energy_metrics enable_iter_perf_stats enable_iter_req_stats enable_layerwise_nvtx_marker
+    enable_sleep
     enable_speculative_beam_history_d2h encoder_max_batch_size encoder_max_num_tokens fail_fast_on_attention_window_too_large
     gms_config gpus_per_node grpc guided_decoding_backend host iter_stats_max_iterations layer_wise_benchmarks_config log_level
     max_input_len max_stats_len media_io_kwargs media_load_workers metadata_server_config_file middleware mx_config
@@ -237,7 +242,6 @@ _REFUSED = {
     "the engine (its PyTorch backend is simulated)": "backend=pytorch",
     "how many sequences a request has": "max_beam_width=1",
     "which servers there are (pools of a scenario say it)": "disagg_cluster_uri disagg_cluster config_file",
-    "attention (sparse attention is not simulated for TensorRT-LLM)": "sparse_attention_config",
     "when prompts start (waiting by time is not simulated)": "batch_wait_timeout_ms=0|0.0",
     "the limits of a step (write them as flags of their own)": "build_config",
     "the number formats (state them by the keys `weights` and `kv_cache` of the pool)": (
@@ -456,5 +460,5 @@ def unread_in_groups(flags: Mapping[str, Any]) -> list[str]:
         f"trtllm flag `{name}` ({key}) is not modelled; in the engine it changes {changes}"
         for name, keys in WARNED.items()
         for key, changes in keys.items()
-        if (flags.get(name) or {}).get(key)
+        if (value := (flags.get(name) or {}).get(key)) and value not in NEUTRAL
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine_models.declaration import Executor, Handover, Mode, PoolRequest, Role
 from engine_models.engines.trtllm_flags import group
+from engine_models.engines.trtllm_states import state_bytes
 from engine_models.engines.trtllm_tiers import HostMemory
 from engine_models.memory.block_tree import BlockTree
 from engine_models.memory.hosted_tree import HostedTree
@@ -156,7 +157,13 @@ def handover_of(request: PoolRequest, policy: str, block_tokens: int) -> Handove
     late_s, reserves = transceiver["kv_transfer_timeout_ms"] / 1e3, request.schedule_style == GENERATION_FIRST
     lease_s = None if reserves else (late_s, 0.0)  # both servers cancel what is not sent or read in time
     return Handover(
-        CONNECTORS[named.upper()], block_tokens, reserves=reserves, lease_s=lease_s, tells=False, gives_up_s=late_s
+        CONNECTORS[named.upper()],
+        block_tokens,
+        reserves=reserves,
+        lease_s=lease_s,
+        tells=False,
+        gives_up_s=late_s,
+        request_bytes=state_bytes(request),
     )
 
 

@@ -11,6 +11,7 @@ from engine_models.engines.trtllm_adapters import adapted
 from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_ranks import Rank, policies
+from engine_models.engines.trtllm_states import BLOCKS, check_states, reuses, states_held
 from engine_models.engines.trtllm_tiers import HostMemory
 from engine_models.parts.adapters import limits_in
 from engine_models.refusals import no_layers, only_on_nvidia
@@ -28,6 +29,9 @@ GRAPH_ROWS = 128
 COMPUTED = ("fp8", "fp8_block", "nvfp4")
 """Formats of weights that run on GPUs with their arithmetic alone: FP8 from Ada on, nvfp4 on Blackwell (datasheet:
 docs/source/reference/support-matrix.md of 0.18.2, docs/source/features/quantization.md of 1.0 to 1.4, read 2026-11)."""
+INDEXED = ("dsa", "deepseek_sparse_attention")
+"""`algorithm` of a ``sparse_attention_config``, in lower case, that says no more than the model's own config (datasheet:
+`llmapi/llm_args.py`, `DeepSeekSparseAttentionConfig`, read 2026-11)."""
 ONE_MODEL = ("mtp", "eagle3")
 """Methods whose drafter is part of the model's own pass; the others run without the overlap scheduler (datasheet: the examples of
 docs/source/features/speculative-decoding.md, read 2026-11)."""
@@ -79,7 +83,10 @@ class Serving:
         row_tokens = drafts.row_tokens if drafts else 1
         if drafts:
             rows = max(1, min(rows, tokens // row_tokens))
+        said = flags.get("kv_cache_config") or {}
         block = int(group(flags, "kv_cache_config")["tokens_per_block"])
+        if said.get("tokens_per_block") is None:
+            block = BLOCKS.get(request.arch.family, block)
         chunked = bool(flags.get("enable_chunked_prefill", False))
         if chunked and tokens < block:
             raise InputError(
@@ -128,10 +135,18 @@ def refuse(request: PoolRequest) -> None:
             where="deployment.weights",
             mend=f"use int4, a GPU with {weights.compute}, or an engine that widens them (`capacity-plan list engines`)",
         )
-    unlike = f"models with recurrent or compressed layers, or indexed ones but of latents, such as {request.arch.name}"
+    unlike = f"models with compressed layers, or indexed ones but of latents, such as {request.arch.name},"
     blocks = request.arch.attention
     indexed = all(block.kind == "mla" and block.entry_tokens == 1 for block in blocks if block.sparse)
-    no_layers(request, ("linear",) if indexed else ("linear", "sparse"), f"{unlike} are not simulated for TensorRT-LLM")
+    no_layers(request, () if indexed else ("sparse",), f"{unlike} are not simulated for TensorRT-LLM")
+    check_states(request)
+    algorithm = str((request.flags.get("sparse_attention_config") or {}).get("algorithm") or "none").lower()
+    if algorithm != "none" and not (algorithm in INDEXED and any(block.sparse for block in blocks)):
+        raise InputError(
+            f"sparse_attention_config with algorithm {algorithm} is not simulated for TensorRT-LLM beside {request.arch.name}",
+            where="deployment.engine_args.sparse_attention_config",
+            mend="leave it out; `dsa`, of models with an indexer, is what those run anyway",
+        )
 
 
 def memory_of(request: PoolRequest, serving: Serving) -> tuple[MemoryBudget, Adapters | None]:
@@ -144,7 +159,8 @@ def memory_of(request: PoolRequest, serving: Serving) -> tuple[MemoryBudget, Ada
 
     def left(lora_bytes: int) -> MemoryBudget:
         return memory_left(
-            request, serving.tokens, serving.context, fraction, serving.block, kv["max_tokens"], words, lora_bytes
+            request, serving.tokens, serving.context, fraction, serving.block, kv["max_tokens"], words, lora_bytes,
+            states_held(request, serving.rows, serving.row_tokens),
         )
 
     memory = left(0)
@@ -181,7 +197,7 @@ def rank_of(
         rules,
         blocks,
         serving.block,
-        bool(kv["enable_block_reuse"]),
+        reuses(request)[0],
         bool(kv["enable_partial_reuse"]),
         bool(kv["copy_on_partial_reuse"]),
         request.arch.windows_below(context),
@@ -193,6 +209,26 @@ def rank_of(
         request.pipeline_parallel,
         version["pieces_follow"],
         host,
+    )
+
+
+def windows_said(request: PoolRequest, context: int) -> str:
+    """What is to be said of `max_attention_window`, "" where it bounds nothing; InputError where it is not the model's own."""
+    asked = group(request.flags, "kv_cache_config")["max_attention_window"]
+    narrow = {int(window) for window in asked or () if window < context}
+    if not narrow:
+        return ""
+    own = request.arch.windows_below(context)
+    if not narrow <= set(own):
+        raise InputError(
+            f"max_attention_window {', '.join(map(str, sorted(narrow)))} is not simulated for {request.arch.name}, whose layers "
+            + (f"have windows of {', '.join(map(str, own))}" if own else "attend to all tokens"),
+            where="deployment.engine_args.kv_cache_config.max_attention_window",
+            mend="leave it out, or give the model's own windows",
+        )
+    return (
+        "trtllm flag `kv_cache_config` (max_attention_window) is read as the model's own windows; in the engine their layers "
+        "then keep no more than that, and the cache holds more requests than here"
     )
 
 
@@ -213,4 +249,4 @@ def limits_of(request: PoolRequest, serving: Serving, memory: MemoryBudget, cont
     )
 
 
-__all__ = ["Serving", "graph_sizes", "limits_of", "memory_of", "rank_of", "refuse"]
+__all__ = ["Serving", "graph_sizes", "limits_of", "memory_of", "rank_of", "refuse", "windows_said"]

@@ -6,6 +6,7 @@ from math import inf
 
 from engine_models.declaration import MemoryBudget, PoolRequest
 from engine_models.engines.trtllm_flags import group
+from engine_models.engines.trtllm_states import reuses
 from engine_models.schedulers.memory_then_tokens_tiered import HostCopies
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
@@ -62,7 +63,7 @@ def host_of(
     if not blocks:
         return None, ""
     least = kv["secondary_offload_min_priority"]
-    if not kv["enable_block_reuse"]:
+    if not reuses(request)[0]:
         return None, "host_cache_size changes nothing without block reuse: nothing is found again"
     if kv["onboard_blocks"] is False or (LEAST_PRIORITY if least is None else least) > PRIORITY:
         return None, (

@@ -13,6 +13,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "pieces_follow": True,
         "generates_blocks": True,
         "claims_first": True,
+        "states_by_config": True,
     },
     "1.0.0": {
         "recorded": False,
@@ -22,6 +23,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "pieces_follow": False,
         "generates_blocks": False,
         "claims_first": False,
+        "states_by_config": False,
     },
 }
 """The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
@@ -31,4 +33,5 @@ name LoRA adapters run as CUDA graphs (`_torch/peft/lora/cuda_graph_lora_manager
 another kernel, not timed). `pieces_follow`: whether a prompt's pieces enter a pipeline one behind the other
 (`PyExecutor._add_inflight_ids`). `generates_blocks`: whether experts in FP8 blocks run on generated kernels on data-centre
 Blackwell by themselves (pull request 14282 of 2026-05). `claims_first`: whether prompts hold what they find in host memory before
-any block moves (pull request 13029 of 2026-04)."""
+any block moves (pull request 13029 of 2026-04). `states_by_config`: whether a config that asks for wider recurrent states than
+its weights gets them (`validate_and_set_mamba_ssm_cache_dtype` of `model_loader.py`)."""

@@ -272,11 +272,64 @@ def test_host_memory_counts_bytes_of_a_rank_and_may_stay_empty() -> None:
         host((KvTier("nvme", 2**31, 5e9),))
 
 
+def test_each_active_request_has_a_place_for_its_states() -> None:
+    """Qwen3-Next: 36 layers of 32 heads whose states are 128 by 128, and three inputs of 8,192 channels, all in 16 bits.
+
+    39,518,208 bytes a request; 16 requests and the one that pads graphs. Attention data parallelism has one more on each rank.
+    """
+    state = 36 * (32 * 128 * 128 + 3 * 8192) * 2
+
+    def states(batch: int = 16, kv: dict[str, Any] | None = None, **more: Any) -> int:
+        args = {"max_batch_size": batch, "max_num_tokens": 4096, "kv_cache_config": kv or {}}
+        asked = replace(request_of("Qwen/Qwen3-Next-80B-A3B-Instruct", "b300-sxm-288gb", **args), **more)
+        found = plan(asked)
+        assert not found.prefix_caching
+        assert found.memory.bytes_of("state") + found.memory.kv_bytes <= 0.9 * found.memory.device_bytes
+        return found.memory.bytes_of("state")
+
+    assert states() == 17 * state
+    assert states(kv={"mamba_ssm_cache_dtype": "float32"}) == 17 * 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
+    assert states(data_parallel=2, expert_parallel=2) == 18 * state
+    assert states(tensor_parallel=2) == 17 * state // 2
+    with pytest.raises(InfeasibleError, match=r"places for recurrent states.*(?s:.)*max_batch_size"):
+        states(batch=8192, tensor_parallel=1)
+    plain = plan(request_of("Qwen/Qwen3-Next-80B-A3B-Instruct", "b300-sxm-288gb", max_batch_size=16))
+    asked = plan(
+        request_of(
+            "Qwen/Qwen3-Next-80B-A3B-Instruct", "b300-sxm-288gb", max_batch_size=16, kv_cache_config={"enable_block_reuse": True}
+        )
+    )
+    assert (len(plain.warnings), len(asked.warnings)) == (0, 1)
+    assert "snapshots of their states" in asked.warnings[0]
+    wide = replace(request_of("Qwen/Qwen3.5-35B-A3B", "b300-sxm-288gb", max_batch_size=16))  # its config asks for float32
+    assert plan(wide).memory.bytes_of("state") == 17 * 30 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
+    assert plan(wide, "1.0.0").memory.bytes_of("state") == 17 * 30 * (32 * 128 * 128 + 3 * 8192) * 2
+    kimi = plan(request_of("moonshotai/Kimi-Linear-48B-A3B-Instruct", "h200-sxm-141gb", max_batch_size=16))
+    assert kimi.limits.block_tokens == 64
+
+
+def test_windows_and_sparse_attention_are_read_where_they_say_what_the_model_is() -> None:
+    gemma = {"kv_cache_config": {"max_attention_window": [1024, 1024, 1024, 1024, 1024, 32768]}}
+    (warning,) = plan(request_of("google/gemma-3-27b-it", max_seq_len=32768, **gemma)).warnings
+    assert "holds more requests than here" in warning
+    with pytest.raises(InputError, match="whose layers have windows of 1024"):
+        plan(request_of("google/gemma-3-27b-it", max_seq_len=32768, kv_cache_config={"max_attention_window": [512, 32768]}))
+    with pytest.raises(InputError, match="attend to all tokens"):
+        plan(request_of(kv_cache_config={"max_attention_window": [4096]}))
+    assert plan(request_of(kv_cache_config={"max_attention_window": [131072]})).warnings == ()
+    with pytest.raises(InputError, match="algorithm rocket is not simulated"):
+        plan(request_of(sparse_attention_config={"algorithm": "rocket"}))
+    assert prepared(kv_cache_config={"block_reuse_policy": "all_reusable"}).plan.warnings == ()
+    assert "block_reuse_policy" in prepared(kv_cache_config={"block_reuse_policy": "per_conversation"}).plan.warnings[0]
+
+
 def test_other_makers_other_layers_and_too_large_models_are_refused() -> None:
     with pytest.raises(InputError, match="runs on NVIDIA GPUs, not on mi300x-192gb"):
         plan(request_of(device="mi300x-192gb"))
-    with pytest.raises(InputError, match="recurrent or compressed layers"):
-        plan(request_of("Qwen/Qwen3-Next-80B-A3B-Instruct"))
+    with pytest.raises(InputError, match="serves no recurrent layers such as those of MiniMaxAI/MiniMax-Text-01"):
+        plan(request_of("MiniMaxAI/MiniMax-Text-01"))
+    with pytest.raises(InputError, match="models with compressed layers"):
+        plan(request_of("deepseek-ai/DeepSeek-V4-Flash"))
     pool = {"hardware": "h200-sxm-141gb", "tensor_parallel": 8, "engine": "trtllm"}
     found = prepare(load_scenario({**scenario_of(), "model": "deepseek-ai/DeepSeek-V3.2", "deployment": pool}))
     assert any("indexed latent attention" in note for note in found.assumptions)
