@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.memory.radix import content_of
+from engine_models.memory.radix import RadixPool, content_of
+from engine_models.memory.tiered_radix import FurtherTier, TokenStore, UsesStore
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link
+from engine_models.schedulers.reserved import ReservingRules
+from engine_models.schedulers.reserved_offloading import OffloadingReservingScheduler
 from engine_models.schedulers.reserved_tiered import TieredSendingPrefillScheduler
 from simulator import load_scenario, simulate
 from simulator.cluster.elastic_handover import ElasticHandover
@@ -141,6 +144,13 @@ def beside() -> dict[str, Any]:
     return data
 
 
+def offloading(**more: Any) -> dict[str, Any]:
+    """SGLang's servers around a store, to which those that answer write too."""
+    data = stored([SMALL_HOST], None, [STORE], engine="sglang", **more)
+    data["deployment"]["pools"][1]["engine_args"]["disaggregation_decode_enable_offload_kvcache"] = True
+    return data
+
+
 STORED = {
     "beside": beside(),
     "lmcache": stored([SMALL_HOST | LM], [SMALL_HOST | LM], [STORE | LM]),
@@ -148,6 +158,7 @@ STORED = {
     "native": stored([SMALL_HOST, DISK]),
     "kvbm": stored([SMALL_HOST | {"connector": "DynamoConnector"}, DISK | {"connector": "DynamoConnector", "write": "through"}]),
     "hicache": stored([SMALL_HOST], None, [STORE], engine="sglang"),
+    "hicache answers": offloading(),
     "hicache on disks": stored([SMALL_HOST, DISK], engine="sglang"),
 }
 
@@ -165,7 +176,7 @@ def test_stores_and_disks_serve_pools_of_roles(name: str, monkeypatch: pytest.Mo
     if name == "beside":
         pools = whole.requests_frame().groupby("pool")["cached_tokens"].sum()
         assert (pools[["d", "m"]] > 0).all()
-    if name in ("mooncake", "hicache"):
+    if name in ("mooncake", "hicache", "hicache answers"):
         assert whole.result["metrics"]["ttft_ms"]["mean"] < plain["mean"]
 
 
@@ -193,7 +204,44 @@ def test_what_is_shared_is_used_in_order_of_time(name: str, monkeypatch: pytest.
 
 def last_of(scheduler: Any) -> Any:
     """The last tier of a scheduler."""
-    return scheduler.kv.tree.further if hasattr(scheduler.kv, "tree") else scheduler.tiers.levels[-1]
+    return scheduler.further if isinstance(scheduler, UsesStore) else scheduler.tiers.levels[-1]
+
+
+def test_answers_in_a_store_are_found_by_the_next_turn() -> None:
+    """A turn's prompt holds the answer before it: without it the store is found up to the prompt before."""
+    with_answers, without = (
+        simulate(data).result["server"] for data in (offloading(), stored([SMALL_HOST], None, [STORE], engine="sglang"))
+    )
+    found, before = (server["kv_tiers"][-1] for server in (with_answers, without))
+    assert found["hit_rate"] > 1.05 * before["hit_rate"]
+    assert found["written_bytes"] > before["written_bytes"]
+
+
+def test_a_decode_server_writes_whole_pages_behind_those_of_the_prompt() -> None:
+    """`decode_kvcache_offload_manager.py` 196 and 220: of 64 tokens the last is not computed; pages of 16 go from 32 on."""
+    kv, store = RadixPool(1600, 16, prefix_caching=False), TokenStore(10_000, 16)
+    further = FurtherTier("shared", store, 100.0, [Link(1e6)], [Link(1e6)])
+    rules = ReservingRules(8, 0, 8, 1000, num_reserved_decode_tokens=8, handshake_s=0.0)
+    server = OffloadingReservingScheduler(rules, kv, further=further)
+    seqs = [
+        Sequence(i, 40, 24, 0.0, runs=((i, 0, 64),), shareable_tokens=40, output_shared=True) for i in range(2)
+    ]
+    store.put(content_of(seqs[0]), 32, 0.0)  # the prefill server's, of the first alone
+    for seq in seqs:
+        server.add(seq)
+    now_s = 0.0
+    while server.has_work():
+        now_s += 0.1
+        batch = server.schedule(now_s)
+        for seq in [seq for seq, here in server.transfer.items() if not here]:
+            server.arrived(seq)
+        if batch is not None:
+            batch.t_end = now_s + 0.05
+            server.settle(batch)
+    assert further.written_bytes == 2 * 16 * 100.0  # 63 tokens: a page from 32 to 48 of each
+    ended_s = now_s + 0.05
+    assert [store.find(content_of(seq), 63, ended_s + 0.01) for seq in seqs] == [48, 0]
+    assert server.kv.free_tokens == 1600
 
 
 def test_servers_find_in_a_store_what_another_has_written() -> None:
@@ -271,7 +319,19 @@ def test_what_is_not_modelled_is_said() -> None:
     flagged["deployment"]["pools"][1]["engine_args"] = {"enable_hierarchical_cache": True}
     flagged["deployment"]["kv_tiers"] = [STORE]
     beside = "beside decode pools"
-    for data, words in ((decode, beside), (flagged, beside), (unlike, "cannot share a store of KV blocks: tensor parallelism")):
+    alone = offloading()
+    del alone["deployment"]["kv_tiers"]
+    wrong = offloading()
+    wrong["deployment"]["pools"][0]["engine_args"] |= {"disaggregation_decode_enable_offload_kvcache": True}
+    states = {**offloading(), "model": "Qwen/Qwen3.5-9B"}
+    for data, words in (
+        (decode, beside),
+        (flagged, beside),
+        (unlike, "cannot share a store of KV blocks: tensor parallelism"),
+        (alone, "needs a store that the prefill servers read"),
+        (wrong, "is a decode server's"),
+        (states, "write no caches like those of"),
+    ):
         is_refused(data, words)
 
 

@@ -116,6 +116,7 @@ _MODELLED: dict[str, Flag] = {
     "disaggregation_decode_polling_interval": Flag("int", 1, low=1),
     "disaggregation_decode_allocation_policy": Flag("str", "early"),
     "disaggregation_decode_enable_radix_cache": Flag("bool", False),
+    "disaggregation_decode_enable_offload_kvcache": Flag("bool", False),
     "disaggregation_decode_extra_slots": Flag("int", None, low=0),
     "disaggregation_decode_retraction_backup": Flag("str", "cpu_tensor"),
     "optimistic_prefill_attempts": Flag("int", 0, low=0),
@@ -196,7 +197,7 @@ _HARMLESS = """
     speculative_ngram_min_bfs_breadth speculative_ngram_min_match_window_size speculative_skip_dp_mlp_sync
     speculative_token_map speculative_use_block_verification speculative_use_rejection_sampling
     disaggregation_bootstrap_port disaggregation_decode_dp disaggregation_decode_enable_fake_auto
-    disaggregation_decode_enable_offload_kvcache disaggregation_decode_host_receive_threshold disaggregation_decode_tp
+    disaggregation_decode_host_receive_threshold disaggregation_decode_tp
     disaggregation_enable_kv_checksum disaggregation_ib_device disaggregation_prefill_pp encoder_bootstrap_port
     enable_pd_role_switch optimistic_prefill_retries
 """

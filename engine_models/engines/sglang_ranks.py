@@ -78,6 +78,11 @@ class Rank:
 
             kinds.append(AdaptedReservingScheduler)
             given["limits"] = self.adapters
+        if self.tiers is not None:
+            from engine_models.schedulers.reserved_offloading import OffloadingReservingScheduler
+
+            kinds.append(OffloadingReservingScheduler)
+            given["further"] = self.tiers.further_tier(self.page_tokens)
         if self.drafts is not None:
             kinds.append(DraftedReservingScheduler)
             given |= {"row_tokens": self.drafts.row_tokens, "step_slots": step_slots(self.drafts, self.page_tokens)}

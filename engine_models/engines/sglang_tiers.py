@@ -26,6 +26,7 @@ POLICIES: dict[str, WritePolicy] = {
 }
 LOCAL_BACKENDS = ("file",)
 """Backends on the disks of a machine; all others are shared."""
+OFFLOADS = "disaggregation_decode_enable_offload_kvcache"
 WHERE = "deployment.engine_args.hicache_storage_backend"
 WINDOW_POOLS = ("deepseek_v4", "gemma4", "gpt_oss", "llama4", "mimo_v2_flash", "step3p5")
 """Types of models whose layers with windows have a pool of their own; all layers of others keep all tokens (datasheet:
@@ -49,6 +50,7 @@ class TierPlan:
     host_bytes_per_s: float
     network_bytes_per_s: float
     end_bytes: float = 0.0
+    writes_only: bool = False
 
     def pool(self, tokens: int, page_tokens: int, eviction_policy: str) -> TieredPool:
         """The pool of a replica and its tree."""
@@ -57,11 +59,12 @@ class TierPlan:
             eviction_policy,
             host_tokens=self.host_tokens,
             write=self.write,
-            further=self._further(page_tokens) if self.further is not None else None,
+            further=self.further_tier(page_tokens) if self.further is not None else None,
         )
         return TieredPool(tokens, page_tokens, tree, Link(self.host_bytes_per_s), self.token_bytes, self.end_bytes)
 
-    def _further(self, page_tokens: int) -> FurtherTier:
+    def further_tier(self, page_tokens: int) -> FurtherTier:
+        """The store behind the host, as a replica uses it."""
         tier = self.further
         assert tier is not None
         token_bytes, end_bytes = self.token_bytes * self.ranks, self.end_bytes * self.ranks
@@ -74,12 +77,18 @@ class TierPlan:
 
     @property
     def kinds(self) -> tuple[TierKind, ...]:
-        """The tiers."""
-        return ("host",) if self.further is None else ("host", self.further.kind)
+        """The tiers; a decode server, which has no tokens in host memory, has the store alone."""
+        found: tuple[TierKind, ...] = () if self.writes_only else ("host",)
+        return found if self.further is None else (*found, self.further.kind)
 
     @property
     def notes(self) -> list[str]:
         """What is said of them."""
+        if self.writes_only:
+            return [
+                "a decode server writes answers to the store, in whole pages behind those of the prompt, which the prefill "
+                "servers write (rules read, not recorded): at the end of a row, as if host memory had room"
+            ]
         behind = ""
         if self.further is not None:
             rate = "" if self.further.bytes_per_s == inf else f" at {self.further.bytes_per_s / GB:g} GB/s"
@@ -97,7 +106,7 @@ class TierPlan:
 def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int, said: Said) -> TierPlan | None:
     """The tiers that a pool asks for, by `kv_tiers` or by SGLang's flags; None for none, InputError for what cannot be."""
     tiers = _tier_plan(request, tokens, token_bytes, page_tokens)
-    if tiers is None and request.tiers:
+    if tiers is None and request.tiers and request.role == "decode":
         said.notes.append("decode servers read no store: it is the prefill pools' alone, and what these would write is left out")
     if tiers is not None:
         said.notes += tiers.notes
@@ -116,6 +125,8 @@ def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_token
     flags = request.flags
     asked = {tier.kind: tier for tier in request.tiers}
     wanted, backend = bool(flags.get("enable_hierarchical_cache")), flags.get("hicache_storage_backend")
+    if flags.get(OFFLOADS):
+        return _written(request, asked.get("shared") if asked.keys() == {"shared"} else None, token_bytes)
     if request.role == "decode" and asked.keys() == {"shared"} and not wanted:
         return None
     if not wanted and not asked:
@@ -150,6 +161,29 @@ def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_token
     every, end = _parts_of(request, token_bytes)
     network = request.network_bytes_per_s * ranks
     return TierPlan(host_tokens, write, further, _prefetch(flags), every, ranks, host_rate, network, end)
+
+
+def _written(request: PoolRequest, store: KvTier | None, token_bytes: float) -> TierPlan:
+    """What a decode server writes its answers to; InputError where it does not."""
+    where = f"deployment.engine_args.{OFFLOADS}"
+    if request.role != "decode":
+        raise InputError(f"{OFFLOADS} is a decode server's", where=where, mend="remove it here")
+    if store is None:
+        raise InputError(
+            f"{OFFLOADS} needs a store that the prefill servers read",
+            where=where,
+            mend="put it around the pools: deployment.kv_tiers: [{kind: shared, bytes: 1.0e+12, bytes_per_s: 5.0e+9}]",
+        )
+    if request.arch.has("linear") or (request.arch.family in WINDOW_POOLS and request.arch.windows_below(1 << 40)):
+        raise InputError(
+            f"SGLang's decode servers write no caches like those of {request.arch.name} to a store (states, or windows in pools "
+            "of their own)",
+            where=where,
+            mend="remove it",
+        )
+    ranks = request.tensor_parallel * request.pipeline_parallel
+    network = request.network_bytes_per_s * ranks
+    return TierPlan(0, "through", store, _prefetch(request.flags), token_bytes, ranks, inf, network, writes_only=True)
 
 
 def _parts_of(request: PoolRequest, token_bytes: float) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from itertools import count
 
 from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.kept import Kept
+from engine_models.parts.protocols import Scheduler
 from engine_models.parts.tiers import Link, TierCount, TierKind, WritePolicy, through
 
 LEAST_LOAD_TOKENS = 10
@@ -77,6 +78,15 @@ class FurtherTier:
             self.written_bytes += size
             self.store.put(content, tokens, through(self.writes, size, now_s))
 
+    def write_behind(self, content: Content, first: int, tokens: int, now_s: float) -> None:
+        """Copy the tokens of a content from `first` to `tokens`, found where those before them are."""
+        if self.store.find(content, tokens, now_s) >= first:
+            self.write(content, tokens, now_s)
+            return
+        size = (tokens - first) * self.token_bytes + self.end_bytes
+        self.written_bytes += size
+        through(self.writes, size, now_s)
+
     def read(self, tokens: int, now_s: float) -> float:
         """Begin to read so many tokens; when they are there [s]."""
         size = tokens * self.token_bytes + self.end_bytes
@@ -90,6 +100,22 @@ class FurtherTier:
             self.reads[0], self.writes[-1] = other.reads[0], other.writes[-1]
         else:
             self.reads, self.writes = other.reads, other.writes
+
+
+class UsesStore:
+    """A scheduler with a store behind what it keeps."""
+
+    @property
+    def further(self) -> FurtherTier | None:
+        """The store as it uses it, None without."""
+        raise NotImplementedError
+
+    def join(self, other: Scheduler, kind: TierKind) -> None:
+        """As of a scheduler."""
+        assert isinstance(other, UsesStore)
+        mine, theirs = self.further, other.further
+        if mine is not None and theirs is not None and mine.kind == kind:
+            mine.join(theirs)
 
 
 class TieredTree(RadixTree):

@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from engine_models.memory.radix import Content, Node
-from engine_models.memory.tiered_radix import LEAST_LOAD_TOKENS, TieredPool
+from engine_models.memory.tiered_radix import LEAST_LOAD_TOKENS, FurtherTier, TieredPool, UsesStore
 from engine_models.parts.batch import Batch
-from engine_models.parts.protocols import INFINITY, Scheduler
+from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
-from engine_models.parts.tiers import TierCount, TierKind
+from engine_models.parts.tiers import TierCount
 from engine_models.schedulers.prefill_first import (
     PrefillFirstBatch,
     PrefillFirstRules,
@@ -55,7 +55,7 @@ class _Reading:
     until_s: float
 
 
-class TieredPrefillFirstScheduler(PrefillFirstScheduler):
+class TieredPrefillFirstScheduler(UsesStore, PrefillFirstScheduler):
     """The rule over a `TieredPool`. Parameters as of the base, and
 
     prefetch : how the store behind the host is read ahead. ranks : that load their parts side by side.
@@ -85,6 +85,11 @@ class TieredPrefillFirstScheduler(PrefillFirstScheduler):
         return super().schedule(now_s)
 
     # -- the store ------------------------------------------------------------------------------------------
+
+    @property
+    def further(self) -> FurtherTier | None:
+        """As of the base."""
+        return self.kv.tree.further
 
     def _receive(self, seq: Sequence) -> None:
         super()._receive(seq)
@@ -188,10 +193,3 @@ class TieredPrefillFirstScheduler(PrefillFirstScheduler):
     def tier_counts(self) -> list[TierCount]:
         """As of the base."""
         return self.kv.counts(self._ranks)
-
-    def join(self, other: Scheduler, kind: TierKind) -> None:
-        """As of the base."""
-        assert isinstance(other, TieredPrefillFirstScheduler)
-        mine, theirs = self.kv.tree.further, other.kv.tree.further
-        if mine is not None and theirs is not None and mine.kind == kind:
-            mine.join(theirs)
