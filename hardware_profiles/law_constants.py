@@ -16,6 +16,7 @@ from hardware_profiles.device_laws import Law, Within
 
 #: Formats that dot products take as they are: a scale, or a scale and an offset, for 32 weights each.
 _PLAIN = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+_INT4 = ("int4_wo", "nncf_int4")
 _IQ2, _IQ3 = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s"), ("iq3_xxs", "iq3_s")
 
 #: Widths of a law that nobody measured: a factor of two. kind: assumed, 2026-11.
@@ -395,6 +396,37 @@ EXL = replace(
     start_s=2e-5,
 )
 
+#: OpenVINO on Intel's CPUs with matrix units and on its cards: a token costs its arithmetic beside the reading of the weights,
+#: not behind it, whether it is of a prompt or of a row that decodes. kind: fitted by eye, 2026-11, source: its server by rate,
+#: 0.2 to 2 requests a second of some 220 tokens, on Xeon 8480+ (two models), Arc A770 and B580 (one), each in two formats: one
+#: share of the 16-bit peak for all three, which two of them put at 0.35 to 0.42. Shares of the bandwidth are each card's own; a
+#: CPU unpacks 8-bit weights at 190e9 a second beside reading them, and those of 4 bits at twice that (assumed). Attention is
+#: GENERIC's.
+OPENVINO_CARD = replace(
+    GENERIC,
+    title="Intel's cards under OpenVINO",
+    off_pct=(20.0, 30.0),
+    within=Within(decode_width=0.4, batch_width=0.45, few_width=0.7, prompt_width=0.7),
+    read={"": 0.95, **dict.fromkeys(_INT4, 0.86)},
+    unpack={"": 0.0},
+    launch_s=1e-6,
+    vector_rows=1,
+    matrix={"": 0.37},
+    fill_tokens=0.0,
+    arithmetic={"": ("fp16", 1.0), "16": ("fp16", 1.0)},
+    latent_prompts=False,
+)
+OPENVINO_FIRST_ARC = replace(
+    OPENVINO_CARD, title="Intel's first Arc cards under OpenVINO", read={"": 0.475, **dict.fromkeys(_INT4, 0.38)}
+)
+OPENVINO_CPU = replace(
+    OPENVINO_CARD,
+    title="CPUs with matrix units under OpenVINO",
+    read={"": 0.785},
+    unpack={"": 38.6, "16": 0.0, **dict.fromkeys(_INT4, 19.3)},
+    arithmetic={"": ("bf16", 1.0), "16": ("bf16", 1.0)},
+)
+
 #: MLC-LLM's compiled kernels on NVIDIA cards. kind: fitted, 2026-11, source: Llama-2 of 7B and 13B in 4 bits on an RTX 3090 Ti
 #: (llm-perf-bench, 2023-10): two rates, two constants; the rates of prompts and batches are assumed. Elsewhere: llama.cpp's laws
 #: without its unpacking, assumed.
@@ -460,6 +492,12 @@ def law_of(device: Device, framework: str) -> Law | None:
         return EXL if device.vendor == "nvidia" else None
     if framework == "blockwise":
         return BLOCKWISE
+    if framework == "openvino":
+        if device.kind == "cpu":
+            return OPENVINO_CPU if "bf16" in device.peak_flops_per_s else None
+        if device.vendor != "intel":
+            return None
+        return OPENVINO_FIRST_ARC if device.architecture == "xe-hpg" else OPENVINO_CARD
     if framework == "mlc":
         if device.vendor == "nvidia":
             return MLC
@@ -489,7 +527,7 @@ def law_of(device: Device, framework: str) -> Law | None:
     return {"xe2": XE2, "xe-hpg": XE_HPG}.get(device.architecture, GENERIC)
 
 
-FAMILIES = ("llama_cpp", "mlx", "exllamav2", "mlc")
+FAMILIES = ("llama_cpp", "mlx", "exllamav2", "mlc", "openvino")
 """Families of kernels that have laws of the newest builds, but those that are assumed whole."""
 
 

@@ -122,8 +122,7 @@ def library_plan(
                 "all of it is copied (not measured)"
             ),
             "cached prompts can be found" if caching else "no prefix cache",
-            f"{engine.title}'s kernels are priced by {'the datasheet' if on_cpu else 'their next of kin or the datasheet'}, "
-            "its host and front end as vLLM's (assumed, nobody measured them)",
+            f"{engine.title}'s host and front end are priced as vLLM's (assumed, nobody measured them)",
         ),
         warnings=_warnings(engine.title, rules, context, kv_tokens, fixed=fixed),
         sources=overheads.provenance,

@@ -195,21 +195,23 @@ def test_launch_commands() -> None:
 
 
 def test_a_family_that_shares_a_card() -> None:
-    """The shipped scenario, and the same with batching: the wait for the others is what differs, not the pace of an answer."""
+    """The shipped scenario, and the same with batching: the wait for the others is what differs, the pace of an answer by the
+    arithmetic of the others' tokens."""
     path = Path(__file__).resolve().parents[2] / "scenarios" / "openarc-b580-home.yaml"
     scenario = yaml.safe_load(path.read_text(encoding="utf-8"))
     alone, together = (
         simulate({**scenario, "deployment": {**scenario["deployment"], "engine": engine}}).result["metrics"]
         for engine in ("openarc", "openvino")
     )
-    assert alone["ttft_ms"]["mean"] > 20 * together["ttft_ms"]["mean"]
-    assert alone["itl_ms"]["mean"] == pytest.approx(together["itl_ms"]["mean"], rel=0.1)
+    assert alone["ttft_ms"]["mean"] > 2000
+    assert together["ttft_ms"]["mean"] < 200
+    assert 1.05 < together["itl_ms"]["mean"] / alone["itl_ms"]["mean"] < 1.2
 
 
 def test_a_client_that_waits_no_longer_is_counted_and_keeps_the_worker_busy() -> None:
     load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 100, "output_tokens": 100, "requests": 6}
     ends = []
-    for timeout in ({}, {"client": {"timeout_s": 5.0}}):
+    for timeout in ({}, {"client": {"timeout_s": 6.0}}):
         pool = {"engine": "openarc", "hardware": XEON, "weights": "int4"}
         totals = simulate({"model": LLAMA, "deployment": pool, "workload": load, **timeout}).result["totals"]
         ends.append((totals["completed"], totals["failed"], totals["duration_s"]))

@@ -23,7 +23,7 @@ from simulator.config.load import load_scenario
 from simulator.run import simulate
 
 BRINGING = (
-    *("llama_cpp", "llama_cpp_2025", "llama_cpp_2024", "mlx", "exllamav2", "mlc", "blockwise"),
+    *("llama_cpp", "llama_cpp_2025", "llama_cpp_2024", "mlx", "exllamav2", "mlc", "blockwise", "openvino"),
     *(f"llama_cpp{build}_{backend}" for build in ("", "_2025") for backend in BACKENDS),
 )
 TABLED_FORMATS = ("fp32", "bf16", "fp8", "fp8_block", "int8", "int8_wo", "int4", "nvfp4", "mxfp4")
@@ -334,3 +334,19 @@ def test_a_gpu_without_matrix_units_of_bytes_widens_weights_for_many_rows() -> N
         assert 0.85 < tokens / step_s / rate < 1.35  # the products alone
     few = [float(ops.gemm_s("q5_0", rows, 28672, 4096)) for rows in (32, 63, 64, 65, 512)]
     assert few == sorted(few)
+
+
+def test_a_token_under_openvino_costs_its_arithmetic_beside_the_weights() -> None:
+    """More rows cost their arithmetic more, from the second on; a CPU unpacks 8-bit weights, and reads 16 bits as they are."""
+    rows = np.array([1.0, 9.0, 17.0])
+    for name, peak in (("xeon-8480-1s", "bf16"), ("arc-b580-12gb", "fp16")):
+        device = load_device(name)
+        ops = operations_of(device, "openvino")
+        t = ops.gemm_s("fp16", rows, N, K)
+        assert t[2] - t[1] == pytest.approx(8 * 2.0 * N * K / (0.37 * device.peak_flops_per_s[peak].value), rel=0.01)
+        assert t[1] - t[0] > t[2] - t[1]  # the first row's too
+    xeon = operations_of(load_device("xeon-8480-1s"), "openvino")
+    whole, half, quarter = (float(xeon.gemm_s(fmt, 1.0, N, K)) for fmt in ("fp16", "int8_wo", "int4"))
+    assert 0.75 * whole < half < whole
+    assert quarter < 0.65 * half
+    assert law_of(load_device("h100-sxm-80gb"), "openvino") is None
