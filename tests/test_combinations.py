@@ -72,6 +72,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "trtllm-pauses-drafts": ({**TRTLLM, **DRAFTS, **args(**PAUSING)}, SHORT),
     "trtllm-pauses-ngram-masks": ({**TRTLLM, **NGRAM, **args(**PAUSING)}, {**SHORT, **MASKED}),
+    "trtllm-pauses-adapters": ({**TRTLLM, "lora": {"max_loras": 2}, **args(**PAUSING)}, {**SHORT, **ADAPTED, **MASKED}),
+    "trtllm-pauses-host": (
+        {**TRTLLM, **args(**{**PAUSING, "kv_cache_config": {"max_tokens": 4000, "host_cache_size": 10**9}})},
+        CROWD,
+    ),
     "trtllm-pauses-masks": ({**TRTLLM, **args(**PAUSING)}, {**SHORT, **MASKED}),
     "trtllm-pipeline-masks": ({**TRTLLM, "pipeline_parallel": 2, **args(**FIRM)}, {**SHORT, **MASKED}),
     "trtllm-pipeline-adapters": (
@@ -118,6 +123,20 @@ SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
         {**SGLANG, "speculative": MTP, "hardware": "h200-sxm-141gb", "tensor_parallel": 4, **args(max_total_tokens=6000)},
         QWEN3_NEXT,
     ),
+    "trtllm-states-mtp": given(
+        {**TRTLLM, "speculative": MTP, "hardware": "h200-sxm-141gb", "tensor_parallel": 4, **args(**FIRM, max_batch_size=24)},
+        SHORT,
+        QWEN3_NEXT,
+    ),
+    "trtllm-compressed": given(
+        {**TRTLLM, "hardware": "b200-sxm-180gb", "tensor_parallel": 4, **args(**FIRM, max_batch_size=24)},
+        CROWD,
+        "deepseek-ai/DeepSeek-V4-Flash",
+    ),
+    "trtllm-pair-states": pair(
+        {**TRTLLM, "hardware": "h200-sxm-141gb", "tensor_parallel": 4, **args(**FIRM, max_batch_size=24)}, QWEN3_NEXT
+    ),
+    "trtllm-pair-host": pair({**TRTLLM, **args(**{**FIRM, "kv_cache_config": {"max_tokens": 9000, "host_cache_size": 10**9}})}),
     "trtllm-pair-pauses": pair({**TRTLLM, **args(**PAUSING)}),
     "trtllm-pair-pauses-drafts": pair({**TRTLLM, **DRAFTS, **args(**PAUSING)}),
     "trtllm-pair-pauses-at-once": pair({**TRTLLM, **DRAFTS, **args(**PAUSING)}, style="generation_first"),

@@ -19,6 +19,8 @@ from engine_models.cost.terms import Parallelism
 from engine_models.cost.token_masks import TokenMasks
 from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, Lockstep, PoolRequest, Support
+from engine_models.engines.trtllm_compressed import NOTE as COMPRESSED
+from engine_models.engines.trtllm_compressed import compresses
 from engine_models.engines.trtllm_flags import FLAGS, unread_in_groups
 from engine_models.engines.trtllm_kernels import activation_format, as_run, terms_of
 from engine_models.engines.trtllm_notes import INDEXED, NO_GRAPHS, notes_of
@@ -87,6 +89,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             *((INDEXED,) if any(block.sparse for block in request.arch.attention) else ()),
             *((host.note,) if host is not None else ()),
             *((NOTE,) if request.arch.has("linear") else ()),
+            *((COMPRESSED,) if compresses(request) else ()),
             *((DRAFTS_NOTE,) if request.arch.has("linear") and request.speculation else ()),
             *((NO_GRAPHS,) if request.lora is not None and not version["graphs_adapters"] else ()),
         ),

@@ -18,7 +18,6 @@ from engine_models.declaration import PoolRequest
 from engine_models.engines.trtllm_flags import group
 from engine_models.model.architecture import stages
 from engine_models.refusals import none_of
-from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
@@ -72,13 +71,12 @@ def pages_of(request: PoolRequest, settings: Mapping[str, Any], free_bytes: int)
     )
 
 
-def adapted(request: PoolRequest, policy: str, free_bytes: int) -> tuple[Adapters | None, int]:
+def adapted(request: PoolRequest, free_bytes: int) -> tuple[Adapters | None, int]:
     """Adapters of a pool, None where it serves none, and the bytes of their cache; InputError for what is not modelled."""
     if request.lora is None:
         return None, 0
     where = "deployment.lora"
     lacking = {
-        UTILIZATION: policy == UTILIZATION,
         "attention data parallelism": request.data_parallel > 1,
         "latent attention": request.arch.has("mla"),
     }

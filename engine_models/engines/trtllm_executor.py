@@ -31,10 +31,12 @@ def memory_left(
     words: MemoryWords,
     lora_bytes: int = 0,
     state_bytes: int = 0,
+    token_bytes: int | None = None,
 ) -> MemoryBudget:
     """KV bytes = the share of what is free after a trial run of one full step of `tokens`; at most `max_tokens` of them.
 
-    lora_bytes : of the cache of adapters, which is there in the trial run. state_bytes : of recurrent layers, out of the share.
+    lora_bytes : of the cache of adapters, which is there in the trial run. state_bytes : of what requests have whole, such as
+    states of recurrent layers, out of the share. token_bytes : of a token on a rank, None for all layers' keys and values.
 
     Raises InfeasibleError if not even two blocks are left.
     """
@@ -46,7 +48,8 @@ def memory_left(
     draft_weights = drafter.weight_bytes() if drafter else 0
     activations = activation_bytes(arch, tokens, -(-tokens // max(context - 1, 1)), tp)
     other = runtime_bytes(tp)
-    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) + (drafter.kv_bytes_per_token() if drafter else 0)
+    own = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) if token_bytes is None else token_bytes
+    per_token = own + (drafter.kv_bytes_per_token() if drafter else 0)
     block = int(per_token * block_tokens)
     free = device - weights - draft_weights - lora_bytes - activations - other
     share = int(free * fraction)
@@ -56,7 +59,7 @@ def memory_left(
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB besides "
             f"(a step of {tokens:,} tokens)"
-            + (f" + {state_bytes / 1e9:.1f} GB of places for recurrent states" if state_bytes else "")
+            + (f" + {state_bytes / 1e9:.1f} GB of places for what requests have whole" if state_bytes else "")
             + f", of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp * pp} devices",
             where="deployment",
             mend=f"{request.more_memory}, or a smaller engine_args.{words.step_tokens}"
@@ -72,7 +75,7 @@ def memory_left(
             MemoryLine("weight", "weights", weights),
             *line_if_any("draft", "weights of the drafter", draft_weights),
             *line_if_any("lora", "cache of LoRA adapters", lora_bytes),
-            *line_if_any("state", "states of recurrent layers", state_bytes),
+            *line_if_any("state", "states, windows: places of requests", state_bytes),
             MemoryLine("activation", "activations (trial run of a full step)", activations),
             MemoryLine("other", "CUDA context, collectives", other),
             MemoryLine("free", f"left free (1 - {words.share}), CUDA graphs", free - share),

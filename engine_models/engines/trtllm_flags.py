@@ -63,6 +63,7 @@ _KV = {
     "onboard_blocks": Flag("bool", True),
     "mamba_ssm_cache_dtype": Flag("str", "auto", choices=("auto", "float16", "bfloat16", "float32")),
     "secondary_offload_min_priority": Flag("int", None, low=0, high=100),
+    "cold_tier_offload_min_priority": Flag("int", None, low=0, high=100),
     "max_attention_window": Flag("ints", None, low=1),
 }
 _SCHEDULER = {
@@ -106,7 +107,10 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
             "max_gpu_total_bytes": (0, None),
             "sink_token_length": (0, None),
             "use_uvm": (False, None),
-            **_all("event_buffer_max_size attention_dp_events_gather_period_ms"),
+            "mixed_precision_first_n": (0, None),
+            **_all("event_buffer_max_size attention_dp_events_gather_period_ms kv_events_config disk_io_threads"),
+            **_all("disk_cache_path disk_keep_copy_after_restore disk_write_through disk_protected_copy_fraction"),
+            **_all("host_cache_bind_to_gpu_numa_node"),
             **_all("kv_cache_event_hash_algo iteration_stats_interval cross_kv_cache_fraction disk_prefetch_num_reqs"),
             **_all("avg_seq_len max_util_for_resume pool_ratio enable_kv_pool_rebalance use_kv_cache_manager_v2"),
             **_all("mamba_ssm_philox_rounds mamba_ssm_stochastic_rounding mamba_state_cache_interval"),

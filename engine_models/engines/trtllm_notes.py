@@ -6,7 +6,7 @@ from engine_models.schedulers.memory_then_tokens import UTILIZATION, TwoPassRule
 
 NO_GRAPHS = "with LoRA adapters no CUDA graphs: before 1.2 they do not hold adapters"
 
-INDEXED = "indexed latent attention: scheduled as other latents, with the kernels of the device's tables; no run was measured"
+INDEXED = "indexed attention: scheduled as other attention, with the kernels of the device's tables; no run was measured"
 
 
 def notes_of(

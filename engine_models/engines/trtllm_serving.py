@@ -8,13 +8,14 @@ from typing import Any
 from engine_models.cost.adapters import Adapters
 from engine_models.declaration import Handover, Limits, MemoryBudget, PoolRequest
 from engine_models.engines.trtllm_adapters import adapted
+from engine_models.engines.trtllm_compressed import block_of, compresses, request_bytes, token_bytes
 from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_ranks import Rank, policies
 from engine_models.engines.trtllm_states import BLOCKS, check_states, reuses, states_held
 from engine_models.engines.trtllm_tiers import HostMemory
 from engine_models.parts.adapters import limits_in
-from engine_models.refusals import no_layers, only_on_nvidia
+from engine_models.refusals import only_on_nvidia
 from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION, TwoPassRules
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
@@ -29,7 +30,7 @@ GRAPH_ROWS = 128
 COMPUTED = ("fp8", "fp8_block", "nvfp4")
 """Formats of weights that run on GPUs with their arithmetic alone: FP8 from Ada on, nvfp4 on Blackwell (datasheet:
 docs/source/reference/support-matrix.md of 0.18.2, docs/source/features/quantization.md of 1.0 to 1.4, read 2026-11)."""
-INDEXED = ("dsa", "deepseek_sparse_attention")
+INDEXED = ("dsa", "deepseek_sparse_attention", "deepseek_v4", "minimax_m3")
 """`algorithm` of a ``sparse_attention_config``, in lower case, that says no more than the model's own config (datasheet:
 `llmapi/llm_args.py`, `DeepSeekSparseAttentionConfig`, read 2026-11)."""
 ONE_MODEL = ("mtp", "eagle3")
@@ -87,6 +88,8 @@ class Serving:
         block = int(group(flags, "kv_cache_config")["tokens_per_block"])
         if said.get("tokens_per_block") is None:
             block = BLOCKS.get(request.arch.family, block)
+        if compresses(request):
+            block = block_of(said.get("tokens_per_block"))
         chunked = bool(flags.get("enable_chunked_prefill", False))
         if chunked and tokens < block:
             raise InputError(
@@ -135,13 +138,9 @@ def refuse(request: PoolRequest) -> None:
             where="deployment.weights",
             mend=f"use int4, a GPU with {weights.compute}, or an engine that widens them (`capacity-plan list engines`)",
         )
-    unlike = f"models with compressed layers, or indexed ones but of latents, such as {request.arch.name},"
-    blocks = request.arch.attention
-    indexed = all(block.kind == "mla" and block.entry_tokens == 1 for block in blocks if block.sparse)
-    no_layers(request, () if indexed else ("sparse",), f"{unlike} are not simulated for TensorRT-LLM")
     check_states(request)
     algorithm = str((request.flags.get("sparse_attention_config") or {}).get("algorithm") or "none").lower()
-    if algorithm != "none" and not (algorithm in INDEXED and any(block.sparse for block in blocks)):
+    if algorithm != "none" and not (algorithm in INDEXED and any(block.sparse for block in request.arch.attention)):
         raise InputError(
             f"sparse_attention_config with algorithm {algorithm} is not simulated for TensorRT-LLM beside {request.arch.name}",
             where="deployment.engine_args.sparse_attention_config",
@@ -156,15 +155,18 @@ def memory_of(request: PoolRequest, serving: Serving) -> tuple[MemoryBudget, Ada
     share = kv["free_gpu_memory_fraction"] if "free_gpu_memory_fraction" in given else None
     fraction = float(share or request.flags.get("free_gpu_memory_fraction", MEMORY_FRACTION))
     words = MemoryWords("max_num_tokens", "free_gpu_memory_fraction")
+    compressed, stages = compresses(request), request.pipeline_parallel
+    whole = request_bytes(request, serving.block) if compressed else 0
 
     def left(lora_bytes: int) -> MemoryBudget:
         return memory_left(
             request, serving.tokens, serving.context, fraction, serving.block, kv["max_tokens"], words, lora_bytes,
-            states_held(request, serving.rows, serving.row_tokens),
+            states_held(request, serving.rows, serving.row_tokens) if not compressed else serving.rows * stages * whole,
+            token_bytes(request) if compressed else None,
         )
 
     memory = left(0)
-    adapters, lora_bytes = adapted(request, serving.policy, memory.kv_bytes + memory.bytes_of("free"))
+    adapters, lora_bytes = adapted(request, memory.kv_bytes + memory.bytes_of("free"))
     return left(lora_bytes) if lora_bytes else memory, adapters
 
 
@@ -198,7 +200,7 @@ def rank_of(
         blocks,
         serving.block,
         reuses(request)[0],
-        bool(kv["enable_partial_reuse"]),
+        bool(kv["enable_partial_reuse"]) and not compresses(request),
         bool(kv["copy_on_partial_reuse"]),
         request.arch.windows_below(context),
         serving.row_tokens,

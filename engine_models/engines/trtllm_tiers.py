@@ -62,7 +62,8 @@ def host_of(
     blocks = int(asked // memory.kv_bytes_per_token // block_tokens)
     if not blocks:
         return None, ""
-    least = kv["secondary_offload_min_priority"]
+    newer, older = kv["cold_tier_offload_min_priority"], kv["secondary_offload_min_priority"]  # two names of the same
+    least = older if newer is None else newer
     if not reuses(request)[0]:
         return None, "host_cache_size changes nothing without block reuse: nothing is found again"
     if kv["onboard_blocks"] is False or (LEAST_PRIORITY if least is None else least) > PRIORITY:

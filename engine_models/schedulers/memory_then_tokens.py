@@ -298,7 +298,9 @@ class TwoPassScheduler(Scheduler):
         return fitting
 
     def _passes_over(self, seq: Sequence) -> bool:
-        """Whether a prompt that fits is left out, and those behind it are tried."""
+        """Whether a prompt that fits with its answer is left out, and those behind it are tried; or, where what fits a step is
+        let in, whether a row is treated as if its blocks did not fit.
+        """
         return False
 
     def _fit_for_a_step(self, batch: TwoPassBatch) -> list[Sequence]:
@@ -327,7 +329,7 @@ class TwoPassScheduler(Scheduler):
                     coming.add(missing)
                 shared = min(used, row.prompt // kv.block_tokens)
                 need, row.known = -(-row.prompt // kv.block_tokens) - shared, shared * kv.block_tokens
-            if taken + need <= free:
+            if taken + need <= free and not self._passes_over(seq):
                 taken += need
                 fitting.append(seq)
                 at += 1

@@ -3,6 +3,8 @@ once. It also tells how many rows a grammar constrains.
 
 The first pass holds the adapters of rows that generate and those of the prompts that it lets in. A prompt whose adapter would be
 one too many is passed over and those behind it are tried; one that the cache cannot hold ends the pass, as without adapters.
+Where what fits the next step is let in, adapters are held in order of arrival, and a row whose adapter would be one too many is
+treated like one whose blocks do not fit: the last that has begun is paused for it, or it ends the pass.
 
 Source: TensorRT-LLM (`cpp/tensorrt_llm/batch_manager/{capacityScheduler,peftCacheManager}.cpp`, public copies, read 2026-11),
 compared with no recording.
@@ -21,7 +23,7 @@ from engine_models.schedulers.memory_then_tokens import TwoPassBatch, TwoPassRul
 
 
 class AdaptedTwoPassScheduler(TwoPassScheduler):
-    """`TwoPassScheduler` with adapters, under a policy that reserves whole answers; with grammars alone under any."""
+    """`TwoPassScheduler` with adapters and grammars."""
 
     def __init__(
         self,
@@ -54,6 +56,10 @@ class AdaptedTwoPassScheduler(TwoPassScheduler):
     def _fit_with_answers(self, batch: TwoPassBatch) -> list[Sequence]:
         self._named = self._generating_names().union(seq.adapter for seq in self._ending)
         return super()._fit_with_answers(batch)
+
+    def _fit_for_a_step(self, batch: TwoPassBatch) -> list[Sequence]:
+        self._named = set()
+        return super()._fit_for_a_step(batch)
 
     def _passes_over(self, seq: Sequence) -> bool:
         """As of the base."""

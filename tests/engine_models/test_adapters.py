@@ -27,7 +27,13 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.adapted import AdaptedScheduler
 from engine_models.schedulers.alternating import AlternatingRules, AlternatingScheduler
 from engine_models.schedulers.continuous import ContinuousScheduler
-from engine_models.schedulers.memory_then_tokens import FIRST_COME, TwoPassRules, TwoPassScheduler
+from engine_models.schedulers.memory_then_tokens import (
+    FIRST_COME,
+    GUARANTEED,
+    UTILIZATION,
+    TwoPassRules,
+    TwoPassScheduler,
+)
 from engine_models.schedulers.memory_then_tokens_adapted import AdaptedTwoPassScheduler
 from engine_models.schedulers.prefill_first import PrefillFirstRules, PrefillFirstScheduler
 from engine_models.schedulers.prefill_first_adapted import AdaptedPrefillFirstScheduler
@@ -53,8 +59,9 @@ def scheduler(kind: str, limits: AdapterLimits | None, capacity: int, depth: int
     if kind == "vllm":
         rules, kv = ContinuousRules(200, 8, 256, in_flight=depth), PagedKV(capacity // 16, 16, prefix_caching=True)
         return ContinuousScheduler(rules, kv) if limits is None else AdaptedScheduler(rules, kv, limits)
-    if kind == "trtllm":
-        two = TwoPassRules(8, 256, capacity // 16 * 16, context_chunking_policy=FIRST_COME, overlap=depth == 2)
+    if kind in ("trtllm", "trtllm that pauses"):
+        policy = GUARANTEED if kind == "trtllm" else UTILIZATION
+        two = TwoPassRules(8, 256, capacity // 16 * 16, policy, FIRST_COME, overlap=depth == 2)
         tree = BlockTree(capacity // 16, 16)
         return TwoPassScheduler(two, tree) if limits is None else AdaptedTwoPassScheduler(two, tree, limits)
     own, pool = PrefillFirstRules(8, 256, chunked_prefill_size=64, in_flight=depth), RadixPool(capacity)
@@ -86,7 +93,7 @@ def named(drawn: list[Any], adapters: int) -> list[Sequence]:
     return requests
 
 
-RULES = st.sampled_from(["vllm", "sglang", "trtllm"]), st.sampled_from([1, 2])
+RULES = st.sampled_from(["vllm", "sglang", "trtllm", "trtllm that pauses"]), st.sampled_from([1, 2])
 
 
 @given(st.lists(REQUEST, min_size=1, max_size=16), *RULES, st.integers(0, 3))
@@ -123,6 +130,13 @@ def test_who_names_one_adapter_too_many_is_passed_over_until_another_has_ended()
     requests = [Sequence(i, 10, 4, 0.0, adapter=adapter) for i, adapter in enumerate((1, 2, 1, 0))]
     again, _ = served("sglang", AdapterLimits(1, counts_model=True), requests, 900, 1)
     assert [b.prefill for b in again if b.prefill] == [[(10, 0)] * 2, [(10, 0)], [(10, 0)]]
+
+
+@pytest.mark.parametrize(("kind", "prompts"), [("trtllm", [3, 1]), ("trtllm that pauses", [1, 1, 2])])
+def test_where_steps_are_fitted_an_adapter_too_many_ends_the_pass(kind: str, prompts: list[int]) -> None:
+    """Adapters 1, 2, 1 and none, one place: with whole answers the second is passed over; else nobody comes in behind it."""
+    requests = [Sequence(i, 10, 4, 0.0, adapter=adapter) for i, adapter in enumerate((1, 2, 1, 0))]
+    assert [len(b.prefill) for b in served(kind, AdapterLimits(1), requests, 900, 1)[0] if b.prefill] == prompts
 
 
 def test_the_adapter_used_longest_ago_makes_room_and_what_the_host_lacks_is_read() -> None:
@@ -236,14 +250,6 @@ def test_requests_without_an_adapter_keep_their_place() -> None:
         (
             {"lora": {}, "kv_tiers": [{"kind": "host", "bytes": 10**9, "connector": "MooncakeStoreConnector"}]},
             "KV offload by .* beside LoRA adapters",
-        ),
-        (
-            {
-                "lora": {},
-                "engine": "trtllm",
-                "engine_args": {"scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"}},
-            },
-            "LoRA adapters with MAX_UTILIZATION are not modelled",
         ),
         (
             {"engine": "trtllm", "engine_args": {"lora_config": {"lora_target_modules": ["attn_qq"]}}},

@@ -262,7 +262,7 @@ def test_host_memory_counts_bytes_of_a_rank_and_may_stay_empty() -> None:
     assert host(host_cache_size=2**30) == (512, ())
     assert host((KvTier("host", 2**31, 5e10),)) == (512, ())
     assert host(host_cache_size=0) == (0, ())
-    for kv in ({"onboard_blocks": False}, {"secondary_offload_min_priority": 36}, {"enable_block_reuse": False}):
+    for kv in ({"onboard_blocks": False}, {"cold_tier_offload_min_priority": 36}, {"enable_block_reuse": False}):
         blocks, (warning,) = host(host_cache_size=2**30, **kv)
         assert (blocks, "changes nothing" in warning) == (0, True)
     assert host(host_cache_size=2**30, secondary_offload_min_priority=35)[0] == 512
@@ -291,7 +291,7 @@ def test_each_active_request_has_a_place_for_its_states() -> None:
     assert states(kv={"mamba_ssm_cache_dtype": "float32"}) == 17 * 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
     assert states(data_parallel=2, expert_parallel=2) == 18 * state
     assert states(tensor_parallel=2) == 17 * state // 2
-    with pytest.raises(InfeasibleError, match=r"places for recurrent states.*(?s:.)*max_batch_size"):
+    with pytest.raises(InfeasibleError, match=r"places for what requests have whole.*(?s:.)*max_batch_size"):
         states(batch=8192, tensor_parallel=1)
     plain = plan(request_of("Qwen/Qwen3-Next-80B-A3B-Instruct", "b300-sxm-288gb", max_batch_size=16))
     asked = plan(
@@ -308,6 +308,24 @@ def test_each_active_request_has_a_place_for_its_states() -> None:
     assert kimi.limits.block_tokens == 64
 
 
+def test_windows_and_what_is_being_compressed_have_whole_blocks_for_each_active_request() -> None:
+    """DeepSeek-V4-Flash in FP8: 43 windows, 21 layers of entries of four tokens with an indexer (132 bytes an entry), 20 of 128.
+
+    A token's share is 21 * (644 // 4) + 20 * (512 // 128) bytes; a request has a block of 128 tokens of each window, and of the
+    tokens being compressed, keys and scores in float32, those of overlapping entries twice as wide.
+    """
+    fp8 = format_named("fp8")
+    request = request_of("deepseek-ai/DeepSeek-V4-Flash", "b300-sxm-288gb", max_batch_size=16)
+    request = replace(request, formats=Formats(format_named("fp8_block"), fp8, fp8), tensor_parallel=4)
+    found = plan(request)
+    assert found.memory.kv_bytes_per_token == 21 * 161 + 20 * 4
+    each = 128 * (43 * 512 + 21 * 2 * 2 * (512 + 128) * 4 + 20 * 2 * 512 * 4)
+    assert found.memory.bytes_of("state") == 16 * each
+    assert found.limits.block_tokens == 128
+    with pytest.raises(InputError, match="in blocks of 128 or 256 tokens, not of 32"):
+        plan(replace(request, flags={"kv_cache_config": {"tokens_per_block": 32}}))
+
+
 def test_windows_and_sparse_attention_are_read_where_they_say_what_the_model_is() -> None:
     gemma = {"kv_cache_config": {"max_attention_window": [1024, 1024, 1024, 1024, 1024, 32768]}}
     (warning,) = plan(request_of("google/gemma-3-27b-it", max_seq_len=32768, **gemma)).warnings
@@ -317,6 +335,9 @@ def test_windows_and_sparse_attention_are_read_where_they_say_what_the_model_is(
     with pytest.raises(InputError, match="attend to all tokens"):
         plan(request_of(kv_cache_config={"max_attention_window": [4096]}))
     assert plan(request_of(kv_cache_config={"max_attention_window": [131072]})).warnings == ()
+    sparse = {"sparse_attention_config": {"algorithm": "minimax_m3"}, "max_seq_len": 9000}
+    minimax = replace(request_of("MiniMaxAI/MiniMax-M3", "b300-sxm-288gb", **sparse), tensor_parallel=8)
+    assert plan(minimax).limits.context_tokens == 9000
     with pytest.raises(InputError, match="algorithm rocket is not simulated"):
         plan(request_of(sparse_attention_config={"algorithm": "rocket"}))
     assert prepared(kv_cache_config={"block_reuse_policy": "all_reusable"}).plan.warnings == ()
@@ -328,11 +349,9 @@ def test_other_makers_other_layers_and_too_large_models_are_refused() -> None:
         plan(request_of(device="mi300x-192gb"))
     with pytest.raises(InputError, match="serves no recurrent layers such as those of MiniMaxAI/MiniMax-Text-01"):
         plan(request_of("MiniMaxAI/MiniMax-Text-01"))
-    with pytest.raises(InputError, match="models with compressed layers"):
-        plan(request_of("deepseek-ai/DeepSeek-V4-Flash"))
     pool = {"hardware": "h200-sxm-141gb", "tensor_parallel": 8, "engine": "trtllm"}
     found = prepare(load_scenario({**scenario_of(), "model": "deepseek-ai/DeepSeek-V3.2", "deployment": pool}))
-    assert any("indexed latent attention" in note for note in found.assumptions)
+    assert any("indexed attention" in note for note in found.assumptions)
     with pytest.raises(InfeasibleError, match="does not fit: weights 141"):
         plan(request_of("meta-llama/Llama-3.1-70B-Instruct", "l4-24gb"))
 
