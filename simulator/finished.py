@@ -223,9 +223,31 @@ def _manifest(run: Finished, result: dict[str, Any], digest: str) -> dict[str, A
         "assumptions": list(result["assumptions"]),
         "run": {"wall_s": time.perf_counter() - run.started_s},
     }
+    others = _other_pools(prepared)
+    if others:
+        manifest["other_pools"] = others
     if run.raw.stopped_at_s is not None:
         manifest["partial"] = True
     return manifest
+
+
+def _other_pools(prepared: Prepared) -> list[dict[str, Any]]:
+    """The sources of further pools whose devices or engines are others than the first one's, each kind once."""
+    seen = {(prepared.device.name, prepared.plan.engine)}
+    found = []
+    for each in prepared.pools:
+        kind = (each.device.name, each.plan.engine)
+        if kind not in seen:
+            seen.add(kind)
+            found.append(
+                {
+                    "pool": each.pool.name,
+                    "hardware_profile": {"id": each.device.name, "sources": device_sources(each.device)},
+                    "kernel_model": kernel_sources(each.kernels),
+                    "engine_model": {"id": each.plan.engine, "version": each.plan.version, "overheads": each.plan.sources},
+                }
+            )
+    return found
 
 
 def _mostly_think(spec: WorkloadSpec, result: dict[str, Any]) -> bool:

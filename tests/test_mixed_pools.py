@@ -171,9 +171,13 @@ def test_what_is_of_one_pool_is_told_with_its_name() -> None:
     assert any(text.startswith("pools 'one', 'two': vLLM") for text in told)
     assert any(text.startswith("pool 'small': vLLM") for text in told)
     assert sum("front end: one event loop" in text for text in told) == 1
+    assert "pool 'small': kernels: vllm on l40s-48gb, error on unseen shapes" in words
+    (other,) = run.manifest["other_pools"]
+    assert (other["pool"], other["hardware_profile"]["id"], other["engine_model"]["id"]) == ("small", "l40s-48gb", "vllm")
     alike = simulate(scenario(pool("one", prompt_tokens=[601, 8000]), pool("two", prompt_tokens=[0, 600])))
     assert f"of {large:,} tokens a replica" in " ".join(summary(alike.result, alike.manifest).split())
     assert not any("pool '" in text for text in alike.result["assumptions"])
+    assert "other_pools" not in alike.manifest
 
 
 def test_the_pools_add_up_and_have_their_own_prices() -> None:

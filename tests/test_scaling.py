@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from engine_models.cost.start_up import StartUp
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InputError
+from simulator.cli.summary import summary
 from simulator.cluster.admission import Admission, Backoff, ClientRules
 from simulator.cluster.elastic import ElasticCluster
 from simulator.cluster.faults import Fault, Faults, Process
@@ -92,6 +93,9 @@ def test_a_rising_load_adds_replicas_after_their_start_and_a_falling_one_removes
     billed = float((np.diff(at_s) * devices).sum()) / 3600
     assert found.result["cost"]["PricingQuantity"] == pytest.approx(billed)
     assert found.result["cost"]["BilledCost"] == pytest.approx(billed * found.result["cost"]["ListUnitPrice"])
+    told = summary(found.result, found.manifest)
+    assert ", at first" in told
+    assert " on average x $" in told
 
 
 def test_keda_goes_to_zero_and_requests_wait_at_the_router() -> None:

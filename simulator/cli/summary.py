@@ -206,8 +206,8 @@ def _closed_loop(workload: dict[str, Any]) -> bool:
     return any((load.get("arrivals") or {}).get("kind") == "closed_loop" for load in loads)
 
 
-def deployed_lines(deployment: dict[str, Any]) -> list[str]:
-    """What was deployed, a line for each pool."""
+def deployed_lines(deployment: dict[str, Any], *, at_first: bool = False) -> list[str]:
+    """What was deployed, a line for each pool; `at_first` where servers come and go later."""
     lines = []
     for pool in deployment.get("pools") or [deployment]:
         said = [f"{pool['engine']} {pool['engine_version']}"]
@@ -219,6 +219,8 @@ def deployed_lines(deployment: dict[str, Any]) -> list[str]:
             said.append(f"{pool['model']}, weights {pool['weights']}, KV {pool['kv_cache']}")
         if "prompt_tokens" in pool:
             said.append(f"prompts of {pool['prompt_tokens'][0]:,} to {pool['prompt_tokens'][1]:,} tokens")
+        if at_first:
+            said.append("at first")
         lines.append(wrapped(f"on {pool['replicas']} x ({shape_of(pool)}) {pool['hardware']}, {', '.join(said)}", "  "))
     return lines
 
@@ -337,7 +339,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         goodput = f", good {t['request_goodput']:.2f}/s ({t['goodput_fraction']:.1%})"
     lines = [
         wrapped(f"{result['name']}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}", "  "),
-        *deployed_lines(d),
+        *deployed_lines(d, at_first="fleet" in result),
         *(
             [labelled("PARTIAL", "the run was interrupted: figures of the simulated time it reached")]
             if manifest.get("partial")
@@ -399,6 +401,9 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     ):
         lines += [labelled(label, text) for text in texts]
     lines.append(labelled("sources", _kernel_sources(manifest["kernel_model"], d["hardware"])))
+    for other in manifest.get("other_pools", ()):
+        of_pool = _kernel_sources(other["kernel_model"], other["hardware_profile"]["id"])
+        lines.append(labelled("", f"pool '{other['pool']}': {of_pool}"))
     if directory:
         lines.append(labelled("written", directory))
     return "\n".join(lines)
@@ -469,10 +474,11 @@ def cost_lines(cost: dict[str, Any], hardware: str = "") -> list[str]:
     bounds = cost["interval"]["usd_per_1m_total_tokens"]
     low, high = map(dollars, bounds) if bounds else (all_, all_)
     sure = f" (90 %: {low} to {high})" if low != high else ""
+    held = f"{cost['devices']:.4g}{' on average' * (cost['devices'] % 1 != 0)}"
     return [
         labelled(
             "cost",
-            f"{dollars(cost['usd_per_hour'])}/hour ({cost['devices']:.4g} x {dollars(cost['ListUnitPrice'])}), "
+            f"{dollars(cost['usd_per_hour'])}/hour ({held} x {dollars(cost['ListUnitPrice'])}), "
             f"{dollars(cost['usd_per_month'])}/month of 730 h",
         ),
         labelled("", f"per 1M tokens: input {inputs}, output {outputs}; all {all_}{sure}, all charged to output {charged}"),

@@ -185,9 +185,20 @@ def _of_run(folder: Path) -> Column:
     if read["requests"] is not None:
         values |= _normalised(read_columns(read["requests"]), manifest.get("scenario") or {})
     label, deployed = result.get("run_id") or folder.name, result["deployment"]
-    holds = (result.get("slo") or {}).get("holds")
-    facts = {} if holds is None else {"SLO": "holds" if holds else "missed"}
-    return Column(label, "simulated", values, intervals, manifest.get("scenario"), facts, deployed=deployed)
+    return Column(label, "simulated", values, intervals, manifest.get("scenario"), _verdict(result), deployed=deployed)
+
+
+def _verdict(result: Mapping[str, Any]) -> dict[str, str]:
+    """Whether the SLO holds, for certain or closely, or those of classes that have their own."""
+
+    def word(slo: Mapping[str, Any]) -> str:
+        return "close" if slo["close"] else "holds" if slo["holds"] else "missed"
+
+    classes = [f"{kind['name']} {word(kind['slo'])}" for kind in result.get("classes", ()) if kind["slo"]]
+    slo = result.get("slo")
+    if classes:
+        return {"SLO": ", ".join(classes)}
+    return {"SLO": word(slo)} if slo else {}
 
 
 def _normalised(requests: Mapping[str, Any], scenario: Mapping[str, Any]) -> dict[str, float]:

@@ -38,6 +38,8 @@ MAX_POINTS = 240
 """Points of a curve over time; finer bins are drawn as their mean within a band."""
 MAX_LINES = 4
 """Replicas drawn one by one; more are drawn as their mean within a band."""
+OF_LETTER = 0.008
+"""Share of a curve's width that a letter of a stage's name takes, at most."""
 DPI = 120
 TITLE, NAME = 140, 20
 """Letters of a line of the title, and of a class's name in a legend, at most."""
@@ -187,7 +189,7 @@ def _curve(axes: Any, curve: Curve, stats: Mapping[str, Any], colour: str, name:
     """Draw a cumulative share with its percentiles; `lost` requests stand in no value of it."""
     done, share = curve
     if not len(done):
-        axes.plot([], [], color=colour, label=f"{name} (none completed)")
+        axes.plot([], [], color=colour, label=f"{name} ({'none completed' if lost else 'none in the window'})".lstrip())
         return curve
     if done[0] > 0 and done[-1] / done[0] > 20:
         axes.set_xscale("log")
@@ -295,9 +297,26 @@ def _rows(figure: Any, run: RunResult, labels: Sequence[str]) -> list[Any]:
         for low, high in ((0.0, start_s), (end_s, last_s)):
             if high > low:
                 axes.axvspan(low, high, color=SHADE, linewidth=0, zorder=0)
+    for at_s, name in _begun(run):
+        for axes in rows:
+            axes.axvline(at_s, color=MUTED, linewidth=0.8, linestyle=":")
+        where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        rows[0].annotate(name, (at_s, 1), xytext=(3, -2), va="top", fontsize=8, **where)
     rows[-1].set_xlabel("time [s]" + (" (shaded: not measured)" if start_s > 0 or last_s > end_s + 1 else ""))
     figure.align_ylabels(rows)
     return rows
+
+
+def _begun(run: RunResult) -> list[tuple[float, str]]:
+    """When each of several stages began [s], and its name, "" where there is no room for that."""
+    stages = run.result.get("stages") or []
+    begun = [stage["start_s"] for stage in stages]
+    ends = [*begun[1:], max(run.raw.end_of_run_s, 1.0)]
+    names = [textwrap.shorten(stage["name"], NAME, placeholder="...") for stage in stages]
+    return [
+        (at_s, name if (end_s - at_s) / ends[-1] > OF_LETTER * (len(name) + 2) else "")
+        for at_s, end_s, name in zip(begun, ends, names, strict=False)  # without stages there is an end alone
+    ]
 
 
 def _finish(rows: Sequence[Any]) -> None:

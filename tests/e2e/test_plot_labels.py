@@ -94,6 +94,27 @@ def test_labels_of_a_run_stand_clear(case: str, tmp_path: Path, drawn: list[Any]
     assert [misplaced(figure) for figure in drawn] == [[], [], []]
 
 
+def test_stages_are_named_where_their_names_have_room(tmp_path: Path, drawn: list[Any]) -> None:
+    def stage(seconds: float, **keys: Any) -> dict[str, Any]:
+        return {**LENGTHS, "arrivals": {"kind": "poisson", "rate": 2}, "duration": seconds, **keys}
+
+    stages = [stage(30, name="a quiet hour"), stage(1, name="a peak"), stage(1, name="another"), stage(30, name="the evening")]
+    run = simulate({**SCENARIO, "workload": {"stages": stages}})
+    plots.write_plots(run, tmp_path)
+    assert [misplaced(figure) for figure in drawn] == [[], [], []]
+    named = [[text for text, _ in words_of(figure)] for figure in drawn[1:]]
+    assert all({"a quiet hour", "the evening"} <= {*each} and "a peak" not in each for each in named)
+    lines = [line.get_xdata()[0] for line in drawn[1].axes[2].lines if line.get_linestyle() == ":"]
+    assert lines == [each["start_s"] for each in run.result["stages"]]
+
+
+def test_an_empty_window_is_none_in_which_requests_were_lost(tmp_path: Path, drawn: list[Any]) -> None:
+    load = {**SCENARIO["workload"], "requests": 3, "duration": 200, "warmup": 100}
+    plots.write_plots(simulate({**SCENARIO, "workload": load}), tmp_path)
+    words = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert words == ["(none in the window)"]
+
+
 def test_percentiles_of_a_plot_are_the_summarys(tmp_path: Path, drawn: list[Any]) -> None:
     run = simulate({**SCENARIO, **CASES["overload"]})
     plots.write_plots(run, tmp_path)

@@ -11,7 +11,7 @@ from hardware_profiles.errors import InputError
 from simulator.cli.compare import DIFFERENCE, _signed, text
 from simulator.io.rundir import run_directory, write_run
 from simulator.io.tables import read_columns
-from simulator.planning.compare import Column, compare, leaves, read_columns_of
+from simulator.planning.compare import Column, _verdict, compare, leaves, read_columns_of
 from simulator.results.ranking import ALIKE_MODEL, ALIKE_SETTING
 from simulator.run import simulate
 
@@ -156,3 +156,12 @@ def test_a_difference_of_many_times_is_a_factor_and_fits_its_column(difference: 
 
 def test_a_count_and_its_difference_never_touch() -> None:
     assert all(len(_signed(difference)) < DIFFERENCE for difference in (8.999, 99.9, 12345.6, 99998.0))
+
+
+def test_a_close_verdict_and_those_of_classes_are_told_as_such() -> None:
+    assert _verdict({"slo": {"holds": True, "close": False}, "classes": []}) == {"SLO": "holds"}
+    assert _verdict({"slo": {"holds": True, "close": True}, "classes": []}) == {"SLO": "close"}
+    assert _verdict({"slo": {"holds": False, "close": False}}) == {"SLO": "missed"}
+    assert _verdict({"slo": None, "classes": []}) == {}
+    classes = [{"name": "a", "slo": {"holds": True, "close": False}}, {"name": "b", "slo": None}]
+    assert _verdict({"slo": None, "classes": classes}) == {"SLO": "a holds"}
