@@ -55,7 +55,7 @@ class LlamaServer:
         """Its slots, all empty."""
         if self.drafts is not None:
             drafts = draft_rules(self.drafts, self.request.flags)
-            return DraftedSlotScheduler(self.rules, self.prompts(), drafts, record_rows=mode == "record")
+            return DraftedSlotScheduler(self.rules, self.prompts(), drafts=drafts, record_rows=mode == "record")
         return SlotScheduler(self.rules, self.prompts(), aggregate=mode != "step", record_rows=mode == "record")
 
     def prompts(self) -> WholePrompts | None:

@@ -10,15 +10,21 @@ source (tests/engine_models/test_ollama.py).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from engine_models.cost.draft_methods import chains_only
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.start_up import predicted
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, Mode, PoolRequest, Support
-from engine_models.engines.ollama_flags import FLAGS, keep_alive_s
+from engine_models.engines.llama_server_drafts import rules_of
+from engine_models.engines.ollama_flags import DRAFTS, FLAGS, keep_alive_s
 from engine_models.engines.ollama_server import started_server
-from engine_models.schedulers.kept_model import KeptModel, KeptModelScheduler
+from engine_models.model.blocks import Architecture
+from engine_models.schedulers.kept_model import DraftedKeptModelScheduler, KeptModel, KeptModelScheduler
 from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InputError
 
 OPEN_ENDED_CONTEXTS = 10
 """Contexts after which an answer without a limit ends (datasheet: `boundedNumPredict` of `llm/llama_server.go`)."""
@@ -40,6 +46,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     limits = server.limits()
 
     def scheduler(mode: Mode) -> KeptModelScheduler:
+        if server.drafts is not None:
+            drafts, recorded = rules_of(server.drafts, server.request.flags), mode == "record"
+            made = DraftedKeptModelScheduler
+            return made(server.rules, kept, server.prompts, drafts=drafts, aggregate=False, record_rows=recorded)
         return KeptModelScheduler(
             server.rules,
             kept,
@@ -74,6 +84,18 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
 
 
+def draft_settings(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of drafts: by the model's own layer, `DRAFTS` of them unless they say otherwise."""
+    checked = chains_only("Ollama", ("mtp",))(settings, arch, flags)
+    if flags.get("draft_num_predict") == 0:
+        raise InputError(
+            "draft_num_predict 0 lets Ollama draft nothing, and the pool's `speculative` asks for drafts",
+            where="deployment.engine_args.draft_num_predict",
+            mend="remove one of the two",
+        )
+    return {"method": "mtp", "num_speculative_tokens": int(flags.get("draft_num_predict") or DRAFTS)} | checked
+
+
 _SOURCE = "ollama/ollama at fb3076099 (2026-08, v0.33)"
 _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apple", "cpu", "apu"})
 
@@ -94,11 +116,15 @@ ENGINE = Engine(
     },
     formats={name: Support(_KINDS, f"{_SOURCE}: files in GGUF") for name in ("gguf", "bf16", "fp16", "fp32", "mxfp4")},
     kv_formats=(),
-    features={"pipeline_parallel": Support(frozenset({"gpu", "apu"}), f"{_SOURCE}: layers over several GPUs")},
+    features={
+        "speculative": Support(_KINDS, f"{_SOURCE}: llm/llama_server.go, appendDraftArgs"),
+        "pipeline_parallel": Support(frozenset({"gpu", "apu"}), f"{_SOURCE}: layers over several GPUs"),
+    },
     flags=lambda: FLAGS,
     same_as={"rows": "num_parallel", "context": "num_ctx", "step_tokens": "num_batch"},
     kernels="llama_cpp",
     weights="q4_k_m",
     overheads_from="llama_cpp",
+    drafts=draft_settings,
     plan=plan,
 )

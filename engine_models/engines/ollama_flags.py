@@ -31,7 +31,10 @@ _MODELLED: dict[str, Flag] = {
     "num_thread": Flag("int", 0, low=0),
     "host_cpu": Flag("str", None),
     "shift": Flag("bool", True),
+    "draft_num_predict": Flag("int", None, low=0, high=128),
 }
+DRAFTS = 4
+"""Drafts of a step of a model that has a layer or a file for them (datasheet: `DefaultOptions` of `api/types.go`)."""
 
 _HARMLESS = """
     host models origins debug noprune nohistory remotes llm_library multiuser_cache auth editor no_cloud max_transfer_streams
@@ -45,10 +48,9 @@ _CHANGING = {
     "which memory of a device is used": "gpu_overhead=0",
     "which devices compute": "main_gpu=0 vulkan",
 }
-_REFUSED = {"how many tokens a step yields (drafts are not simulated for Ollama)": "draft_num_predict=0"}
 _NAMES = [
     name.partition("=")[0]
-    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for text in (_HARMLESS, *_CHANGING.values())
     for name in text.split()
 ]
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -72,6 +74,11 @@ def keep_alive_s(text: str) -> float:
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 
 
+def _drafts(number: int) -> dict[str, Any] | None:
+    """What a number of drafts says of a pool's `speculative`: nothing where it is 0."""
+    return {"method": "mtp", "num_speculative_tokens": number} if number else None
+
+
 def _of_kubeai(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """Models of KubeAI as containers, each of which keeps the one model that it has pulled; other documents as they are."""
     services: dict[str, Any] = {}
@@ -93,8 +100,11 @@ FLAGS = FlagTable(
         clients=(r"(?:\S*/)?ollama (?:run|pull)",),
         written=_of_kubeai,
     ),
-    unread=classified(dict.fromkeys(_NAMES, "value"), _HARMLESS, _CHANGING, _REFUSED),
-    typed={"kv_cache_type": Typed("kv_cache", _KV_CACHE.get)},
+    unread=classified(dict.fromkeys(_NAMES, "value"), _HARMLESS, _CHANGING, {}),
+    typed={
+        "kv_cache_type": Typed("kv_cache", _KV_CACHE.get),
+        "draft_num_predict": Typed("speculative", _drafts),
+    },
     environment={f"OLLAMA_{name.upper()}": name for name in (*_MODELLED, *_NAMES)},
     prefixes=("OLLAMA_",),
     abbreviated=False,

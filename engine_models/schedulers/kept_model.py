@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from engine_models.memory.radix import Content
 from engine_models.memory.whole_prompts import WholePrompts
@@ -24,6 +25,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY, Run, State
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.slots import SlotBatch, SlotRules, SlotScheduler
+from engine_models.schedulers.slots_drafted import DraftedSlotScheduler
 from hardware_profiles.records import dataclass
 
 
@@ -47,8 +49,9 @@ class KeptModelScheduler(SlotScheduler):
         *,
         aggregate: bool = True,
         record_rows: bool = False,
+        **others: Any,
     ) -> None:
-        super().__init__(rules, fresh_prompts(), aggregate=aggregate, record_rows=record_rows)
+        super().__init__(rules, fresh_prompts(), aggregate=aggregate, record_rows=record_rows, **others)
         self.kept = kept
         self.loads = 0
         self._fresh_prompts = fresh_prompts
@@ -143,4 +146,8 @@ class KeptModelScheduler(SlotScheduler):
         return ended
 
 
-__all__ = ["KeptModel", "KeptModelScheduler"]
+class DraftedKeptModelScheduler(KeptModelScheduler, DraftedSlotScheduler):
+    """`KeptModelScheduler` whose slots draft. Parameters as of the bases."""
+
+
+__all__ = ["DraftedKeptModelScheduler", "KeptModel", "KeptModelScheduler"]

@@ -42,8 +42,16 @@ class DraftedSlotScheduler(SlotScheduler):
     """`SlotScheduler` with drafts."""
 
     def __init__(
-        self, rules: SlotRules, prompts: WholePrompts | None, drafts: DraftRules, *, record_rows: bool = False
+        self,
+        rules: SlotRules,
+        prompts: WholePrompts | None = None,
+        *,
+        drafts: DraftRules,
+        aggregate: bool = False,
+        record_rows: bool = False,
     ) -> None:
+        if aggregate:
+            raise ValueError("rows with drafts are counted one by one")
         super().__init__(rules, prompts, aggregate=False, record_rows=record_rows)
         self._drafts = drafts
         self._drafted: dict[SlotRow, int] = {}  # of the iteration being formed

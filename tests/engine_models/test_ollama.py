@@ -12,7 +12,8 @@ from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import launched_by, parse_engine_args
 from engine_models.engines.ollama import plan
-from engine_models.engines.ollama_flags import keep_alive_s
+from engine_models.engines.ollama_flags import FLAGS, keep_alive_s
+from engine_models.flags import reconcile
 from engine_models.memory.whole_prompts import WholePrompts
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
@@ -308,3 +309,42 @@ def test_weights_are_those_of_most_files_unless_stated() -> None:
     assert stated.formats.weights.name == "q8_0"
     with pytest.raises(InputError, match="does not load weights in awq"):
         prepare(load_scenario({"model": LLAMA, "deployment": {**pool, "weights": "awq"}, "workload": workload}))
+
+
+MTP = {"method": "mtp", "acceptance": 0.7}
+
+
+def drafting(speculative: dict[str, Any] | None = MTP, users: int = 1, **flags: Any) -> dict[str, Any]:
+    more = {} if speculative is None else {"speculative": speculative}
+    args = {"num_ctx": 4096, **flags}
+    pool = {"engine": "ollama", "hardware": "rtx-4090-24gb", "weights": "q4_k_m", "engine_args": args, **more}
+    load = {"arrivals": {"kind": "closed_loop", "concurrency": users}, "prompt_tokens": 200, "output_tokens": 60, "requests": 6}
+    return {"model": "Qwen/Qwen3.5-27B", "deployment": pool, "workload": load}
+
+
+def test_a_model_with_a_layer_for_it_drafts_as_llama_server_does() -> None:
+    """`llm/llama_server.go` 807: --spec-type draft-mtp with draft_num_predict, four unless it says otherwise."""
+    run, plain = simulate(drafting()), simulate(drafting(None))
+    server = run.result["server"]
+    assert server["spec_decode_num_draft_tokens"] == 4 * server["spec_decode_num_drafts"] > 0
+    assert run.result["metrics"]["tpot_ms"]["mean"] < plain.result["metrics"]["tpot_ms"]["mean"]
+    asked = {"parallel": 1, "ctx_size": 4096, "batch_size": 512, "ubatch_size": 512, "context_shift": False}
+    own = drafting()
+    own["deployment"] |= {"engine": "llama_cpp", "engine_args": asked, "speculative": {**MTP, "num_speculative_tokens": 4}}
+    assert run.result["metrics"]["tpot_ms"] == simulate(own).result["metrics"]["tpot_ms"]
+    stepped = simulate(drafting(users=3, num_parallel=2), aggregate=False)
+    assert simulate(drafting(users=3, num_parallel=2)).result == stepped.result
+    assert stepped.result["totals"]["completed"] == 6
+
+
+def test_its_number_of_drafts_is_read_and_none_contradicts_them() -> None:
+    def read(command: str) -> Any:
+        keys = {**dict.fromkeys(typed.key for typed in FLAGS.typed.values()), "speculative": None}
+        return reconcile(FLAGS, keys, parse_engine_args("ollama", command), given=set()).get("speculative")
+
+    assert read("ollama serve --draft-num-predict 2") == {"method": "mtp", "num_speculative_tokens": 2}
+    assert read("ollama serve --draft-num-predict 0") is None
+    with pytest.raises(InputError, match="lets Ollama draft nothing"):
+        prepare(load_scenario(drafting(draft_num_predict=0)))
+    with pytest.raises(InputError, match="Ollama with draft_model drafts is not modelled"):
+        prepare(load_scenario(drafting({"method": "draft_model", "model": "Qwen/Qwen3.5-0.8B", "acceptance": 0.5})))
