@@ -156,6 +156,8 @@ FP8_SCALES = ("fp8", "fp8_block")
 #: Blackwell without HBM), and lend each other their times. TensorRT-LLM's kernel there gives a sequence one block: 32,768
 #: tokens take 2.8 ms on RTX PRO 6000 where SGLang's take 0.09. kind: datasheet (vLLM `platforms/cuda.py`, SGLang
 #: `server_args.py`), 2026-11.
+SHARED_SUMS = "vllm"
+"""Framework whose table holds the all-reduce that others took over from it and had before kernels of their own."""
 TRITON_LATENT = ("vllm", "sglang")
 
 #: Variants of recurrences whose convolutions stand for those that were not measured. kind: assumed, 2026-11.
@@ -1053,6 +1055,11 @@ class KernelModel(Ops):
     ) -> Array:
         """Time of an all-reduce of `message_bytes` (the tensor on each rank) over `gpus` of one node [s]."""
         return self.collective_s("all_reduce", gpus, message_bytes, mode, library)
+
+    def earlier_all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
+        """See the base."""
+        timed = gpus in self._links.get(f"all_reduce|{SHARED_SUMS}|graph", {})
+        return self.all_reduce_s(gpus, message_bytes, library=SHARED_SUMS if timed else None)
 
     def all_gather_s(self, gpus: int, message_bytes: ArrayLike, mode: str = "graph") -> Array:
         """Time of an all-gather; message_bytes is the gathered tensor [s]."""

@@ -242,6 +242,10 @@ class Ops(ABC):
     def all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
         """All-reduce of a tensor of `message_bytes` on each of `gpus` devices of one node."""
 
+    def earlier_all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
+        """The same by the kernel that engines shared before they had their own, where it was timed."""
+        return self.all_reduce_s(gpus, message_bytes)
+
     @abstractmethod
     def all_gather_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
         """All-gather; `message_bytes` is the gathered tensor."""

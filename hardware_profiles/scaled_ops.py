@@ -175,6 +175,10 @@ class ScaledOps(Ops):
         """See the head of the module."""
         return self.inner.all_reduce_s(gpus, message_bytes)
 
+    def earlier_all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
+        """See the head of the module."""
+        return self.inner.earlier_all_reduce_s(gpus, message_bytes)
+
     def all_gather_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
         """See the head of the module."""
         return self.inner.all_gather_s(gpus, message_bytes)

@@ -187,6 +187,9 @@ class _Shared(Ops):
     def all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
         return self._device.all_reduce_s(gpus, message_bytes)
 
+    def earlier_all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
+        return self._device.earlier_all_reduce_s(gpus, message_bytes)
+
     def all_gather_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
         return self._device.all_gather_s(gpus, message_bytes)
 

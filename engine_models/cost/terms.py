@@ -169,6 +169,7 @@ class Terms:
         `joins_small_kernels` : a compiler joins them to their neighbours, so that they cost their bytes alone.
     ring_sums : whether sums over tensor ranks beyond an engine's own kernels go around a ring
         (:mod:`engine_models.cost.ring_sums`), not through the switch.
+    earlier_sums : whether sums over tensor ranks that hold no norms run in the kernel that engines shared before their own.
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
         :mod:`engine_models.cost.flash_attention2`.
     threads : of a CPU that compute; 0: one on each core.
@@ -223,6 +224,7 @@ class Terms:
     small_kernels: bool = False
     joins_small_kernels: bool = False
     ring_sums: bool = False
+    earlier_sums: bool = False
     truncated_sampling: bool = False
     sampler: Sampler = "sort"
     sample_bytes_per_logit: float = 20.0
@@ -546,9 +548,9 @@ def small_kernels(shard: Shard, m: IntArray) -> Parts:
             yield "small kernels", mlp.layers * passes_s(shard.terms.selection_passes, 2.0 * scores)
 
 
-def sum_s(shard: Shard, devices: int, sum_bytes: FloatArray) -> FloatArray:
-    """Seconds of a sum over `devices` devices, `sum_bytes` on each, with the wait for the slowest."""
-    alone_s: FloatArray = shard.ops.all_reduce_s(devices, sum_bytes)
+def sum_s(shard: Shard, devices: int, sum_bytes: FloatArray, *, earlier: bool = False) -> FloatArray:
+    """Seconds of a sum over `devices` devices, `sum_bytes` on each, with the wait for the slowest; in the `earlier` kernel."""
+    alone_s: FloatArray = (shard.ops.earlier_all_reduce_s if earlier else shard.ops.all_reduce_s)(devices, sum_bytes)
     if shard.terms.ring_sums:
         alone_s = np.maximum(alone_s, ring_sums.floor_s(shard.ops, devices, sum_bytes))
     return alone_s + shard.terms.host.reduce_wait_s
@@ -559,7 +561,10 @@ def collectives(shard: Shard, m: IntArray) -> Parts:
     the next stage."""
     ops, tp, width = shard.ops, shard.parallel.tensor, _width(shard, m)
     if tp > 1:
-        yield "collectives", float(shard.reduces) * sum_s(shard, tp, width)
+        each_s = sum_s(shard, tp, width)
+        if shard.terms.earlier_sums:
+            each_s = np.where(m <= shard.terms.fused_norm_tokens, each_s, sum_s(shard, tp, width, earlier=True))
+        yield "collectives", float(shard.reduces) * each_s
     if len(shard.stages) > 1:
         yield "pipeline hop", ops.p2p_s(width)
 

@@ -28,6 +28,7 @@ from engine_models.engines.sglang_kernels import (
     as_run,
     beside_tokens,
     copies_heads,
+    earlier_sums,
     experts,
     fused_norm_tokens,
     latent_launches,
@@ -104,6 +105,7 @@ def _terms(
         host,
         small_kernels=True,
         ring_sums=not request.flags.get("enable_nccl_nvls"),  # NCCL_NVLS_ENABLE=0 (0.4.9 to 0.5, `entrypoints/engine.py`)
+        earlier_sums=earlier_sums(request, number),
         graph_sizes=serving.graphs,
         moe_backend=own_experts,
         moe_rival=other_tiles(request, own_experts),

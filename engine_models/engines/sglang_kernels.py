@@ -244,6 +244,16 @@ FUSED_TOKENS = 2048
 """Most tokens of a step whose reductions are fused (datasheet: ``FUSE_ALLREDUCE_MAX_BATCH_SIZE``, SGLang 0.5.3 to 0.5.23)."""
 
 
+_OWN_SUMS_SINCE = (0, 5, 12)
+"""First version whose own all-reduce is written anew (``CustomAllReduceV2``, SGLang pull requests 19880, 24363, 2026-05); tables
+of Hopper and Blackwell are of later ones. Before it ran vLLM's: on A100, where both were timed, they are alike within 4 %."""
+
+
+def earlier_sums(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    """Whether sums over tensor ranks run in that earlier kernel, on GPUs whose table holds the later one."""
+    return version < _OWN_SUMS_SINCE and load_device(request.device_name).architecture in ("hopper", "blackwell")
+
+
 EXPERT_LAUNCHES = {"trtllm": 7.0, **dict.fromkeys((*CUTLASS, "triton", "marlin", _LENT_MARLIN), 13.0)}
 """Kernels of experts -> launches that a layer of them costs the host in a prompt's step, in plain operations. kind: fitted,
 2026-11, source: Triton's by the TTFT of Qwen3-235B with one user on B200 (92 to 109 ms, sgl-cookbook); SGLang 0.5.9's

@@ -599,3 +599,27 @@ def test_experts_with_the_shared_one_run_in_tiles_that_their_table_was_not_timed
     assert np.all(both_s <= own_s)
     assert both_s[3] < 0.95 * own_s[3]
     assert both_s[-1] == own_s[-1]
+
+
+def test_sums_before_0_5_12_run_in_the_kernel_that_vllm_has_unless_they_hold_norms() -> None:
+    def shard_of(version: str, hardware: str, model: str = "GLM-4.6") -> Shard:
+        each = prepared(model, version, hardware)
+        costs = each.plan.costs
+        return Shard(costs.arch, each.kernels, costs.formats, costs.parallel, costs.terms)
+
+    def sums_s(shard: Shard, rows: int) -> float:
+        return float(dict(collectives(shard, np.array([rows])))["collectives"][0])
+
+    earlier, own = shard_of("0.5.6", "b200-sxm-180gb"), shard_of("0.5.12", "b200-sxm-180gb")
+    assert (earlier.terms.earlier_sums, own.terms.earlier_sums) == (True, False)
+    assert not shard_of("0.5.6", "a100-sxm-80gb", "Llama-3.1-70B").terms.earlier_sums
+    as_own = replace(earlier, terms=replace(earlier.terms, earlier_sums=False))
+    assert 2e-6 < (sums_s(earlier, 1) - sums_s(as_own, 1)) / earlier.reduces < 3.5e-6
+    held = shard_of("0.5.6", "b200-sxm-180gb", R1)
+    plain = replace(held, terms=replace(held.terms, earlier_sums=False))
+    assert held.terms.earlier_sums
+    assert sums_s(held, 64) == sums_s(plain, 64)
+    assert sums_s(held, 2049) != sums_s(plain, 2049)
+    by_datasheet = shard_of("0.5.6", "h20-sxm-96gb", "Llama-3.1-70B")
+    few = np.array([8192.0])
+    assert by_datasheet.ops.earlier_all_reduce_s(8, few) > 0
