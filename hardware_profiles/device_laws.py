@@ -37,7 +37,7 @@ from hardware_profiles.kernel_physics import (
     causal_pairs,
     moe_active_experts,
 )
-from hardware_profiles.packed_formats import packed_format
+from hardware_profiles.packed_formats import PackedFormat, packed_format
 from hardware_profiles.records import dataclass
 from hardware_profiles.roofline import Roofline
 
@@ -205,10 +205,20 @@ class LawOps(Roofline):
 
     # -- products ---------------------------------------------------------------------------------------------
 
-    def product_s(self, fmt: str, weights: ArrayLike, rows: Array, matrices: ArrayLike, fill_tokens: float) -> Array:
-        """`rows` rows in all on `matrices` matrices of `weights` weights each, without the launch."""
+    def product_s(
+        self,
+        fmt: str,
+        weights: ArrayLike,
+        rows: Array,
+        matrices: ArrayLike,
+        fill_tokens: float,
+        packed: PackedFormat | None = None,
+    ) -> Array:
+        """`rows` rows in all on `matrices` matrices of `weights` weights each, without the launch; `packed` is their format where
+        it is not the one of `fmt`."""
         law, w, count = self.law, as_array(weights), as_array(matrices)
-        stored, size = packed_format(fmt), weight_bytes(fmt)
+        stored = packed or packed_format(fmt)
+        size = stored.bits_per_weight / 8 if stored else weight_bytes(fmt)
         block, kind = stored.block if stored else fmt, "16" if size == 2.0 else ""
         held = w * count * size
         read_s = held / (_of(law.read, block, kind) * self.peaks.hbm_bytes_per_s)
@@ -225,15 +235,17 @@ class LawOps(Roofline):
             wide = (rows + fill_tokens * count) * 2.0 * w / (share * self.matrix_peak[kind]) + law.start_s
             wide = wide + law.widened_bytes * w * count / self.peaks.hbm_bytes_per_s
             last = np.minimum(rows, law.library_rows * count) if law.library_alone else rows
-            packed = (last + fill_tokens * count) * matrix + law.start_s
-            many = np.where(rows >= law.library_rows * count, np.maximum(packed, wide), many)
+            before = (last + fill_tokens * count) * matrix + law.start_s
+            many = np.where(rows >= law.library_rows * count, np.maximum(before, wide), many)
         return read_s + np.where(rows <= most, few, np.maximum(few, many))
 
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
         """See the head of the module."""
         rows = np.maximum(as_array(m), 1.0)
         fmt = known_format(fmt)
-        t = self.launch_s + self.product_s(fmt, float(n) * float(k), rows, 1.0, self.law.fill_tokens)
+        stored = packed_format(fmt)
+        packed = stored and stored.of_rows(k)
+        t = self.launch_s + self.product_s(fmt, float(n) * float(k), rows, 1.0, self.law.fill_tokens, packed)
         t = np.maximum(t, 2.0 * rows * n * k / self._most(fmt))
         return np.where(as_array(m) > 0, t, 0.0)
 
@@ -261,8 +273,15 @@ class LawOps(Roofline):
         assigned = np.maximum(np.maximum(count, 1.0) * topk / ep, 1.0)
         local = np.float64(experts / ep)
         active = np.minimum(moe_active_experts(local, assigned, chosen=topk / experts), assigned)
-        weights = (3.0 if gated else 2.0) * hidden * intermediate / tp
-        t = EXPERT_LAUNCHES * self.launch_s + self.product_s(fmt, weights, assigned, active, self.law.expert_fill_tokens)
+        inputs = 2.0 if gated else 1.0
+        weights = (inputs + 1.0) * hidden * intermediate / tp
+        packed = packed_format(fmt)
+        if packed is not None:
+            into, out = packed.of_rows(hidden), packed.of_rows(intermediate)
+            bits = (inputs * into.bits_per_weight + out.bits_per_weight) / (inputs + 1.0)
+            packed = replace(into, bits_per_weight=bits)
+        product_s = self.product_s(fmt, weights, assigned, active, self.law.expert_fill_tokens, packed)
+        t = EXPERT_LAUNCHES * self.launch_s + product_s
         t = np.maximum(t, 2.0 * weights * assigned / self._most(fmt))
         return np.where(count > 0, t, 0.0)
 

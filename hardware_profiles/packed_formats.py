@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from functools import lru_cache
 from itertools import product
 from typing import Literal
@@ -34,6 +34,17 @@ class PackedFormat:
     block: str
     parts: Mapping[str, str] = field(default_factory=dict)
     kv_cache: bool = False
+
+    def of_rows(self, columns: int) -> PackedFormat:
+        """The format of matrices whose rows have so many weights: another where blocks of a GGUF file do not divide them.
+
+        Larger types that are mixed in grow alike (assumed).
+        """
+        other = GGUF_UNDIVIDED.get(self.block) if self.family == "gguf" and columns % GGUF_SUPERBLOCK else None
+        if other is None:
+            return self
+        grown = self.bits_per_weight / GGUF_BLOCK_BITS[self.block] * GGUF_BLOCK_BITS[other]
+        return replace(self, bits_per_weight=min(grown, GGUF_BLOCK_BITS["q8_0"]), block=other)
 
 
 #: Bits of a weight by block type: bytes of a block times 8 over its weights. kind: datasheet, by arithmetic, 2026-11, source:
@@ -61,6 +72,17 @@ GGUF_BLOCK_BITS: Mapping[str, float] = {
     "iq4_xs": 4.25,
     "tq1_0": 1.6875,
     "tq2_0": 2.0625,
+}
+
+#: Weights of a block that divides no row of another length, and the type that such matrices are in instead. kind: datasheet,
+#: 2026-11, source: `tensor_type_fallback` of llama.cpp's `llama-quant.cpp`.
+GGUF_SUPERBLOCK = 256
+GGUF_UNDIVIDED: Mapping[str, str] = {
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    **dict.fromkeys(("q2_k", "q3_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
+    **dict.fromkeys(("tq1_0", "tq2_0"), "q4_0"),
 }
 
 #: Recipe of a file -> bits of the layers, main block type, types of embedding and head. Bits: what remains of the whole file's

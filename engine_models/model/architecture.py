@@ -37,6 +37,7 @@ from engine_models.model.expert_groups import group_spread
 from engine_models.model.formats import FORMATS, Format, format_named
 from engine_models.model.hf_config import architecture_from_config, load_architecture
 from hardware_profiles.errors import InputError
+from hardware_profiles.packed_formats import GGUF_SUPERBLOCK, packed_format
 from hardware_profiles.records import dataclass
 
 __all__ = [
@@ -314,11 +315,40 @@ def format_of_part(arch: Architecture, weights: Format, part: str) -> Format:
 
 def _bytes(arch: Architecture, weights: Format, counts: Counter[str]) -> int:
     own_bits = arch.quantization_bits if weights.name == arch.quantization else 0.0
+    undivided = _undivided(arch) if weights.parts and not own_bits else {}
     bits = 0.0
     for part, count in counts.items():
         held = format_of_part(arch, weights, part)
         bits += count * (own_bits if own_bits and held is weights else held.bits_per_weight)
+        packed = packed_format(held.name) if undivided.get(part) else None
+        if packed is not None:
+            bits += count * undivided[part] * (packed.of_rows(1).bits_per_weight - packed.bits_per_weight)
     return math.ceil(bits / 8)
+
+
+def _undivided(arch: Architecture) -> dict[str, float]:
+    """Share of the weights of each part in matrices whose rows blocks of a GGUF file do not divide; no parts without any."""
+    whole, odd = Counter[str](), Counter[str]()
+
+    def add(part: str, outputs: int, inputs: int) -> None:
+        whole[part] += outputs * inputs
+        odd[part] += outputs * inputs if inputs % GGUF_SUPERBLOCK else 0
+
+    for attention in arch.attention:
+        for linear in attention.linears:
+            outputs, inputs = linear.shape(1)
+            add(linear.part, attention.layers * outputs, inputs)
+    for mlp in arch.mlp:
+        for linear in _plain_linears(mlp, arch.hidden):
+            outputs, inputs = linear.shape(1)
+            add(linear.part, mlp.layers * outputs, inputs)
+        if mlp.kind != "dense":
+            depth, experts = mlp.latent or arch.hidden, mlp.layers * mlp.experts
+            add("experts", experts * (2 if mlp.gated else 1) * mlp.expert_intermediate, depth)
+            add("experts", experts * depth, mlp.expert_intermediate)
+    for part in ("embedding", "lm_head"):
+        add(part, arch.vocab, arch.hidden)
+    return {part: odd[part] / whole[part] for part in whole if odd[part]}
 
 
 def weight_bytes(arch: Architecture, weights: Format) -> int:

@@ -3,8 +3,8 @@
 A tag names a size, then, if wanted, a variant of the same shapes and a number format; alone the format is the library's choice.
 That choice and the size of its file stand in ``catalogue/tags.json`` [model, format, GB]: as pages of the library and lists of
 pulled models show them (kind: measured, 2026-09, source: a list of pages of the library, read 2026-09-23, and outputs of
-``list`` and ``show`` in public repositories). A format counts where the file is within 4 % of the weights in it; the others are
-5 % or more away. Models whose file has other types than the format's own (rows that 256 does not divide) are left out.
+``list`` and ``show`` in public repositories). A format counts where the file is within 5 % of the weights in it and further from
+those in others; a model whose file holds its embedding twice (Qwen3 0.6B and 1.7B) is left out.
 """
 
 from __future__ import annotations

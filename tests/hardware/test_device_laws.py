@@ -350,3 +350,19 @@ def test_a_token_under_openvino_costs_its_arithmetic_beside_the_weights() -> Non
     assert 0.75 * whole < half < whole
     assert quarter < 0.65 * half
     assert law_of(load_device("h100-sxm-80gb"), "openvino") is None
+
+
+def test_rows_that_superblocks_do_not_divide_are_in_another_type() -> None:
+    """llama.cpp's files have Q4_K's as Q5_0, Q6_K's as Q8_0, small types as IQ4_NL; experts whose width alone does so in a third
+    of their weights."""
+    kept = {name: name for name in ("q8_0", "q4_0")}
+    for name, odd in ({"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq3_s": "iq4_nl"} | kept).items():
+        stored = PACKED_FORMATS[name] if name in PACKED_FORMATS else next(p for p in PACKED_FORMATS.values() if p.block == name)
+        assert stored.of_rows(896).block == odd
+        assert stored.of_rows(4864) is stored
+    ops = operations_of(load_device("rtx-3090-24gb"), "llama_cpp")
+    wide, odd_s = (float(ops.gemm_s("q6_k", 1.0, 4096, k)) / k for k in (2816, 2880))
+    assert odd_s / wide > 1.1
+    even, mixed, whole = (float(ops.moe_s("q6_k", *shape, 4, 8, 1, 1, 1.0)) / (shape[0] * shape[1])
+                          for shape in ((2816, 1408 + 128), (2816, 1408), (2880, 1408)))  # fmt: skip
+    assert even < mixed < whole
