@@ -556,6 +556,11 @@ def sum_s(shard: Shard, devices: int, sum_bytes: FloatArray, *, earlier: bool = 
     return alone_s + shard.terms.host.reduce_wait_s
 
 
+EARLIER_SUM_BYTES = 8 << 20
+"""Most bytes of a tensor that the kernel takes which engines shared before their own; NCCL sums more (datasheet:
+``_MAX_CAR_SIZE``, SGLang's `custom_all_reduce.py`)."""
+
+
 def collectives(shard: Shard, m: IntArray) -> Parts:
     """An all-reduce after each mixer and MLP of a layer under tensor parallelism, with the wait for the slowest rank; the hop to
     the next stage."""
@@ -563,7 +568,8 @@ def collectives(shard: Shard, m: IntArray) -> Parts:
     if tp > 1:
         each_s = sum_s(shard, tp, width)
         if shard.terms.earlier_sums:
-            each_s = np.where(m <= shard.terms.fused_norm_tokens, each_s, sum_s(shard, tp, width, earlier=True))
+            otherwise = (m <= shard.terms.fused_norm_tokens) | (width > EARLIER_SUM_BYTES)
+            each_s = np.where(otherwise, each_s, sum_s(shard, tp, width, earlier=True))
         yield "collectives", float(shard.reduces) * each_s
     if len(shard.stages) > 1:
         yield "pipeline hop", ops.p2p_s(width)

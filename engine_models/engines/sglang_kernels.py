@@ -250,8 +250,10 @@ of Hopper and Blackwell are of later ones. Before it ran vLLM's: on A100, where 
 
 
 def earlier_sums(request: PoolRequest, version: tuple[int, ...]) -> bool:
-    """Whether sums over tensor ranks run in that earlier kernel, on GPUs whose table holds the later one."""
-    return version < _OWN_SUMS_SINCE and load_device(request.device_name).architecture in ("hopper", "blackwell")
+    """Whether sums over tensor ranks run in that earlier kernel, on GPUs behind a switch, whose table holds the later one."""
+    device = load_device(request.device_name)
+    switched = device.link is not None and device.link.topology == "all_to_all"
+    return version < _OWN_SUMS_SINCE and switched and device.architecture in ("hopper", "blackwell")
 
 
 EXPERT_LAUNCHES = {"trtllm": 7.0, **dict.fromkeys((*CUTLASS, "triton", "marlin", _LENT_MARLIN), 13.0)}

@@ -619,7 +619,9 @@ def test_sums_before_0_5_12_run_in_the_kernel_that_vllm_has_unless_they_hold_nor
     plain = replace(held, terms=replace(held.terms, earlier_sums=False))
     assert held.terms.earlier_sums
     assert sums_s(held, 64) == sums_s(plain, 64)
-    assert sums_s(held, 2049) != sums_s(plain, 2049)
+    assert sums_s(earlier, 600) != sums_s(as_own, 600)
+    assert sums_s(earlier, 1000) == sums_s(as_own, 1000)  # of 5,120 values, above 8 MiB
+    assert not shard_of("0.5.6", "rtx-pro-6000-96gb", "Llama-3.1-70B").terms.earlier_sums
     by_datasheet = shard_of("0.5.6", "h20-sxm-96gb", "Llama-3.1-70B")
     few = np.array([8192.0])
     assert by_datasheet.ops.earlier_all_reduce_s(8, few) > 0
