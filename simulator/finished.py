@@ -314,6 +314,24 @@ def _drafted(prepared: Prepared, raw: ClusterResult) -> dict[str, Any]:
     }
 
 
+_STAGES = {"prefill": "queue_ms", "transfer": "transfer_ms", "decode": "decode_queue_ms"}
+"""Stages of a request that passes from pool to pool, and the wait for each."""
+
+
+def _longest_wait(prepared: Prepared, figures: Figures) -> str:
+    """For which stage requests wait longest, where they pass from a prefill to a decode pool; "" elsewhere."""
+    if prepared.paths is None:
+        return ""
+    waits = {stage: figures.stats.get(key, {}).get("mean") or 0.0 for stage, key in _STAGES.items()}
+    stage = max(waits, key=lambda each: waits[each])
+    if waits[stage] < (figures.stats["e2el_ms"]["mean"] or 0.0) / 4:  # they are served, more slowly than they come
+        stage = "decode"
+    if stage == "transfer":
+        return "; most of the wait is for the transfer between the pools"
+    names = " and ".join(f"'{each.pool.name}'" for each in prepared.pools if each.pool.role == stage)
+    return f"; most of the wait is for {stage} pool {names}"
+
+
 def _warnings(
     prepared: Prepared,
     workload: Workload | WorkloadStream,
@@ -332,6 +350,7 @@ def _warnings(
         out.append(
             f"overload: {over.offered_per_s:.2f} requests/s offered, about {over.sustainable_per_s:.2f}/s sustained "
             f"(estimate: completion rate of the window's second half); {over.backlog} requests behind at its end"
+            + _longest_wait(prepared, figures)
         )
     if not figures.inside:
         out.append(

@@ -838,3 +838,19 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
 )
 def test_what_cannot_be_is_refused_in_words(data: dict[str, Any], words: str) -> None:
     is_refused(data, words, on_start=True)
+
+
+@pytest.mark.parametrize(
+    ("decode", "around", "load", "said"),
+    [
+        ({}, {}, {"arrivals": {"kind": "poisson", "rate": 80}}, "prefill pool 'prefill'"),
+        ({}, {"transfer": {"bytes_per_s": 1e8}}, {}, "the transfer between the pools"),
+        ({"num_gpu_blocks_override": 600, "max_num_seqs": 4}, {}, LONGER, "decode pool 'decode'"),
+    ],
+)
+def test_an_overload_names_the_stage_that_requests_wait_for(
+    decode: dict[str, Any], around: dict[str, Any], load: dict[str, Any], said: str
+) -> None:
+    run = simulate(scenario(pool("prefill"), pool("decode", **decode), around=around, **{"duration": 30, **load}))
+    (warning,) = [text for text in run.result["warnings"] if text.startswith("overload")]
+    assert warning.endswith(f"most of the wait is for {said}")

@@ -82,7 +82,12 @@ def calibrate_results(
     points, left, notes = _points(paths, deployment)
     if not points:
         why = "; ".join(f"{one.label}: {one.reason}" for one in left)
-        raise InputError(f"too few points: none is left ({why})", where="FILE", mend="measure more requests")
+        few = any("too few" in one.reason for one in left)
+        raise InputError(
+            f"too few points: none is left ({why})",
+            where=", ".join(map(str, paths)),
+            mend="measure more requests" if few else "give files with results that can be used",
+        )
     _check_units(points)
     for point in points:
         _check_bounds(point, prepared)

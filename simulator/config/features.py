@@ -202,7 +202,10 @@ class _Scaling(Group):
     @model_validator(mode="after")
     def _bounds(self) -> _Scaling:
         if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas}); give fewer")
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas}); "
+                f"give min_replicas at most {self.max_replicas}, or a larger max_replicas"
+            )
         return self
 
 
@@ -272,7 +275,9 @@ class KedaScaler(_ByHpa):
     def _idle_below(self) -> KedaScaler:
         if self.idle_replicas is not None and self.idle_replicas >= (self.min_replicas or 0):
             least = self.min_replicas or 0
-            raise ValueError(f"idle_replicas ({self.idle_replicas}) must be below min_replicas ({least}); give fewer")
+            raise ValueError(
+                f"idle_replicas ({self.idle_replicas}) must be below min_replicas ({least}); give min_replicas above it"
+            )
         return self
 
 
@@ -439,7 +444,8 @@ class Admission(Group):
     @model_validator(mode="after")
     def _consistent(self) -> Admission:
         if self.max_inflight is None and self.rate_per_s is None:
-            raise ValueError("admission limits nothing; give max_inflight or rate_per_s")
+            waits = " (max_queue counts those that wait for them)" if self.max_queue is not None else ""
+            raise ValueError(f"admission limits nothing; give max_inflight or rate_per_s{waits}")
         if self.on_full != "wait" and (self.max_queue is not None or self.queue_timeout_s is not None):
             raise ValueError("nobody waits: max_queue and queue_timeout_s need on_full: wait; write it, or remove them")
         if self.burst > 1 and self.rate_per_s is None:

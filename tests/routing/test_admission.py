@@ -162,6 +162,7 @@ def test_breakers_leave_a_replica_out() -> None:
     ("admission", "client", "said"),
     [
         ({"on_full": "wait"}, {}, "limits nothing"),
+        ({"max_queue": 0}, {}, "give max_inflight or rate_per_s (max_queue counts those that wait for them)"),
         ({"max_inflight": 1, "max_queue": 5}, {}, "on_full: wait"),
         ({"max_inflight": 1, "burst": 5}, {}, "rate_per_s"),
         ({"max_inflight": 0}, {}, "at least 1"),
