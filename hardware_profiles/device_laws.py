@@ -91,7 +91,7 @@ class Law:
     latent_prompts : whether prompts attend to the latent keys themselves, as llama.cpp's graphs do, and not to expanded ones.
     attend : share of the 32-bit rate at which decoding rows attend, and operations a query head and cell beside the products.
     slower : factor on `launch_s` by architecture, or by the word "ultra" for chips of two dies.
-    older : factor on the share of matrix kernels by architecture. lighter : on `unpack`.
+    older : factor on the share of matrix kernels by architecture. lighter : on `unpack`. quicker : on `vector` where packed.
     core_launch_s, core_bytes_per_s : of a CPU: what a core more adds to `launch_s`, and the most that a core reads.
     crowding_share : c, where each of n threads of a process computes 1 / (1 + c n) of what it would do alone.
     """
@@ -127,6 +127,7 @@ class Law:
     grouped: bool = True
     held_bytes: float = 0.0
     lighter: Mapping[str, float] = field(default_factory=dict)
+    quicker: Mapping[str, float] = field(default_factory=dict)
     core_launch_s: float = 0.0
     core_bytes_per_s: float = 0.0
     crowding_share: float = 0.0
@@ -166,7 +167,12 @@ class LawOps(Roofline):
         """Operations of a device under a law; `threads` of a CPU compute, 0: one on each of its cores."""
         plain = Roofline.of_device(device, framework)
         lighter = law.lighter.get(device.architecture, 1.0)
-        law = replace(law, unpack={key: lighter * count for key, count in law.unpack.items()})
+        quicker = law.quicker.get(device.architecture, 1.0)
+        law = replace(
+            law,
+            unpack={key: lighter * count for key, count in law.unpack.items()},
+            vector={key: share if key == "16" else quicker * share for key, share in law.vector.items()},
+        )
         rates = {key: q.value for key, q in device.peak_flops_per_s.items()}
         half = rates.get("fp16") or rates.get("bf16") or rates["fp32"]
         rates.setdefault("fp32", half)
