@@ -57,6 +57,7 @@ class TurningReplica(Replica):
             self._end(rank, ended, now_s)
 
     on_turn: Callable[[float], None] | None = None
+    _lost = False  # the turn that begins has taken a row's memory, and serves nobody
 
     @property
     def may_lag(self) -> bool:
@@ -107,7 +108,7 @@ class TurningReplica(Replica):
         """As of the base, but every rank goes through its queues, whether it has work or not."""
         taking: list[Rank] = []
         batches: list[Batch] = []
-        again = False
+        again = self._lost = False
         for rank in self.ranks:
             formed = rank.scheduler.schedule(now_s)
             if formed is not None and formed.tokens:
@@ -119,7 +120,8 @@ class TurningReplica(Replica):
         return taking, batches, again
 
     def _goes_on(self, nothing: Batch) -> bool:
-        """As of the base; a loop that has only preempted is an empty turn, where the loop turns."""
+        """As of the base; a loop that has only preempted is an empty turn, where the loop turns: the next may serve somebody."""
+        self._lost = self._lost or bool(nothing.preempted)
         return not (nothing.preempted and any(peer.turns() for peer in self.peers))
 
     def _sleep(self, limit_s: float) -> bool:
@@ -131,6 +133,8 @@ class TurningReplica(Replica):
         self._asleep_until_s = self._wake_s()
         until_s = min(self.next_arrival_s(), self._asleep_until_s, limit_s)
         now_s, turn_s, on_turn, turns = self.clock_s, scheduler.turn_s, self.on_turn, 0
+        if self._lost:
+            most_turns, self._lost = 1, False
         if most_turns < INFINITY:
             until_s = min(until_s, self.clock_s + most_turns * scheduler.turn_s)
         if until_s == INFINITY:
