@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine_models.parts.sequence import Sequence
@@ -88,3 +89,30 @@ def test_who_is_passed_over_for_a_prefix_is_tried_again_at_tensorrt_llms_decode_
     lost = {"events": [{"at_s": 0.2, "kind": "gpu", "pool": "d", "replica": 1}]}
     load = {"arrivals": {"kind": "poisson", "rate": 25}, "duration": 1.0, "shared_prefix": {"groups": 3, "tokens": 800}}
     jumps_as_it_steps(scenario({"pools": pools, "failures": lost}, 8011, {}, **load))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_what_a_lost_server_has_counted_is_the_same(engine: str) -> None:
+    """Drafts that were accepted, and bytes written to a tier, in the step before the one under way."""
+    drafts = {"speculative": {"method": "eagle3", "num_speculative_tokens": 2, "acceptance": 0.6}}
+    tiers = {"kv_tiers": [{"kind": "host", "bytes": 5e8}, {"kind": "nvme", "bytes": 5e9, "bytes_per_s": 5e9}]}
+    few = {"num_gpu_blocks_override": 400, "max_model_len": 7100} if engine == "vllm" else {"max_total_tokens": 9000}
+    for seed, own in enumerate((drafts, tiers, {**drafts, **tiers})):
+        events = [{"kind": "gpu", "at_s": 1.03 + 0.4 * n, "for_s": 0.1, "replica": n % 2} for n in range(10)]
+        pool = {"engine": engine, "hardware": "h100-sxm-80gb", "replicas": 2, "engine_args": few, **own}
+        data = scenario({**pool, "failures": {"events": events, "start_up": 0.1}}, seed, {})
+        data["workload"]["shared_prefix"] = {"groups": 3, "tokens": 400}
+        jumps_as_it_steps(data)
+
+
+def test_a_drain_ends_when_the_clock_says_though_some_were_never_sent() -> None:
+    """Requests of a closed loop that would come after the duration are not sent; the drain goes by the duration nevertheless."""
+    engine = {"engine": "trtllm", "hardware": "a100-sxm-80gb"}
+    pools = [{**engine, "name": name, "role": role} for name, role in (("p", "prefill"), ("d", "decode"))]
+    slow = {"events": [{"at_s": 3.252, "kind": "slow", "pool": "d", "replica": 0, "factor": 3.0}]}
+    load = {"arrivals": {"kind": "closed_loop", "concurrency": 8}, "duration": 4.0, "drain_s": 2.0}
+    data = scenario({"pools": pools, "failures": slow}, 0, {}, **load)
+    jumps_as_it_steps(data)
+    found = simulate(data)
+    assert found.result["totals"]["unfinished"] > 0
+    assert max(log.end_s[-1] for log in found.raw.logs) > 6.0 > np.nanmax(found.raw.arrival_s) + 2.0

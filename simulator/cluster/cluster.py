@@ -226,7 +226,7 @@ class Cluster:
         """When the client of the last request that got no answer heard of it."""
         self._loads = 0  # that have begun
         self._due = 0  # arrivals in the calendar of requests that waited for others
-        self._followed = False  # whether another load comes after this one
+        self._followed = False  # whether what the calendar holds beside its requests is for another load after this one
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         self._joins = Joins(plan, mode, replicas, self._nodes)
@@ -299,7 +299,7 @@ class Cluster:
 
     def stream(self, sink: Sink, *, followed: bool = False) -> None:
         """Run a workload of any number of blocks, which go to the sink as they end; `followed` by another (`follow`)."""
-        self._followed = followed
+        self._followed = followed and self._outlasts()
         with rare_collections():
             self._run(sink)
         while self._blocks:
@@ -345,9 +345,13 @@ class Cluster:
         """Whether no request is under way or known to come, as far as that has been heard."""
         return self._next_reach_s == INFINITY and not self._live and not self._due
 
-    def _load_over(self) -> bool:
-        """Whether what the calendar holds next is left to the load that follows."""
+    def _outlasts(self) -> bool:
+        """Whether the calendar holds more than what comes of the requests."""
         return False
+
+    def _load_over(self) -> bool:
+        """Whether what the calendar holds next is left to the load that follows: all requests have ended, and have been heard."""
+        return self._clock.next_event_s() >= self.duration_s and self._idle()
 
     def _run(self, sink: Sink | None) -> None:
         if not self._loads:
@@ -369,11 +373,12 @@ class Cluster:
                 self._serve(rows, last_s + self._before_s)
             self._next_reach_s = INFINITY
             loaded = self._rows
-            while not (self._followed and self._load_over()) and self._clock.step():
+            while self._clock.next_event_s() <= self._end_s and not (self._followed and self._load_over()) and self._clock.step():
                 if sink is not None and self._rows > loaded:
                     loaded = self._rows
                     self._settle(sink, INFINITY)
-            self._limit_s = self._end_s if self._releases.all_sent else self._last_sent_s + source.drain_s
+            end_s = self._end_s
+            self._limit_s = end_s if end_s < INFINITY else self._last_sent_s + source.drain_s
             for replica in self.replicas:  # all as far as the last arrival took the first, however short the drain
                 replica.end(max(self._limit_s, self._last_sent_s + self._before_s))
         except Stopped:
@@ -746,7 +751,7 @@ class Cluster:
 
     def _watch(self, number: int) -> None:
         """Wake up when a request may end in a replica, as long as something depends on results."""
-        if not self._releases and not self._door and not self._awaited(number):
+        if not self._releases and not self._door and not self._followed and not self._awaited(number):
             return
         clock, replica = self._clock, self.replicas[number]
         due_s = max(replica.visible_s(), clock.now_s)

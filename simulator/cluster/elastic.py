@@ -121,15 +121,8 @@ class Elastic(Cluster):
             self._every(scaling.scaler.collect_s, RESULTS, partial(self._collect, scaling))
             self._every(scaling.scaler.every_s, DECISIONS, partial(self._decide_on, scaling))
 
-    def _load_over(self) -> bool:
-        """As of the base: once its requests have ended, what else comes to pass is for those that follow to see."""
-        due_s = self._clock.next_event_s()
-        if due_s < self.duration_s or due_s == INFINITY:
-            return due_s == INFINITY
-        for replica in self.fleet.of(State.UP, State.DRAINING) if self._live else ():  # those that end unheard
-            self._look(due_s)
-            self.replicas[replica].end(due_s)
-        return self._idle() and self._clock.next_event_s() >= due_s
+    def _outlasts(self) -> bool:
+        return True
 
     @property
     def ranks_ever(self) -> int:
@@ -357,6 +350,7 @@ class Elastic(Cluster):
         life = fleet.turn(replica, State.ABSENT if away_s is None else State.AWAY, now_s)
         self._serving()
         self._run_to(replica, now_s)
+        server.settle_ahead()
         for rank in server.ranks:
             rank.scheduler.close()
         self._throw_out(replica)

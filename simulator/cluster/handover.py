@@ -203,9 +203,8 @@ class HandoverCluster(Cluster):
     def _idle(self) -> bool:
         return super()._idle() and not self._sources
 
-    def _load_over(self) -> bool:
-        """As of the base: a disturbance that comes later."""
-        return bool(self._disturbances) and self._clock.next_event_s() >= self.duration_s and self._idle()
+    def _outlasts(self) -> bool:
+        return bool(self._disturbances)
 
     def _disturb(self, fault: Disturbance, *, begins: bool) -> None:
         """A fault begins or is over."""
@@ -342,7 +341,7 @@ class HandoverCluster(Cluster):
     def _watch(self, number: int) -> None:
         """Wake up when something may happen in a replica that others hear of."""
         replica = self._turning[number]
-        if self._releases or self._door or self._awaited(number):
+        if self._releases or self._door or self._followed or self._awaited(number):
             due_s = replica.decides_s()
         else:
             due_s = replica.speaks_s(of_ends=number < self._first)

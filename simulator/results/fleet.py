@@ -23,7 +23,7 @@ def fleet_figures(cluster: Cluster, window: Window, before: Toll | None = None, 
     toll = cluster.toll
     if toll is None:
         return {}
-    if all(len(levels) == 1 for levels in toll.fleet.levels) and not toll.faults:
+    if all(len(levels) == 1 for levels in toll.fleet.levels) and not (toll.faults or toll.added or toll.removed):
         return {}
     toll = toll if before is None else toll.since(before)
     pools = [_from(levels, begin_s) for levels in toll.fleet.levels]

@@ -387,6 +387,17 @@ class Replica:
         self._priced = None
         self.cost = self._own_cost
 
+    def settle_ahead(self) -> None:
+        """Take in the results of all steps under way but the last, as a run does that is taken at once; who ends is not told.
+
+        So a replica that is lost has counted the same, however it was advanced.
+        """
+        flight = self._in_flight
+        while len(flight) > 1:
+            ranks, batches, _ = flight.popleft()
+            for rank, batch in zip(ranks, batches, strict=True):
+                rank.scheduler.settle(batch)
+
     def start(self, now_s: float) -> None:
         """Serve from now on, or from the end of the step that was under way."""
         ends_s = (rank.log.end_s[-1] for rank in self.ranks if rank.log.end_s)

@@ -14,6 +14,7 @@ import simulator.run
 from simulator import simulate
 from simulator.io.tables import read_columns
 from simulator.workload import streaming
+from tests.clusters import jumps_as_it_steps
 
 START = {"start_up": 1}
 SCALERS: list[dict[str, Any]] = [
@@ -85,6 +86,27 @@ def device_hours(fleet: dict[str, Any], end_s: float) -> float:
     over = fleet["over_time"]
     steps = [*zip(over["at_s"], over["devices"], strict=True), (end_s, 0)]
     return sum((min(to_s, end_s) - min(at_s, end_s)) * many for (at_s, many), (to_s, _) in pairwise(steps)) / 3600
+
+
+@pytest.mark.slow
+def test_loads_that_follow_each_other_before_clusters_drawn_at_random() -> None:
+    for seed in range(2000, 2030):
+        data = drawn(seed)
+        load = data["workload"]
+        drain_s = load.pop("drain_s", 600.0)
+        second = {**load, "requests": 20, "arrivals": ARRIVALS[seed % 4]}
+        data["workload"] = {"stages": [load, second], "drain_s": drain_s}
+        jumps_as_it_steps(data)
+        run = simulate(data)
+        whole, parts = run.result, run.result["stages"]
+        for name in ("offered", "completed", "rejected", "failed", "unfinished", "total_output_tokens"):
+            assert whole["totals"][name] == sum(stage["totals"][name] for stage in parts), (seed, name)
+        for name in ("added", "removed", "attempts_lost", "tokens_lost"):
+            lost = [stage.get("fleet", {}).get(name, 0) for stage in parts]
+            assert whole.get("fleet", {}).get(name, 0) == sum(lost), (seed, name)
+        frame = run.requests_frame()
+        ends = frame[frame["stage"] == "stage1"]["end_s"].max()
+        assert not (frame[frame["stage"] == "stage2"]["arrival_s"] < ends).any(), seed
 
 
 @pytest.mark.slow
