@@ -136,6 +136,11 @@ SCENARIOS = {name: given(*case) for name, case in CASES.items()} | {
     "trtllm-pair-states": pair(
         {**TRTLLM, "hardware": "h200-sxm-141gb", "tensor_parallel": 4, **args(**FIRM, max_batch_size=24)}, QWEN3_NEXT
     ),
+    "trtllm-pair-pipelines": pair({**TRTLLM, "pipeline_parallel": 2, **args(**FIRM)}, load={**SHORT, **MASKED}),
+    "trtllm-pair-stages-at-once": pair(
+        {**TRTLLM, **args(**FIRM, max_batch_size=6)}, style="generation_first", decode={"pipeline_parallel": 3}
+    ),
+    "trtllm-pair-stages": pair({**TRTLLM, **args(**FIRM, max_batch_size=5)}, load=CROWD, decode={"pipeline_parallel": 2}),
     "trtllm-pair-host": pair({**TRTLLM, **args(**{**FIRM, "kv_cache_config": {"max_tokens": 9000, "host_cache_size": 10**9}})}),
     "trtllm-pair-pauses": pair({**TRTLLM, **args(**PAUSING)}),
     "trtllm-pair-pauses-drafts": pair({**TRTLLM, **DRAFTS, **args(**PAUSING)}),

@@ -19,15 +19,13 @@ from engine_models.cost.terms import Parallelism
 from engine_models.cost.token_masks import TokenMasks
 from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, Lockstep, PoolRequest, Support
-from engine_models.engines.trtllm_compressed import NOTE as COMPRESSED
-from engine_models.engines.trtllm_compressed import compresses
 from engine_models.engines.trtllm_flags import FLAGS, unread_in_groups
 from engine_models.engines.trtllm_kernels import activation_format, as_run, terms_of
-from engine_models.engines.trtllm_notes import INDEXED, NO_GRAPHS, notes_of
+from engine_models.engines.trtllm_notes import NO_GRAPHS, layer_notes, notes_of
 from engine_models.engines.trtllm_ranks import executor_of, handover_of
 from engine_models.engines.trtllm_recorded import replay
-from engine_models.engines.trtllm_serving import Serving, limits_of, memory_of, rank_of, refuse, windows_said
-from engine_models.engines.trtllm_states import DRAFTS_NOTE, NOTE, reuses, with_states
+from engine_models.engines.trtllm_serving import Serving, flags_said, limits_of, memory_of, rank_of, refuse
+from engine_models.engines.trtllm_states import with_states
 from engine_models.engines.trtllm_tiers import host_of
 from engine_models.engines.trtllm_versions import VERSIONS
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
@@ -53,8 +51,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     # a paused request comes back with its answer as prompt, computed alone if it exceeds the budget
     alone = context if serving.policy == UTILIZATION and not serving.chunked else 0
     step_tokens = max(serving.tokens, serving.rows * serving.row_tokens, alone)
-    said = unused, reuses(request)[1], windows_said(request, context)
-    warnings = [*unread_in_groups(request.flags), *(text for text in said if text)]
+    warnings = [*unread_in_groups(request.flags), *(text for text in (unused, *flags_said(request, context)) if text)]
     masks = TokenMasks(True, delays_next=rank.rules.overlap) if request.structured else None
     return EnginePlan(
         engine=ENGINE.name,
@@ -86,11 +83,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 name, rank.rules, serving.context, stages=rank.stages, recorded=bool(version["recorded"]), reuse=rank.reuse,
                 graphs=serving.graphs, padded=serving.padded,
             ),
-            *((INDEXED,) if any(block.sparse for block in request.arch.attention) else ()),
+            *layer_notes(request),
             *((host.note,) if host is not None else ()),
-            *((NOTE,) if request.arch.has("linear") else ()),
-            *((COMPRESSED,) if compresses(request) else ()),
-            *((DRAFTS_NOTE,) if request.arch.has("linear") and request.speculation else ()),
             *((NO_GRAPHS,) if request.lora is not None and not version["graphs_adapters"] else ()),
         ),
         warnings=tuple(warnings),

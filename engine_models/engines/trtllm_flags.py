@@ -49,6 +49,7 @@ _MODELLED: dict[str, Flag] = {
     "lora_config": Flag("json", None),
     "peft_cache_config": Flag("json", None),
     "sparse_attention_config": Flag("json", None),
+    "nvfp4_gemm_config": Flag("json", None),
 }
 
 _KV = {
@@ -222,7 +223,7 @@ _CHANGING = {
     "the speed of kernels": """
         allreduce_strategy attn_backend disable_flashinfer_sampling enable_autotuner=true enable_min_latency load_format=auto|0
         autotuner_enabled=true enable_mixed_sampler enable_trtllm_sampler env_overrides mixed_sampler
-        moe_cluster_parallel_size nvfp4_gemm_config sampler_type torch_compile_config torch_compile_enabled
+        moe_cluster_parallel_size sampler_type torch_compile_config torch_compile_enabled
         use_cuda_graph=true use_cute_dsl_bf16_bmm use_cute_dsl_bf16_gemm use_cute_dsl_blockscaling_bmm
         use_cute_dsl_blockscaling_mm use_torch_sampler
     """,

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from engine_models.cost import marlin
 from engine_models.cost.terms import HostOverhead, Terms
 from engine_models.declaration import PoolRequest
 from engine_models.engines.trtllm_flags import group
-from engine_models.engines.trtllm_serving import Serving
+from engine_models.engines.trtllm_serving import Serving, widens_weights
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import Format
 from hardware_profiles.device import Device, load_device, stacked_blackwell
@@ -34,11 +35,17 @@ _OWN_TRITON = "trtllm/triton"
 ai-dynamo/aiconfigurator, read 2026-11). Above some thousand tokens its layer takes 1.4 to 2 times as long as under vLLM."""
 
 
+MARLIN = "vllm/marlin"
+"""Marlin's experts and products, which widen weights to 16 bits: those that another framework's tables were timed with."""
+
+
 def experts(request: PoolRequest, asked: str, generates_blocks: bool, warnings: list[str]) -> str | None:
     """The kernels of a model's experts, as tables call them; None where it has none. generates_blocks : see `trtllm_versions`."""
     if not request.arch.has_experts:
         return None
     own = _own_choice(request, generates_blocks)
+    if widens_weights(request):
+        return MARLIN
     backend = own if asked.upper() == "AUTO" else asked.upper()
     if backend not in _TABLES:
         warnings.append(
@@ -52,7 +59,7 @@ def experts(request: PoolRequest, asked: str, generates_blocks: bool, warnings: 
     return _TABLES[backend]
 
 
-EXPERT_LAUNCHES = {"cutlass": 17.0, "vllm/trtllm": 7.0, "vllm/triton": 38.0, _OWN_TRITON: 38.0, "deepgemm": 17.0}
+EXPERT_LAUNCHES = {MARLIN: 17.0, "cutlass": 17.0, "vllm/trtllm": 7.0, "vllm/triton": 38.0, _OWN_TRITON: 38.0, "deepgemm": 17.0}
 """Kernels -> launches that a layer of experts costs the host in a prompt's step, in plain operations: one call for the generated
 ones, Python around several for Triton's. kind: fitted, 2026-11, source: TTFT of 1,024 tokens with up to 16 users, gpt-oss-120b on
 B200 and H200 (InferenceX); the other two as another engine's count."""
@@ -132,6 +139,10 @@ def as_run(request: PoolRequest) -> Architecture:
     return replace(request.arch, norms_per_layer=0) if fused else request.arch
 
 
+def _marlin_share(request: PoolRequest) -> float:
+    return marlin.share_of(load_device(request.device_name), request.formats.weights) if widens_weights(request) else 0.0
+
+
 def terms_of(
     request: PoolRequest, version: Mapping[str, Any], serving: Serving, host: HostOverhead, warnings: list[str]
 ) -> Terms:
@@ -151,5 +162,6 @@ def terms_of(
         beside_tokens=serving.row_tokens * max(serving.graphs, default=0),
         expert_launches=EXPERT_LAUNCHES.get(backend or ""),
         latent_launches=LATENT_LAUNCHES,
+        marlin_share=_marlin_share(request),
         serial_quantisation=version["serial_quantisation"] and stacked_blackwell(load_device(request.device_name)),
     )

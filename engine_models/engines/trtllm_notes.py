@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from engine_models.declaration import PoolRequest
+from engine_models.engines import trtllm_compressed, trtllm_states
 from engine_models.schedulers.memory_then_tokens import UTILIZATION, TwoPassRules
 
 NO_GRAPHS = "with LoRA adapters no CUDA graphs: before 1.2 they do not hold adapters"
 
 INDEXED = "indexed attention: scheduled as other attention, with the kernels of the device's tables; no run was measured"
+
+
+def layer_notes(request: PoolRequest) -> tuple[str, ...]:
+    """Sentences on layers that are no plain attention."""
+    states = request.arch.has("linear")
+    said = {
+        INDEXED: any(block.sparse for block in request.arch.attention),
+        trtllm_states.NOTE: states,
+        trtllm_states.DRAFTS_NOTE: states and request.speculation is not None,
+        trtllm_compressed.NOTE: trtllm_compressed.compresses(request),
+    }
+    return tuple(note for note, there in said.items() if there)
 
 
 def notes_of(
@@ -56,4 +70,4 @@ def notes_of(
     )
 
 
-__all__ = ["INDEXED", "NO_GRAPHS", "notes_of"]
+__all__ = ["NO_GRAPHS", "layer_notes", "notes_of"]

@@ -40,6 +40,10 @@ from engine_models.schedulers.transferred import (
     ReservingGenerationServer,
     WaitingContextServer,
 )
+from engine_models.schedulers.transferred_staged import (
+    StagedGenerationServer,
+    StagedReservingGenerationServer,
+)
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.records import dataclass
 
@@ -54,7 +58,9 @@ DRAFTED: dict[tuple[Role, bool], type[DraftedTwoPassScheduler]] = {
     ("decode", False): DraftedGenerationServer,
     ("decode", True): DraftedReservingGenerationServer,
 }
-"""The scheduler of a role, by whether memory is reserved before a prompt is computed; the second with drafts."""
+STAGED: dict[bool, type[TwoPassScheduler]] = {False: StagedGenerationServer, True: StagedReservingGenerationServer}
+"""The scheduler of a role, by whether memory is reserved before a prompt is computed; the second with drafts, the third that of a
+generation server over stages."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,11 @@ class Rank:
             given["limits"] = self.adapters
         if self.stages > 1:
             given |= {"stages": self.stages, "pieces_follow": self.pieces_follow}
-            if self.adapters is None:
+            if self.adapters is None and self.role != "decode":
                 rules.append(StagedTwoPassScheduler)
         if self.role != "mixed":
-            rules.append(SERVERS[self.role, self.reserves])
+            staged = self.stages > 1 and self.role == "decode"
+            rules.append(STAGED[self.reserves] if staged else SERVERS[self.role, self.reserves])
         return composed(rules or [TwoPassScheduler])(self.rules, kv, **given)
 
 
@@ -147,12 +154,6 @@ def handover_of(request: PoolRequest, policy: str, block_tokens: int) -> Handove
             f"context and generation servers over {named} are not modelled",
             where="deployment.transfer.connector",
             mend=f"use one of {', '.join(CONNECTORS)}",
-        )
-    if request.pipeline_parallel > 1 and request.role == "decode":
-        raise InputError(
-            "generation servers over pipeline stages are not modelled for TensorRT-LLM yet; context servers are",
-            where="deployment.pipeline_parallel",
-            mend="use tensor_parallel in the decode pool",
         )
     no_pools_with({f"{STATIC} (TensorRT-LLM)": policy == STATIC})
     late_s, reserves = transceiver["kv_transfer_timeout_ms"] / 1e3, request.schedule_style == GENERATION_FIRST

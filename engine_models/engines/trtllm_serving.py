@@ -29,7 +29,8 @@ GRAPH_ROWS = 128
 
 COMPUTED = ("fp8", "fp8_block", "nvfp4")
 """Formats of weights that run on GPUs with their arithmetic alone: FP8 from Ada on, nvfp4 on Blackwell (datasheet:
-docs/source/reference/support-matrix.md of 0.18.2, docs/source/features/quantization.md of 1.0 to 1.4, read 2026-11)."""
+docs/source/reference/support-matrix.md of 0.18.2, docs/source/features/quantization.md of 1.0 to 1.4, read 2026-11); nvfp4 on
+others where flags name Marlin's kernels (its recipe `nemotron-super-marlin.yaml`, 1.3)."""
 INDEXED = ("dsa", "deepseek_sparse_attention", "deepseek_v4", "minimax_m3")
 """`algorithm` of a ``sparse_attention_config``, in lower case, that says no more than the model's own config (datasheet:
 `llmapi/llm_args.py`, `DeepSeekSparseAttentionConfig`, read 2026-11)."""
@@ -128,15 +129,25 @@ def check_stages(request: PoolRequest, policy: str) -> None:
         )
 
 
+def widens_weights(request: PoolRequest) -> bool:
+    """Whether weights in nvfp4 are widened to 16 bits: the device lacks the arithmetic, and flags name Marlin's kernels."""
+    weights, device = request.formats.weights, load_device(request.device_name)
+    backend = str(group(request.flags, "moe_config")["backend"])
+    products = (request.flags.get("nvfp4_gemm_config") or {}).get("allowed_backends") or ()
+    named = "marlin" in (name.lower() for name in (backend, *map(str, products)))
+    return weights.name == "nvfp4" and weights.compute not in device.formats and named
+
+
 def refuse(request: PoolRequest) -> None:
     """Raise InputError for devices, formats and models that it does not serve."""
     only_on_nvidia(request, "TensorRT-LLM runs on NVIDIA GPUs")
     weights, device = request.formats.weights, load_device(request.device_name)
-    if weights.name in COMPUTED and weights.compute not in device.formats:
+    if weights.name in COMPUTED and weights.compute not in device.formats and not widens_weights(request):
         raise InputError(
             f"TensorRT-LLM computes in {weights.compute} with weights in {weights.name}; {device.title} has no such arithmetic",
             where="deployment.weights",
-            mend=f"use int4, a GPU with {weights.compute}, or an engine that widens them (`capacity-plan list engines`)",
+            mend=f"use int4, a GPU with {weights.compute}, or an engine that widens them (`capacity-plan list engines`)"
+            + ("; moe_config: {backend: MARLIN} does here" if weights.name == "nvfp4" else ""),
         )
     check_states(request)
     algorithm = str((request.flags.get("sparse_attention_config") or {}).get("algorithm") or "none").lower()
@@ -214,6 +225,13 @@ def rank_of(
     )
 
 
+def products_said(request: PoolRequest) -> str:
+    """What is to be said of `nvfp4_gemm_config`, "" where it is not given or chooses what is priced."""
+    if not request.flags.get("nvfp4_gemm_config") or widens_weights(request):
+        return ""
+    return "trtllm flag `nvfp4_gemm_config` is not modelled; in the engine it changes the speed of kernels"
+
+
 def windows_said(request: PoolRequest, context: int) -> str:
     """What is to be said of `max_attention_window`, "" where it bounds nothing; InputError where it is not the model's own."""
     asked = group(request.flags, "kv_cache_config")["max_attention_window"]
@@ -234,6 +252,11 @@ def windows_said(request: PoolRequest, context: int) -> str:
     )
 
 
+def flags_said(request: PoolRequest, context: int) -> tuple[str, ...]:
+    """What is to be said of flags that are read in part, "" where nothing is."""
+    return reuses(request)[1], windows_said(request, context), products_said(request)
+
+
 def limits_of(request: PoolRequest, serving: Serving, memory: MemoryBudget, context: int, step_tokens: int) -> Limits:
     """What a rank takes."""
     whole = not serving.chunked and request.role != "decode"
@@ -251,4 +274,13 @@ def limits_of(request: PoolRequest, serving: Serving, memory: MemoryBudget, cont
     )
 
 
-__all__ = ["Serving", "graph_sizes", "limits_of", "memory_of", "rank_of", "refuse", "windows_said"]
+__all__ = [
+    "Serving",
+    "flags_said",
+    "graph_sizes",
+    "limits_of",
+    "memory_of",
+    "rank_of",
+    "refuse",
+    "widens_weights",
+]

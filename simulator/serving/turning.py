@@ -97,7 +97,7 @@ class TurningReplica(Replica):
     def decides_s(self) -> float:
         """A time before which nobody is admitted and no request ends here unless something comes from outside."""
         if not any(map(ends_a_request, self._in_flight)):
-            if self._priced is None:
+            if self._priced is None and not self._staged:
                 self._priced = self._price(INFINITY)
             if self._priced is not None:
                 quiet_s = min(self._priced[-1][-1], self.next_arrival_s(), self._wake_s())

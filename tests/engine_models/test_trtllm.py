@@ -22,9 +22,10 @@ from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import KvTier
-from engine_models.schedulers.memory_then_tokens import TwoPassRules, TwoPassScheduler
+from engine_models.schedulers.memory_then_tokens import TwoPassBatch, TwoPassRules, TwoPassScheduler
 from engine_models.schedulers.prompts_together import PromptsTogether
 from engine_models.schedulers.transferred import ContextServer, GenerationServer
+from engine_models.schedulers.transferred_staged import StagedGenerationServer
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 from hardware_profiles.kernels import operations_of
@@ -306,6 +307,22 @@ def test_each_active_request_has_a_place_for_its_states() -> None:
     assert plan(wide, "1.0.0").memory.bytes_of("state") == 17 * 30 * (32 * 128 * 128 + 3 * 8192) * 2
     kimi = plan(request_of("moonshotai/Kimi-Linear-48B-A3B-Instruct", "h200-sxm-141gb", max_batch_size=16))
     assert kimi.limits.block_tokens == 64
+
+
+@pytest.mark.parametrize(
+    "flags", [{"moe_config": {"backend": "MARLIN"}}, {"nvfp4_gemm_config": {"allowed_backends": ["cutlass", "marlin"]}}]
+)
+def test_nvfp4_is_widened_where_flags_name_the_kernels_that_do(flags: dict[str, Any]) -> None:
+    def found(device: str, **more: Any) -> EnginePlan:
+        deployment = {"engine": "trtllm", "hardware": device, "weights": "nvfp4", "engine_args": more}
+        return prepare(load_scenario({**scenario_of(), "model": "Qwen/Qwen3-30B-A3B", "deployment": deployment})).plan
+
+    with pytest.raises(InputError, match=r"has no such arithmetic(?s:.)*MARLIN"):
+        found("h200-sxm-141gb")
+    terms = found("h200-sxm-141gb", **flags).costs.terms
+    assert (terms.moe_backend, 0.0 < terms.marlin_share < 1.0) == ("vllm/marlin", True)
+    native = found("b200-sxm-180gb", **flags).costs.terms
+    assert (native.moe_backend, native.marlin_share) == ("cutlass", 0.0)
 
 
 def test_windows_and_what_is_being_compressed_have_whole_blocks_for_each_active_request() -> None:
@@ -600,6 +617,41 @@ def test_generation_server_reads_what_fits_with_its_answer_and_computes_no_promp
     assert (batch.tokens, batch.decode_rows, len(batch.contexts)) == (1, 1, 0)
     assert server.settle(batch) == []
     assert (first.first_scheduled_s, server.state()[:2]) == (0.6, (1, 3))
+
+
+def test_a_generation_server_over_stages_takes_in_who_has_come_in_the_slot_whose_turn_is_next() -> None:
+    """Two slots of one row each, three requests of three tokens whose prompts have come: the third waits for a slot to be free.
+
+    A request's first token comes with it (batches 0 and 2), its others with its slot's turns: 1 and 4, 3 and 5. When the first
+    has ended its slot takes the third in (6, then 7 and 8).
+    """
+    rules = TwoPassRules(max_batch_size=1, max_num_tokens=512, max_seq_len=1024, overlap=False)
+    server = StagedGenerationServer(rules, BlockTree(40, 32, prefix_caching=False), stages=2, pieces_follow=True)
+    server.max_active = 3
+    requests = [_request(index, 64, 3) for index in range(3)]
+    for seq in requests:
+        server.add(seq)
+    assert server.schedule(0.0) is None
+    assert [note.seq for note in server.notes] == requests
+    for seq in requests:
+        server.arrived(seq)
+    flying: list[TwoPassBatch] = []
+    formed: list[list[int]] = []
+    while server.has_work():
+        batch = server.schedule(1.0)
+        if batch is not None:
+            assert batch.decode_rows == batch.tokens == 1
+            flying.append(batch)
+            formed.append([batch.number, len(flying)])
+        else:
+            server.settle(flying.pop(0))
+    assert formed == [[1, 1], [3, 2], [4, 2], [5, 2], [7, 2], [8, 1]]
+    assert [[number for first, last in seq.ranges() for number in range(first, last + 1)] for seq in requests] == [
+        [0, 1, 4],
+        [2, 3, 5],
+        [6, 7, 8],
+    ]
+    assert server.kv.free_blocks == 40
 
 
 def test_servers_that_share_requests() -> None:
