@@ -274,7 +274,7 @@ class _Reader:
             flag, equals, after = word.partition("=")
             asked = flag.startswith("--") and self.table.aliases.get(snake(flag), snake(flag)) == self.table.settings_file
             name = after if equals else next(iter(words[i + 1 : i + 2]), "")
-            text = launch.files.get(name) if asked else None
+            text = launch.files.get(name, launch.files.get(name.rpartition("/")[2])) if asked else None
             if text is not None:
                 from engine_models.launch import flags_of_file
 

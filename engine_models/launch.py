@@ -186,6 +186,7 @@ class _Search:
         started = (*launcher.programs, *launcher.workers)
         self.anywhere = re.compile("|".join(f"(?:{program.replace(' ', chr(92) + 's+')})" for program in started))
         self.found = Found()
+        self.mounted: dict[str, str] = {}
         self.seen: set[int] = set()
         self.depth = 0
 
@@ -203,6 +204,7 @@ class _Search:
             return
         if _READS_AS_YAML.match(text):
             documents = _documents(text)
+            self.mounted |= _mounted(documents)
             for document in documents:
                 self.data(document, alone=len(documents) == 1)
             return
@@ -355,7 +357,7 @@ class _Search:
     def launch(
         self, arguments: list[str], environment: Mapping[str, str], files: Mapping[str, str], *, named: bool, worker: str = ""
     ) -> None:
-        self.found.launches.append(Launch(arguments, environment, files, worker))
+        self.found.launches.append(Launch(arguments, environment, {**self.mounted, **files}, worker))
         self.found.named |= named
 
     def program(self, words: list[str]) -> tuple[int | None, str]:
@@ -436,6 +438,17 @@ class _Search:
             else:
                 continue
             found.launches[before:] = stated
+
+
+def _mounted(documents: list[Any]) -> dict[str, str]:
+    """Files that ConfigMaps hold, by the names that they have wherever they are mounted; of several of a name none."""
+    held: dict[str, set[str]] = {}
+    for document in documents:
+        data = document.get("data") if isinstance(document, Mapping) and document.get("kind") == "ConfigMap" else None
+        for name, body in data.items() if isinstance(data, Mapping) else ():
+            if isinstance(body, str):
+                held.setdefault(str(name), set()).add(body)
+    return {name: next(iter(bodies)) for name, bodies in held.items() if len(bodies) == 1}
 
 
 def _copies(data: Mapping[str, Any]) -> tuple[str | None, Bounds] | None:

@@ -185,3 +185,38 @@ def test_what_only_a_program_can_set_is_no_flag_of_the_server() -> None:
 def test_a_program_that_is_built_or_copied_is_not_started(command: str) -> None:
     assert launched_by(command) is None
     assert parse_engine_args("llama_cpp", f"{command}\nllama-server -m m.gguf -c 4096").values["ctx_size"] == 4096
+
+
+MOUNTED = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data:
+  worker.yaml: |
+    max-running-requests: 64
+    tp-size: 2
+---
+kind: DynamoGraphDeployment
+spec:
+  components:
+  - name: Worker
+    podTemplate:
+      spec:
+        containers:
+        - {name: main, command: [python3, -m, dynamo.sglang], args: [--model-path, org/m, --config, /etc/sglang/worker.yaml]}
+"""
+
+
+def test_flags_that_a_config_map_of_the_text_holds_are_read() -> None:
+    found = parse_engine_args("sglang", MOUNTED)
+    assert found.values == {"max_running_requests": 64, "tensor_parallel_size": 2}
+    other = MOUNTED.partition("---")[0].replace("64", "32").replace("settings", "others")
+    for text in (MOUNTED.replace("worker.yaml: |", "other.yaml: |"), f"{other}---\n{MOUNTED}"):  # not there, or one of two
+        with pytest.raises(InputError, match="the flags in that file cannot be seen"):
+            parse_engine_args("sglang", text)
+
+
+def test_a_file_that_the_text_writes_is_found_where_the_command_names_its_folder() -> None:
+    text = "cat > flags.yaml <<EOF\nmax-num-seqs: 8\nEOF\nvllm serve org/m --config ./flags.yaml -tp 2"
+    found = parse_engine_args("vllm", text)
+    assert found.values == READ
