@@ -43,6 +43,21 @@ class Block:
         self.away = False
 
 
+def first_of(line: OrderedDict[Block, None], blocks: int) -> list[Block]:
+    """Take so many blocks from the front of a line, of one that stands for more as many as are asked for."""
+    taken: list[Block] = []
+    while blocks:
+        block, _ = line.popitem(last=False)
+        if block.many > blocks:
+            block.many -= blocks
+            line[block] = None
+            line.move_to_end(block, last=False)
+            block = Block(0, blocks)
+        taken.append(block)
+        blocks -= block.many
+    return taken
+
+
 class BlockTree:
     """The KV blocks of one rank.
 
@@ -202,16 +217,13 @@ class BlockTree:
         self.free_blocks -= blocks
         fresh = min(blocks, self._fresh)
         self._fresh -= fresh
-        left = blocks - fresh
-        while left:
-            block, _ = self._line.popitem(last=False)
-            if block.many > left:
-                block.many -= left
-                self._line[block] = None
-                self._line.move_to_end(block, last=False)
-                return
-            left -= block.many
-            self._leave_tree(block)
+        if blocks > fresh:
+            for block in first_of(self._line, blocks - fresh):
+                self._give_up(block)
+
+    def _give_up(self, block: Block) -> None:
+        """Let go what a block holds that the device takes from its line for another use."""
+        self._leave_tree(block)
 
     def _hold(self, block: Block) -> None:
         if not block.refs:

@@ -7,7 +7,8 @@ in brings back what it finds there, each block for one that the device takes fro
 last in the host's line. A part of a block is copied, or taken over with its block, from there as from the device.
 
 Whoever comes in with a step holds all that it finds before anything is brought (`claims_first`); before that rule each block was
-brought as it was found, and what it pushed out could be the next one to be found.
+brought as it was found, and what it pushed out could be the next one to be found. A block of which one would take over a part,
+while another that comes in with the same step holds all of it, is copied for the one (assumed).
 
 Source: behaviour of TensorRT-LLM of 2026 (`cpp/tensorrt_llm/batch_manager/kvCacheManager.cpp`: `getFreeBlock`, `onboardBlock`,
 `loadOrAllocateBlocks`; `evictionPolicy.cpp` at 05a91919; pull request 13029 of 2026-04 for `claims_first`), read 2026-11;
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from engine_models.memory.block_tree import Block, BlockTree
+from engine_models.memory.block_tree import Block, BlockTree, first_of
 from engine_models.memory.radix import Content
 from engine_models.parts.sequence import Sequence
 
@@ -122,7 +123,10 @@ class HostedTree(BlockTree):
             self._bring(block)
             held.append(block)
         part = claim.part
-        if part is not None and claim.takes:
+        if part is not None and claim.takes and part.refs > 1:
+            part.refs -= 1
+            self.brought_tokens += claim.part_tokens if part.away else 0
+        elif part is not None and claim.takes:
             self._leave_tree(part)
             self._bring(part)
             part.refs = 0
@@ -154,42 +158,17 @@ class HostedTree(BlockTree):
 
     # -- giving up ------------------------------------------------------------------------------------------
 
-    def draw(self, blocks: int) -> None:
-        """As of the base; what they held goes to host memory."""
-        if blocks > self.free_blocks:
-            super().draw(blocks)
-        self.free_blocks -= blocks
-        fresh = min(blocks, self._fresh)
-        self._fresh -= fresh
-        left = blocks - fresh
-        while left:
-            block, _ = self._line.popitem(last=False)
-            if block.many > left:
-                block.many -= left
-                self._line[block] = None
-                self._line.move_to_end(block, last=False)
-                block = Block(0, left)
-            left -= block.many
-            self._send(block)
-
-    def _send(self, block: Block) -> None:
-        """Let blocks that the device gives up change places with the longest free of the host, one after the other."""
+    def _give_up(self, block: Block) -> None:
+        """As of the base, after it changes places with the longest free of the host; of many one does after the other."""
         if not self.host_free:
             self._leave_tree(block)
             return
         self.sent_tokens += block.many * self.block_tokens
         block.many = min(block.many, self.host_free)  # of more the last push out those before them
-        left = block.many - min(block.many, self._host_fresh)
-        self._host_fresh -= block.many - left
+        fresh = min(block.many, self._host_fresh)
+        self._host_fresh -= fresh
         self._stand(block)
-        while left:
-            other, _ = self._host_line.popitem(last=False)
-            if other.many > left:
-                other.many -= left
-                self._host_line[other] = None
-                self._host_line.move_to_end(other, last=False)
-                return
-            left -= other.many
+        for other in first_of(self._host_line, block.many - fresh):
             other.away = False
             self._leave_tree(other)
 

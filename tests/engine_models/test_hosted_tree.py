@@ -65,6 +65,24 @@ def test_before_claims_a_block_that_is_brought_can_push_out_the_next_one() -> No
     assert found == {True: 7, False: 4}
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_block_that_one_would_take_over_in_part_is_copied_where_another_of_the_step_holds_all_of_it(turn: int) -> None:
+    kv = HostedTree(12, SIZE, host_blocks=4)
+    serve(kv, prompt(0, (0, 0, 8)))
+    in_part, whole = prompt(1, (0, 0, 6), (50, 0, 5)), prompt(2, (0, 0, 8), (60, 0, 5))
+    pair = [in_part, whole][::turn]
+    for _ in range(3):
+        for seq in pair:
+            kv.claim(seq, content_of(seq), seq.prompt_tokens)
+        for seq in pair:
+            kv.take(seq, content_of(seq), seq.prompt_tokens)
+        held = {id(block) for seq in pair for block in seq.blocks if block}
+        assert len(held) + sum(seq.blocks.count(None) for seq in pair) == 12 - kv.free_blocks
+        for seq in pair:
+            kv.release(seq, content_of(seq), seq.prompt_tokens)
+        assert sum(block.many for block in kv._line) + kv._fresh == kv.free_blocks == 12
+
+
 def test_a_step_waits_for_the_slower_of_its_copies() -> None:
     """A prompt of two blocks is brought back while two others go: 8 ms, not 16; its step alone is longer."""
     kv = HostedTree(4, SIZE, host_blocks=4)
