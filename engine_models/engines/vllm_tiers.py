@@ -54,6 +54,7 @@ class TierPlan:
     stores_outputs: bool
     ranked: bool = False
     needed_blocks: int = 0  # whose windows' and states' blocks it takes to resume behind them, 0 without any
+    asked_blocks: int = 0  # of these, as many must be there: a window of 17 tokens over blocks of 16 asks for two and keeps one
     side_bytes: float = 0.0  # of these blocks of one place, on one rank
 
     @property
@@ -88,8 +89,11 @@ class TierPlan:
         if self.needed_blocks:
             from engine_models.memory.resumable_tiers import ResumableTiers
 
-            kind, needed = ResumableTiers, -(-self.needed_blocks // self.unit_blocks)
-            sides = {"needed_units": needed, "side_units": self.side_bytes / self.block_bytes}
+            kind = ResumableTiers
+            needed, asked = (
+                -(-blocks // self.unit_blocks) for blocks in (self.needed_blocks, self.asked_blocks or self.needed_blocks)
+            )
+            sides = {"needed_units": needed, "asked_units": asked, "side_units": self.side_bytes / self.block_bytes}
         return kind(
             [self._level(tier) for tier in self.tiers],
             self.block_tokens,
@@ -155,6 +159,7 @@ def recorded_tiers(knobs: Mapping[str, Any]) -> TierPlan:
         stores_outputs=not knobs["offload_prompt_only"],
         ranked=not windows,
         needed_blocks=_needed_blocks(windows, knobs["block_size"]),
+        asked_blocks=_asked_blocks(windows, knobs["block_size"]),
         side_bytes=len(windows),
     )
 
@@ -251,6 +256,7 @@ def _tier_plan(request: PoolRequest, version: Version, cache: Cache) -> TierPlan
         and chunk == block_tokens
         and not several,
         needed_blocks=_needed_blocks(cache.windows, block_tokens),
+        asked_blocks=_asked_blocks(cache.windows, block_tokens) if connector == NATIVE else 0,
         side_bytes=cache.block_bytes * sum(window is not None for window in cache.windows),
     )
     for tier in tiers:
@@ -266,6 +272,11 @@ def _tier_plan(request: PoolRequest, version: Version, cache: Cache) -> TierPlan
 def _needed_blocks(windows: Iterable[int | None], block_tokens: int) -> int:
     """Blocks before a place whose parts in the windows, the widest, or states it takes to resume there; 0 without any."""
     return max((max(1, -(-(window - 1) // block_tokens)) for window in windows if window is not None), default=0)
+
+
+def _asked_blocks(windows: Iterable[int | None], block_tokens: int) -> int:
+    """Blocks in a row that the connector looks for before such a place (`get_sliding_window_size_in_chunks`, 0.33)."""
+    return max((-(-window // block_tokens) for window in windows if window is not None), default=0)
 
 
 def _chunk_tokens(flags: Mapping[str, Any], connector: str | None, block_tokens: int) -> int:

@@ -436,6 +436,10 @@ class HybridKV(BlockPool):
                     named = blocks[position] = Block(keys[position] * count + group)
                     self._insert(named)
 
+    def put_off(self, seq: Sequence) -> None:
+        """Let `release` free the last group first: the engine frees what had to wait as one list, from its end."""
+        self._tables(seq).reverse()
+
     def release(self, seq: Sequence) -> None:
         """Free all blocks, group by group, the last of the sequence first."""
         for table in self._tables(seq):

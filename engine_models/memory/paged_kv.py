@@ -230,6 +230,9 @@ class PagedKV(BlockPool):
         """Blocks that `tokens` tokens take, if none stands in one already."""
         return -(-tokens // self.block_tokens)
 
+    def put_off(self, seq: Sequence) -> None:
+        """Nothing: one group is freed from its end, late or not."""
+
     def missing_whole(self, seq: Sequence, tokens: int) -> int:
         """`missing`, as every token stays visible."""
         return self.missing(seq, tokens)

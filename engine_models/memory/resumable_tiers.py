@@ -25,12 +25,14 @@ class ResumableTiers(KvTiers):
     Parameters
     ----------
     needed_units : before a place, whose sides it takes to resume there. side_units : what the sides of one unit take, in units.
+    asked_units : as many must have sides before a place that does not follow what is held; None for those that it takes.
     Others as of the base.
     """
 
-    def __init__(self, *args: Any, needed_units: int, side_units: float, **others: Any) -> None:
+    def __init__(self, *args: Any, needed_units: int, side_units: float, asked_units: int | None = None, **others: Any) -> None:
         super().__init__(*args, **others)
         self._needed, self._side_units = needed_units, side_units
+        self._asked = needed_units if asked_units is None else asked_units
         self._sides: dict[int, int] = {}  # names of the units whose sides are stored, and the batch from which they are found
         self._copied: dict[Sequence, int] = {}  # from which batch on nothing of a request is being stored
         self._newest = -1  # all that is stored is found from this batch on
@@ -96,7 +98,7 @@ class ResumableTiers(KvTiers):
             return found
         size, names, sides = self.unit_blocks, self._names(seq), self._sides
         last, begin = min(held_blocks + found, (seq.length - 1) // self.block_tokens) // size, held_blocks // size
-        while last * size > held_blocks and not all(name in sides for name in names[max(begin, last - self._needed) : last]):
+        while last * size > held_blocks and not all(name in sides for name in names[max(begin, last - self._asked) : last]):
             last -= 1
         return max(0, last * size - held_blocks)
 
@@ -135,7 +137,7 @@ class ResumableTiers(KvTiers):
         for place in range(end - 1, begin - 1, -1):
             ready = self._sides.get(names[place])
             run, copied = (0, True) if ready is None else (run + 1, copied and ready <= batch)
-            if run == self._needed:
+            if run == self._asked:
                 return place + run, copied
         return begin + run, copied
 

@@ -817,7 +817,9 @@ class ContinuousScheduler(Scheduler):
             self._settled_s = batch.t_end
         kv = self.kv
         while self._late and self._late[0][0] <= batch.number:
-            self._free(self._late.pop(0)[1])
+            late = self._late.pop(0)[1]
+            kv.put_off(late)
+            self._free(late)
             self.blocked = False
         if batch.itemised:
             self._settle_itemised(batch)
@@ -840,7 +842,7 @@ class ContinuousScheduler(Scheduler):
                 kv.register(seq, seq.final_length - 1)
                 if self.tiers is not None:
                     self.tiers.ended(seq, seq.final_length - 1, batch.number, batch.t_end)
-                if self._fences and seq in self._vain:
+                if self._fences and (seq in self._vain or seq.in_flight_tokens):
                     self._late.append((self.next_number - 1, seq))
                 else:
                     self._free(seq)

@@ -357,7 +357,7 @@ def test_tiers_in_order_are_asked_for_what_follows_the_nearer_hit() -> None:
     assert tiers.find(seq_of([5], 70, 7), 0, 9, 9.0) == 0
 
 
-def resumable(level: Level) -> ResumableTiers:
+def resumable(level: Level, asked: int | None = None) -> ResumableTiers:
     """A tier that takes two units before a place."""
     return ResumableTiers(
         [level],
@@ -367,6 +367,7 @@ def resumable(level: Level) -> ResumableTiers:
         device_link=Link(1e6),
         stores_outputs=False,
         needed_units=2,
+        asked_units=asked,
         side_units=1.0,
     )
 
@@ -427,3 +428,12 @@ def test_beside_windows_what_is_being_stored_is_waited_for_if_it_would_be_loaded
     assert tiers.find(longer, 0, batch=1) is None  # it is stored itself
     assert tiers.find(longer, 0, batch=2) == 13
     assert not tiers.pending(2)
+
+
+def test_beside_windows_more_units_may_be_asked_for_than_are_stored() -> None:
+    """A window of one token more than its blocks: there are enough only where they follow what is held."""
+    tiers = resumable(Level("host", BlockStore(100)), asked=3)
+    tiers.store(seq_of(list(range(1, 11)), 160), 160, batch=0)
+    again = seq_of([*range(1, 11), 41], 180, 1)
+    assert tiers.find(again, 0, batch=1) == 0
+    assert tiers.find(again, 7, batch=1) == 2
