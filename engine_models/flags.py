@@ -275,10 +275,11 @@ def typed_value(flag: Flag, shown: str, value: Any) -> Any:
         if value in specials:
             return specials[value]
         if flag.kind not in ("str", "texts") and (open_value := _OPEN.search(value)):
+            name = re.fullmatch(r"\$\{?([A-Za-z_]\w*)\}?", open_value[0])
             raise InputError(
                 f"`{shown}` is {value}: {open_value[0]} stands for a value that is not in the text",
                 where=shown,
-                mend="write its value instead",
+                mend="write its value instead" + (f", or set it before the command: {name[1]}=..." if name else ""),
             )
     read = _READERS[flag.kind](value)
     if read is None:

@@ -220,3 +220,19 @@ def test_a_file_that_the_text_writes_is_found_where_the_command_names_its_folder
     text = "cat > flags.yaml <<EOF\nmax-num-seqs: 8\nEOF\nvllm serve org/m --config ./flags.yaml -tp 2"
     found = parse_engine_args("vllm", text)
     assert found.values == READ
+
+
+@pytest.mark.parametrize(
+    ("ranks", "mend"),
+    [
+        ("$TP", "write its value instead, or set it before the command: TP=..."),
+        ("${TP}", "write its value instead, or set it before the command: TP=..."),
+        ("$(nproc)", "write its value instead"),
+        ("$4", "write its value instead"),
+    ],
+)
+def test_a_variable_that_is_set_elsewhere_is_told_how_to_be_given(ranks: str, mend: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_engine_args("vllm", f"vllm serve org/m -tp {ranks}")
+    assert refused.value.mend == mend
+    assert parse_engine_args("vllm", "TP=4\nvllm serve org/m -tp $TP").values == {"tensor_parallel_size": 4}
