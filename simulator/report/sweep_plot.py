@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from simulator.planning.sweep import SweepPlan, SweepResult
 
 DPI = 120
+DOT = 6
+"""Half a mark's width with the room around it [pixels]."""
 SIDES = ((5, 5), (-5, 5), (5, -5), (-5, -5))
 """Where the words of a point stand beside it [points], the preferred first."""
 COLOURS = {"met": "#1a7f37", "close": "#bf8700", "missed": "#cf222e", "not judged": "#8250df", "": "#57606a"}
@@ -66,14 +68,16 @@ def write_plots(plan: SweepPlan, result: SweepResult, folder: Path) -> Path | No
     figure.suptitle(textwrap.fill(title, 100, break_on_hyphens=False), fontsize=10)
     axes.margins(0.06, 0.12)
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, borderaxespad=0.1)
-    _name_front(figure, axes, plan, rows, result)
+    _name_front(figure, axes, plan, rows, result, bound)
     path = folder / "cost-latency.png"
     write_file(path, png(figure, DPI))
     return path
 
 
-def _name_front(figure: Any, axes: Any, plan: SweepPlan, rows: list[dict[str, Any]], result: SweepResult) -> None:
-    """Name the points of the front, each on the first side where its words stay in the frame, clear of the front and of others.
+def _name_front(
+    figure: Any, axes: Any, plan: SweepPlan, rows: list[dict[str, Any]], result: SweepResult, bound: float | None
+) -> None:
+    """Name the points of the front, each on the first side where its words stay in the frame, clear of all that is drawn.
 
     Points without such a side are not named: the table has them.
     """
@@ -85,6 +89,10 @@ def _name_front(figure: Any, axes: Any, plan: SweepPlan, rows: list[dict[str, An
     frame = axes.get_window_extent()
     front = sorted((r for r in rows if r["pareto"]), key=lambda r: r[result.cost])
     taken = _steps(axes.transData.transform([(r[result.cost], r[result.latency]) for r in front]).tolist()) if front else []
+    taken += _dots(axes.transData.transform([(r[result.cost], r[result.latency]) for r in rows]).tolist())
+    if bound is not None:
+        height = axes.transData.transform((0, bound))[1]
+        taken += _steps([(frame.x0, height), (frame.x1, height)])
     for row in front:
         for dx, dy in SIDES:
             words = axes.annotate(
@@ -102,6 +110,13 @@ def _name_front(figure: Any, axes: Any, plan: SweepPlan, rows: list[dict[str, An
                 taken.append(box)
                 break
             words.remove()
+
+
+def _dots(points: list[tuple[float, float]]) -> list[Any]:
+    """Boxes [pixels] of the marks at these points."""
+    from matplotlib.transforms import Bbox
+
+    return [Bbox.from_extents(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in points]
 
 
 def _steps(points: list[tuple[float, float]]) -> list[Any]:

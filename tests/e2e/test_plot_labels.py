@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,25 @@ def test_labels_of_a_sweep_stand_clear(tmp_path: Path, drawn: list[Any]) -> None
     assert misplaced(drawn[0]) == []
     named = {text for text, _ in words_of(drawn[0])}
     assert any(text.endswith("h100-sxm-80gb") for text in named)
+
+
+def test_names_of_points_stand_clear_of_other_points_and_of_the_bound(tmp_path: Path, drawn: list[Any]) -> None:
+    def row(usd: float, ttft_ms: float, pareto: bool) -> dict[str, Any]:
+        judged = {"status": "ok", "slo": "met", "pareto": pareto, "deployment.hardware": "a-device-of-long-name"}
+        return {**judged, "usd_per_hour": usd, "ttft_ms_p99": ttft_ms}
+
+    rows = [row(1.0, 100.0, True), row(1.15, 104.0, False), row(2.0, 50.0, True), row(2.0, 60.0, False), row(4.0, 40.0, True)]
+    plan = SimpleNamespace(name="s", paths=["deployment.hardware"], slo=lambda: {"ttft_ms": {"p99": 54}})
+    result: Any = SimpleNamespace(rows=rows, cost="usd_per_hour", latency="ttft_ms_p99")
+    sweep_plot.write_plots(plan, result, tmp_path)  # type: ignore[arg-type]
+    (axes,) = drawn[0].axes
+    marks = axes.transData.transform([(each["usd_per_hour"], each["ttft_ms_p99"]) for each in rows])
+    height = axes.transData.transform((0, 54))[1]
+    boxes = [box for text, box in words_of(drawn[0]) if text == "a-device-of-long-name"]
+    assert boxes
+    for box in boxes:
+        assert not any(box.x0 - 3 < x < box.x1 + 3 and box.y0 - 3 < y < box.y1 + 3 for x, y in marks)
+        assert not box.y0 < height < box.y1
 
 
 @pytest.mark.parametrize("spread", [0.01, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.3, 1.0, 4.0))])
