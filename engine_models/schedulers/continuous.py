@@ -654,7 +654,10 @@ class ContinuousScheduler(Scheduler):
             self._end_load(seq, self._loading.pop(seq))
             self._abandoned.remove(seq)
             kv.release(seq)
-        for seq in [s for s in self._loading if s.loaded_s <= now_s]:
+        there = [s for s in self._loading if s.loaded_s <= now_s]
+        if self._by_priority:  # those that hold blocks have a queue of the same kind
+            there.sort(key=lambda s: (s.priority, s.arrival_s, s.index))
+        for seq in there:
             if budget <= 0 or len(self.running) >= rules.max_num_seqs:
                 break
             if self._passes_over(seq, served):

@@ -58,6 +58,20 @@ def test_the_decode_server_loads_beyond_its_rows_and_computes_the_last_token_aga
     assert list(server.loading()) == requests[2:3]
 
 
+def test_under_priority_those_whose_blocks_are_there_are_admitted_by_it() -> None:
+    server = DecodeOfPull(ContinuousRules(**{**RULES, "max_num_seqs": 1}, policy="priority"), pool(9), record_rows=True)
+    late, soon = request(0, 40, 4), request(1, 40, 4)
+    late.priority = 5
+    for seq in (late, soon):  # the less urgent one begins to load before the other has come
+        server.add(seq)
+        assert server.schedule(0.0) is None
+    for seq in (late, soon):
+        server.arrived(seq)
+    batch = server.schedule(1.0)
+    assert batch is not None
+    assert batch.rows == [(soon, 1, 39)]
+
+
 @settings(max_examples=80, derandomize=True)
 @given(
     st.integers(0, 1 << 30),
