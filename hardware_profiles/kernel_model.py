@@ -156,9 +156,10 @@ FP8_SCALES = ("fp8", "fp8_block")
 #: Blackwell without HBM), and lend each other their times. TensorRT-LLM's kernel there gives a sequence one block: 32,768
 #: tokens take 2.8 ms on RTX PRO 6000 where SGLang's take 0.09. kind: datasheet (vLLM `platforms/cuda.py`, SGLang
 #: `server_args.py`), 2026-11.
+TRITON_LATENT = ("vllm", "sglang")
+
 SHARED_SUMS = "vllm"
 """Framework whose table holds the all-reduce that others took over from it and had before kernels of their own."""
-TRITON_LATENT = ("vllm", "sglang")
 
 #: Variants of recurrences whose convolutions stand for those that were not measured. kind: assumed, 2026-11.
 CONVOLUTION_KIN = ("gdn", "mamba2")

@@ -26,13 +26,23 @@ class AdaptedReservingScheduler(ReservingDecodeScheduler):
     def __init__(self, rules: ReservingRules, kv: RadixPool, *, limits: AdapterLimits, **others: Any) -> None:
         super().__init__(rules, kv, **others)
         self.slots = AdapterSlots(limits)
+        self._named: set[int] | None = None  # by those that hold memory, as far as somebody asked in this loop
 
     def _new_decodes(self, windows: tuple[int, ...], *, masked: bool) -> DecodeSet:
         return NamingDecodes(self.kv.page_tokens, windows)
 
+    def _reserve(self, now_s: float) -> list[Sequence]:
+        self._named = None
+        return super()._reserve(now_s)
+
     def _passes_over(self, seq: Sequence) -> bool:
-        held = (*self.running, *self._ended, *self.transfer, *self.waiting)
-        return not self.slots.fits(seq.adapter, {row.adapter for row in held})
+        if self._named is None:
+            held = (*self.running, *self._ended, *self.transfer, *self.waiting)
+            self._named = {row.adapter for row in held}
+        if not self.slots.fits(seq.adapter, self._named):
+            return True
+        self._named.add(seq.adapter)
+        return False
 
     def _decode(self) -> Batch | None:
         batch = super()._decode()
