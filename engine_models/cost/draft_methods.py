@@ -7,6 +7,7 @@ from typing import Any
 
 from engine_models.model.blocks import Architecture
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 WHERE = "deployment.speculative"
 METHODS = ("ngram", "eagle", "eagle3", "mtp", "draft_model", "medusa", "lookahead")
@@ -16,6 +17,9 @@ KEEPS_KV = ("eagle", "eagle3", "mtp", "draft_model")
 """Methods whose drafter has layers with a KV cache of its own."""
 ON_DEVICE = KEEPS_KV
 """Methods that vLLM schedules asynchronously; the others need the sampled tokens on the host before they can draft."""
+PADDING = 1024
+"""Rows by which tables of one tokeniser may differ where a server compares no more than the tokenisers (assumed: 128 to 512 are
+seen)."""
 
 
 def chains_only(
@@ -40,3 +44,35 @@ def chains_only(
         return dict(settings)
 
     return checked
+
+
+@dataclass(frozen=True)
+class SecondModel:
+    """Drafts of an engine whose server drafts with a second model and by no other method.
+
+    title : the engine in words. model, number : flags that name the model, and say how many drafts a step has. default : how
+    many where nobody says.
+    """
+
+    title: str
+    model: str
+    number: str
+    default: int
+
+    def said(self, _value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What the flags say together of a pool's `speculative`."""
+        given = pool.get("speculative") or {}
+        if not flags.get(self.model) and not given:
+            return None  # a number of drafts alone drafts nothing
+        found: dict[str, Any] = {} if given.get("method") else {"method": "draft_model"}
+        if flags.get(self.model) and not given.get("model"):
+            found["model"] = flags[self.model]
+        if self.number in flags:
+            found["num_speculative_tokens"] = flags[self.number]
+        return found
+
+    def settings(self, settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of drafts, with what is left out of them; InputError for what the engine does not do."""
+        checked = chains_only(self.title, ("draft_model",))(settings, arch, flags)
+        number = int(flags.get(self.number, self.default))
+        return {"method": "draft_model", "num_speculative_tokens": number, "vocab_difference": PADDING} | checked

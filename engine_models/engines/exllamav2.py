@@ -23,8 +23,8 @@ from engine_models.declaration import (
     Support,
     checked,
 )
-from engine_models.engines.exllamav2_drafts import draft_settings, drafts_of, notes_of
-from engine_models.engines.exllamav2_flags import FLAGS
+from engine_models.engines.exllamav2_drafts import drafts_of, notes_of
+from engine_models.engines.exllamav2_flags import DRAFTS, FLAGS
 from engine_models.engines.exllamav2_memory import (
     CACHE_TOKENS,
     CHUNK_TOKENS,
@@ -142,7 +142,7 @@ ENGINE: Engine = Engine(
     features={"speculative": Support(_KINDS, f"{_SOURCE}: exllamav2/generator/dynamic.py, iterate_draftmodel_gen")},
     flags=lambda: FLAGS,
     same_as={"rows": "max_batch_size", "context": "max_seq_len", "step_tokens": "chunk_size"},
-    drafts=draft_settings,
+    drafts=DRAFTS.settings,
     kernels="exllamav2",
     plan=plan,
     replay=checked(lambda version: ENGINE.version(version), replay_recorded),

@@ -5,29 +5,17 @@ Source: `exllamav2/generator/dynamic.py` of 0.3.2 (lines 252, 338 to 352), `comm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from engine_models.cost.draft_methods import WHERE, chains_only
+from engine_models.cost.draft_methods import WHERE
 from engine_models.cost.drafting import Speculation, summary_note
 from engine_models.declaration import PoolRequest
 from engine_models.engines.exllamav2_flags import CACHES
-from engine_models.model.blocks import Architecture
 from engine_models.model.formats import format_named
 from hardware_profiles.errors import InputError
 
-N_DRAFTS, MOST = 4, 8
-"""Drafts of a row and iteration where nobody says, and the most there may be (datasheet: `num_draft_tokens`, `max_q_size`)."""
-PADDING = 1024
-"""Rows by which tables of one tokeniser may differ; the generator does not compare them (assumed: 128 to 512 are seen)."""
-
-
-def draft_settings(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of drafts: by a second model, `N_DRAFTS` of them unless they say otherwise."""
-    checked = chains_only("ExLlamaV2", ("draft_model",))(settings, arch, flags)
-    default = {"method": "draft_model", "num_speculative_tokens": int(flags.get("draft_num_tokens", N_DRAFTS))}
-    return {**default, "vocab_difference": PADDING} | checked
+MOST = 8
+"""Drafts of a row and iteration that there may be (datasheet: `max_q_size`)."""
 
 
 def drafts_of(request: PoolRequest) -> Speculation | None:
@@ -64,4 +52,4 @@ def notes_of(drafts: Speculation | None) -> tuple[str, ...]:
     )
 
 
-__all__ = ["draft_settings", "drafts_of", "notes_of"]
+__all__ = ["drafts_of", "notes_of"]

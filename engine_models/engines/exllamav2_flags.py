@@ -6,15 +6,16 @@ and flags of its `main.py` alike. `max_skips` is an argument of a job of the lib
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from engine_models.cost.draft_methods import SecondModel
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launcher import Launcher
 
 CACHES = {"FP16": "fp16", "Q8": "exl_q8", "Q6": "exl_q6", "Q4": "exl_q4"}
 """Values of ``--cache-mode`` and the format of the KV cache that they fix."""
+
+DRAFTS = SecondModel("ExLlamaV2", "draft_model_name", "draft_num_tokens", 4)
+"""Drafts of a step where nobody says: 4 (datasheet: `num_draft_tokens`)."""
 
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
@@ -25,8 +26,8 @@ _MODELLED: dict[str, Flag] = {
     "max_batch_size": Flag("int", None, low=1),
     "autosplit_reserve": Flag("ints", [96], low=0),
     "max_skips": Flag("int", 4, low=0),
-    "draft_model_name": Flag("str"),
-    "draft_num_tokens": Flag("int", 4, low=1, high=8),
+    DRAFTS.model: Flag("str"),
+    DRAFTS.number: Flag("int", DRAFTS.default, low=1, high=8),
     "draft_cache_mode": Flag("str", "FP16", choices=tuple(CACHES)),
 }
 
@@ -63,19 +64,6 @@ _LAUNCHER = Launcher(
     package="exllamav2",
 )
 
-def _drafts(_value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the flags of drafts say together of a pool's `speculative`."""
-    given = pool.get("speculative") or {}
-    if not flags.get("draft_model_name") and not given:
-        return None  # a number of drafts alone drafts nothing
-    found: dict[str, Any] = {} if given.get("method") else {"method": "draft_model"}
-    if flags.get("draft_model_name") and not given.get("model"):
-        found["model"] = flags["draft_model_name"]
-    if "draft_num_tokens" in flags:
-        found["num_speculative_tokens"] = flags["draft_num_tokens"]
-    return found
-
-
 FLAGS = FlagTable(
     engine="exllamav2",
     modelled=_MODELLED,
@@ -84,10 +72,10 @@ FLAGS = FlagTable(
     aliases={"model_name": "model"},
     typed={
         "cache_mode": Typed("kv_cache", CACHES.get),
-        "draft_model_name": Typed("speculative", beside=_drafts),
-        "draft_num_tokens": Typed("speculative", beside=_drafts),
+        DRAFTS.model: Typed("speculative", beside=DRAFTS.said),
+        DRAFTS.number: Typed("speculative", beside=DRAFTS.said),
     },
     abbreviated=False,
 )
 
-__all__ = ["CACHES", "FLAGS"]
+__all__ = ["CACHES", "DRAFTS", "FLAGS"]

@@ -23,8 +23,8 @@ from engine_models.declaration import (
     Support,
     checked,
 )
-from engine_models.engines.mlx_lm_drafts import draft_settings, drafts_of
-from engine_models.engines.mlx_lm_flags import FLAGS, size_bytes
+from engine_models.engines.mlx_lm_drafts import drafts_of
+from engine_models.engines.mlx_lm_flags import DRAFTS, FLAGS, size_bytes
 from engine_models.engines.mlx_lm_memory import memory_of, refuse
 from engine_models.engines.mlx_lm_notes import notes_of
 from engine_models.engines.mlx_lm_recorded import replay as replay_recorded
@@ -128,7 +128,7 @@ ENGINE: Engine = Engine(
     features={"speculative": Support(_KINDS, f"{_SOURCE}: mlx_lm/generate.py, speculative_generate_step")},
     flags=lambda: FLAGS,
     same_as={"rows": "decode_concurrency", "step_tokens": "prefill_step_size"},
-    drafts=draft_settings,
+    drafts=DRAFTS.settings,
     kernels="mlx",
     plan=plan,
     replay=checked(lambda version: ENGINE.version(version), replay_recorded),

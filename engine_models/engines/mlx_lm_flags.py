@@ -6,13 +6,15 @@ They follow `mlx_lm/server.py` of 0.32.2 (2026-08).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
+from engine_models.cost.draft_methods import SecondModel
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launcher import Launcher
 from hardware_profiles.errors import InputError
+
+DRAFTS = SecondModel("MLX LM", "draft_model", "num_draft_tokens", 3)
+"""Drafts of a step where nobody says: 3 (datasheet: `--num-draft-tokens`)."""
 
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
@@ -24,8 +26,8 @@ _MODELLED: dict[str, Flag] = {
     "prompt_cache_bytes": Flag("str"),
     "kv_bits": Flag("int", None, low=2, high=8),
     "quantized_kv_start": Flag("int", 5000, low=0),
-    "draft_model": Flag("str"),
-    "num_draft_tokens": Flag("int", 3, low=1, high=128),
+    DRAFTS.model: Flag("str"),
+    DRAFTS.number: Flag("int", DRAFTS.default, low=1, high=128),
 }
 
 _HARMLESS = """
@@ -52,19 +54,6 @@ _LAUNCHER = Launcher(
     package="mlx-lm",
 )
 
-def _drafts(_value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the flags of drafts say together of a pool's `speculative`."""
-    given = pool.get("speculative") or {}
-    if not flags.get("draft_model") and not given:
-        return None  # a number of drafts alone drafts nothing
-    found: dict[str, Any] = {} if given.get("method") else {"method": "draft_model"}
-    if flags.get("draft_model") and not given.get("model"):
-        found["model"] = flags["draft_model"]
-    if "num_draft_tokens" in flags:
-        found["num_speculative_tokens"] = flags["num_draft_tokens"]
-    return found
-
-
 FLAGS = FlagTable(
     engine="mlx_lm",
     modelled=_MODELLED,
@@ -72,8 +61,8 @@ FLAGS = FlagTable(
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
     typed={
         "kv_bits": Typed("kv_cache", lambda bits: f"mlx_{bits}bit"),
-        "draft_model": Typed("speculative", beside=_drafts),
-        "num_draft_tokens": Typed("speculative", beside=_drafts),
+        DRAFTS.model: Typed("speculative", beside=DRAFTS.said),
+        DRAFTS.number: Typed("speculative", beside=DRAFTS.said),
     },
 )
 
@@ -90,4 +79,4 @@ def size_bytes(flag: str, text: str) -> int:
     return int(float(found[1]) * _SIZES[found[2].upper()])
 
 
-__all__ = ["FLAGS", "size_bytes"]
+__all__ = ["DRAFTS", "FLAGS", "size_bytes"]
