@@ -229,7 +229,10 @@ class StepTimeModel(StepCost):
         least = self._least_s[tokens]
         if self._decode.windows or shape.pool_cells:
             return [max(fixed + attention, least) for attention in self._decode.few(shape, steps)]
-        return self._along(rows, fixed, least, attended_by(shape, steps) if attended is None else attended)
+        if attended is None:
+            first = shape.decode_kv_tokens
+            attended = range(first, first + rows * steps, rows) if shape.kv_by_step is None else attended_by(shape, steps)
+        return self._along(rows, fixed, least, attended)
 
     def passes_s(self, rows: int, attended: Sequence[float], passes: int = 1) -> list[float]:
         """Device seconds of so many passes in turn of `rows` rows of one token, each of which attends to that of the one before

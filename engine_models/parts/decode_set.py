@@ -16,7 +16,7 @@ from mypy_extensions import mypyc_attr
 
 from engine_models.parts.batch import Batch, Span
 from engine_models.parts.sequence import Sequence
-from engine_models.parts.spans import WindowSum
+from engine_models.parts.spans import NEVER, WindowSum
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -27,7 +27,8 @@ class DecodeSet:
     """
 
     __slots__ = (
-        *("_ends", "block_tokens", "count", "no_spans", "offset_sum", "phases", "row_tokens", "steps", "top_order", "windows"),
+        *("_ends", "block_tokens", "count", "next_end", "no_spans", "offset_sum", "phases", "row_tokens", "steps", "top_order"),
+        "windows",
     )
 
     def __init__(self, block_tokens: int, windows: tuple[int, ...] = ()) -> None:
@@ -41,6 +42,7 @@ class DecodeSet:
         self.phases = [0] * block_tokens  # rows that need a block when so many steps, modulo a block's tokens, are counted
         self.top_order = -1  # highest admission number that ever joined
         self._ends: list[tuple[int, int, Sequence]] = []
+        self.next_end = NEVER  # no row ends before so many steps are counted
 
     def join(self, seq: Sequence) -> None:
         """Add a row whose next step is a decode step."""
@@ -50,7 +52,10 @@ class DecodeSet:
         self.count += 1
         self.offset_sum += offset
         self.phases[(1 - offset) % self.block_tokens] += 1
-        heapq.heappush(self._ends, (seq.final_length - offset, seq.order, seq))
+        end = seq.final_length - offset
+        heapq.heappush(self._ends, (end, seq.order, seq))
+        if end < self.next_end:
+            self.next_end = end
         for window in self.windows:
             window.join(offset, self.steps)
         if seq.order > self.top_order:
@@ -153,6 +158,7 @@ class DecodeSet:
             at, _, seq = heapq.heappop(ends)
             if seq.state == "decoding" and at == steps and seq.final_length - seq.offset == at:
                 out.append(seq)
+        self.next_end = ends[0][0] if ends else NEVER
         return list(dict.fromkeys(out)) if len(out) > 1 else out  # who left and came back can be there twice
 
 

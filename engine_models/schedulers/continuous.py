@@ -148,9 +148,11 @@ class ContinuousScheduler(Scheduler):
 
     def state(self) -> State:
         """Requests, and blocks."""
-        kv = self.kv
+        kv, waiting = self.kv, len(self._queue)
+        if self._loading:
+            waiting += len(self._loading) - len(self._abandoned)
         total = kv.capacity_blocks
-        return len(self.running), len(self._queue) + len(self._loading) - len(self._abandoned), total - kv.free_blocks, total
+        return len(self.running), waiting, total - kv.free_blocks, total
 
     @property
     def cancels(self) -> bool:
@@ -889,7 +891,7 @@ class ContinuousScheduler(Scheduler):
             or self._late
             or self._abandoned
             or (self.tiers is not None and (self.tiers.unsettled or (self.tiers.rises and self._queue)))
-            or (not self.blocked and (self._queue or self.wake_s() < INFINITY))
+            or (not self.blocked and (self._queue or ((self._loading or self.tiers is not None) and self.wake_s() < INFINITY)))
             or decodes.count > self.rules.max_num_batched_tokens
         ):
             return 0
@@ -943,7 +945,8 @@ class ContinuousScheduler(Scheduler):
 
         Under async scheduling an end that is not certain beforehand costs one more row, scheduled in vain.
         """
-        for seq in self.decodes.pop_ended():
+        decodes = self.decodes
+        for seq in decodes.pop_ended() if decodes.steps >= decodes.next_end else ():
             if self._async and (not seq.stop_known or self.rules.wasted_row_after_limit):
                 seq.emissions[-1] = batch.number
                 self._wasting.append(seq)

@@ -14,7 +14,7 @@ With a batch in flight the length after it is not known: a row is scheduled as i
 from __future__ import annotations
 
 import heapq
-from itertools import count
+from itertools import accumulate, count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -481,13 +481,11 @@ class DraftedScheduler(ContinuousScheduler):
     def _take_blocks(self, steps: int) -> tuple[int, int]:
         kv = self.kv
         held = kv.capacity_blocks - kv.free_blocks
-        need = summed = 0
-        for number in self._rows.over(BLOCKS, steps).tolist():
-            need += number
-            summed += need
+        so_far = list(accumulate(self._rows.over(BLOCKS, steps).tolist()))
+        need = so_far[-1]
         if need:
             kv.take(need)
-        return held * steps + summed, held + need
+        return held * steps + sum(so_far), held + need
 
 
 __all__ = ["DraftedDecodes", "DraftedScheduler", "Track"]

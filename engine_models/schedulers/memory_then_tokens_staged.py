@@ -26,7 +26,7 @@ from engine_models.parts.decode_set import steps_in_turn
 from engine_models.parts.protocols import Run
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import TwoPassBatch, TwoPassRules, TwoPassScheduler
-from engine_models.schedulers.staged import Lane
+from engine_models.schedulers.staged import Lane, Place
 
 
 class Slot:
@@ -62,7 +62,7 @@ class StagedTwoPassScheduler(TwoPassScheduler):
         self._flying: deque[Slot] = deque()
         self._pieces_follow = pieces_follow
         self._pieces: set[Sequence] = set()  # prompts that wait for a piece in flight
-        self._slot_of: dict[Sequence, tuple[Lane, int]] = {}  # and how many batches it had served when the row joined
+        self._slot_of: dict[Sequence, tuple[Lane, Place]] = {}  # and how far it had been served when the row joined
         self._run = Run(0, Batch(-1))
 
     def _new_decodes(self, windows: tuple[int, ...]) -> Lane:
@@ -116,7 +116,7 @@ class StagedTwoPassScheduler(TwoPassScheduler):
     def _join_decodes(self, seq: Sequence) -> None:
         rows = self._slot.rows
         rows.join(seq)
-        self._slot_of[seq] = rows, len(rows.numbers)
+        self._slot_of[seq] = rows, rows.place()
 
     def _leave_decodes(self, seq: Sequence) -> None:
         rows, joined = self._slot_of.pop(seq)
@@ -124,7 +124,7 @@ class StagedTwoPassScheduler(TwoPassScheduler):
         rows.emit(seq, joined)
 
     def _end_decodes(self, batch: TwoPassBatch) -> None:
-        self._slot.rows.numbers.append(batch.number)
+        self._slot.rows.served(range(batch.number, batch.number + 1))
         super()._end_decodes(batch)
 
     def settle(self, batch: Batch) -> list[Sequence]:

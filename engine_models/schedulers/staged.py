@@ -19,37 +19,50 @@ from engine_models.parts.protocols import Run
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
 
+Place = tuple[int, int]
+"""How far a lane has been served: entries of its ranges, and the number of the latest batch."""
+
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Lane(DecodeSet):
-    """Decoding rows that are served together, and the numbers of the batches that served them."""
+    """Decoding rows that are served together, and the batches that served them: ranges of numbers as in `Sequence.emissions`."""
 
-    __slots__ = ("_followed", "numbers")
+    __slots__ = ("ranges",)
 
     def __init__(self, block_tokens: int, windows: tuple[int, ...] = ()) -> None:
         super().__init__(block_tokens, windows)
-        self.numbers: list[int] = []
-        self._followed = 0  # place of the latest number that is one more than that before it
+        self.ranges: list[int] = []
+
+    def place(self) -> Place:
+        """How far it has been served."""
+        ranges = self.ranges
+        return len(ranges), ranges[-1] if ranges else -1
 
     def served(self, batches: range) -> None:
         """Take in the numbers of the next batches that serve the rows, later than all before."""
-        numbers = self.numbers
-        if batches.step == 1 and len(batches) > 1:
-            self._followed = len(numbers) + len(batches) - 1
-        elif numbers and numbers[-1] + 1 == batches[0]:
-            self._followed = len(numbers)
-        numbers.extend(batches)
-
-    def emit(self, seq: Sequence, joined: int) -> None:
-        """Note that a row got a token with each batch since there were `joined` of them."""
-        steps, numbers = seq.emissions, self.numbers[joined:]
-        if joined >= self._followed and numbers and not (steps and numbers[0] == steps[-1] + 1):  # no two follow one another
-            pairs = numbers * 2
-            pairs[::2] = pairs[1::2] = numbers
-            steps += pairs
+        ranges, numbers = self.ranges, list(batches)
+        follows = bool(ranges) and ranges[-1] + 1 == numbers[0]
+        if batches.step == 1 or len(numbers) == 1:
+            if follows:
+                ranges[-1] = numbers[-1]
+            else:
+                ranges += (numbers[0], numbers[-1])
             return
-        for number in numbers:
-            seq.emit(number, number)
+        pairs = numbers * 2
+        pairs[::2] = pairs[1::2] = numbers
+        if follows:
+            ranges[-1] = numbers[0]
+            del pairs[:2]
+        ranges += pairs
+
+    def emit(self, seq: Sequence, joined: Place) -> None:
+        """Note that a row got a token with each batch since it joined."""
+        ranges, (at, latest) = self.ranges, joined
+        if at and ranges[at - 1] > latest:  # the range that was the last has gone on
+            seq.emit(latest + 1, ranges[at - 1])
+        if len(ranges) > at:
+            seq.emit(ranges[at], ranges[at + 1])
+            seq.emissions += ranges[at + 2 :]
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -60,7 +73,7 @@ class StagedScheduler(ContinuousScheduler):
         super().__init__(rules, kv)
         self.aggregate = True
         self._lanes: dict[int, Lane] = {}  # by the number of the latest batch, in order
-        self._lane_of: dict[Sequence, tuple[Lane, int]] = {}  # and how many batches it had served when the row joined
+        self._lane_of: dict[Sequence, tuple[Lane, Place]] = {}  # and how far it had been served when the row joined
         self._one_by_one = False
         self._shapes: list[Batch] = [self._run.shape]
 
@@ -84,7 +97,7 @@ class StagedScheduler(ContinuousScheduler):
             self._one_by_one = False
             self._regroup()
         elif lane.count:
-            self._lanes[lane.numbers[-1] if lane.numbers else self.next_number - 1] = lane
+            self._lanes[lane.ranges[-1] if lane.ranges else self.next_number - 1] = lane
         return batch
 
     def _ready_lane(self) -> Lane:
@@ -107,7 +120,7 @@ class StagedScheduler(ContinuousScheduler):
         lane = self.decodes
         assert isinstance(lane, Lane)
         lane.join(seq)
-        self._lane_of[seq] = lane, len(lane.numbers)
+        self._lane_of[seq] = lane, lane.place()
 
     def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
         lane, joined = self._lane_of.pop(seq)
@@ -134,7 +147,7 @@ class StagedScheduler(ContinuousScheduler):
     ) -> int:
         self._one_by_one = True
         for seq, (lane, joined) in list(self._lane_of.items()):
-            ready = lane.numbers[-1] if len(lane.numbers) > joined else seq.ready_batch
+            ready = lane.ranges[-1] if lane.place() != joined else seq.ready_batch
             self._leave_decodes(seq, None)
             seq.ready_batch = ready
             self.partial[seq] = None

@@ -389,10 +389,10 @@ class Collector:
         self._last_seen_s = max(self._last_seen_s, last_seen_s(block))
         self._began = np.concatenate([self._began, block.arrival_s[finished | (status == UNFINISHED)]])
         self._ended = np.concatenate([self._ended, ended])
-        spans = kept_ranges(block.emissions, np.arange(len(status)), self._logs)
-        for number, covered in enumerate(self._tokens):
-            begin, last = spans.of_log(number)
-            covered.add(begin, last + 1, len(self._logs[number].end_s))
+        for spans in kept_ranges(block.emissions, np.arange(len(status)), self._logs):
+            for number, covered in enumerate(self._tokens):
+                begin, last = spans.of_log(number)
+                covered.add(begin, last + 1, len(self._logs[number].end_s))
 
     def retire(self, before_s: float) -> None:
         """Count and drop what no block that is still to come can name: all requests of those arrive at `before_s` or later."""

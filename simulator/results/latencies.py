@@ -9,7 +9,7 @@ a step weighs as many rows as emitted in it and in the step before).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.records import dataclass
 from simulator.cluster.outcome import FINISHED, ClusterResult, Handovers
-from simulator.results.statistics import BATCHES, BoolArray, FloatArray, IntArray, parts
+from simulator.results.statistics import BATCHES, PART, BoolArray, FloatArray, IntArray, parts
 from simulator.serving.emissions import Emissions, Ranges
 from simulator.serving.log import StepLog
 
@@ -141,13 +141,14 @@ def clocks_of(logs: Sequence[StepLog]) -> list[FloatArray]:
     return [np.frombuffer(log.sent_s, dtype=np.float64) for log in logs]
 
 
-def kept_ranges(emissions: Emissions, rows: IntArray, logs: Sequence[StepLog]) -> Ranges:
-    """Ranges of `rows` by their places among the steps that the logs keep."""
-    spans = emissions.ranges(rows)
-    if not any(log.retired_steps for log in logs):
-        return spans
-    dropped = np.array([log.retired_steps for log in logs])[spans.log]
-    return spans._replace(first=spans.first - dropped, last=spans.last - dropped)
+def kept_ranges(emissions: Emissions, rows: IntArray, logs: Sequence[StepLog]) -> Iterator[Ranges]:
+    """Ranges of `rows` by their places among the steps that the logs keep, in parts (`PART`) of whole rows."""
+    retired = np.array([log.retired_steps for log in logs], dtype=np.int64)
+    for spans in emissions.in_parts(rows, PART):
+        if retired.any():
+            dropped = retired[spans.log]
+            spans = spans._replace(first=spans.first - dropped, last=spans.last - dropped)
+        yield spans
 
 
 class TokenGaps:
@@ -160,17 +161,17 @@ class TokenGaps:
 
     def count(self, emissions: Emissions, rows: BoolArray) -> None:
         """Take in the tokens of the chosen requests."""
-        spans = kept_ranges(emissions, np.flatnonzero(rows), self._logs)
         clocks = clocks_of(self._logs)
-        for number, ends in enumerate(clocks):
-            first, last = spans.of_log(number)
-            if not len(first):
-                continue
-            # tokens in [first, last] have gaps that end with the steps first + 1 to last, number `first` to `last - 1` here
-            self._covered[number].add(first, last, len(ends))
-            pauses = pauses_s(spans, clocks, number)
-            if len(pauses[0]):
-                self._pauses[number].append(pauses)
+        for spans in kept_ranges(emissions, np.flatnonzero(rows), self._logs):
+            for number, ends in enumerate(clocks):
+                first, last = spans.of_log(number)
+                if not len(first):
+                    continue
+                # tokens in [first, last] have gaps that end with the steps first + 1 to last, number `first` to `last - 1` here
+                self._covered[number].add(first, last, len(ends))
+                pauses = pauses_s(spans, clocks, number)
+                if len(pauses[0]):
+                    self._pauses[number].append(pauses)
 
     def take(self, steps: Sequence[int]) -> tuple[FloatArray, IntArray]:
         """Gaps [s] after the first `steps` kept steps of each log, which then are not kept any longer, and how often each occurs.
@@ -223,14 +224,13 @@ def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntA
 
 
 def pauses_s(spans: Ranges, clocks: list[FloatArray], number: int) -> tuple[FloatArray, FloatArray]:
-    """Gaps before the first tokens in a log after a pause, or after another log, and when those came [s], in order of time.
+    """Gaps before the first tokens in a log after a pause, or after another log, and when those came [s], request by request.
 
     Tokens of one step, as drafts yield them, are one chunk to the client. `clocks` are the ends of the steps of every log.
     """
     moved = spans.log[1:] != spans.log[:-1]
     later = (spans.first[1:] > spans.last[:-1]) | moved
     again = np.flatnonzero((spans.owner[1:] == spans.owner[:-1]) & later & (spans.log[1:] == number))
-    again = again[np.argsort(spans.first[again + 1], kind="stable")]
     resumed = clocks[number][spans.first[again + 1]]
     left = clocks[number][np.where(moved[again], 0, spans.last[again])]
     for i in np.flatnonzero(moved[again]).tolist():

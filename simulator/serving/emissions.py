@@ -8,13 +8,15 @@ objects can go; three flat columns and a start a row hold a million requests in 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+
 
 class Ranges(NamedTuple):
     """Ranges that are not empty, request by request in order of time: log, first and last step, and the request's row."""
@@ -96,6 +98,15 @@ class Emissions:
             log[some] = np.frombuffer(self._log, dtype=np.int32)[at]
             step[some] = np.frombuffer(self._steps, dtype=np.int64)[2 * at + last]
         return log, step
+
+    def in_parts(self, rows: IntArray, most: int) -> Iterator[Ranges]:
+        """`ranges` of `rows` in turn, about `most` at once: what is made on the way takes little memory."""
+        up_to = np.cumsum(np.frombuffer(self._count, dtype=np.int32)[rows], dtype=np.int64)
+        total = int(up_to[-1]) if len(up_to) else 0
+        edges = [0, *np.searchsorted(up_to, np.arange(most, total, most)).tolist(), len(rows)]
+        for start, stop in pairwise(edges):
+            if start < stop:
+                yield self.ranges(rows[start:stop])
 
     def ranges(self, rows: IntArray) -> Ranges:
         """Ranges of `rows`, in that order."""
