@@ -324,6 +324,7 @@ def flags_reference() -> str:
 
 def routers_reference() -> str:
     """The page of every router's flags: from the tables that also read them."""
+    from simulator.cluster.routing.llm_d import Plugins
     from simulator.cluster.routing.systems import MODULES, system_named
 
     lines = [(ROUTERS_PAGE.parent / "router-flags-intro.txt").read_text().rstrip(), ""]
@@ -334,12 +335,14 @@ def routers_reference() -> str:
         for flag in system.flags:
             like = flag.default if flag.default is not None else flag.like
             kinds: dict[type, str] = {bool: "true or false", int: "integer", float: "number", str: "text"}
-            kind = kinds.get(type(like), "plugins with weights")
+            kind = kinds.get(type(like), "a list of plugins" if isinstance(flag, Plugins) else "plugins with weights")
             bounds = [f"from {flag.low:g}"] if flag.low is not None else []
             bounds += [f"to {flag.high:g}"] if flag.high is not None else []
             value = ", ".join(f"`{choice}`" for choice in flag.choices) or ", ".join([kind, *bounds])
             default = "null" if flag.default is None else str(flag.default).lower()
-            if isinstance(flag.default, tuple):
+            if isinstance(flag, Plugins):
+                default = "[]"
+            elif isinstance(flag.default, tuple):
                 default = "{" + ", ".join(f"{plugin}: {weight:g}" for plugin, weight in flag.default) + "}"
             lines.append(f"| `{flag.name}` | {value} | `{default}` |")
         for why in dict.fromkeys(system.unmodelled.values()):

@@ -336,7 +336,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         where="deployment.tensor_parallel",
     )
     formats, notes = resolve_formats(pool, arch, device, engine, flags)
-    _check_format(engine, device, formats)
+    _check_format(engine, device, formats, None if pool.weights is not None else arch.quantization)
     uneven = uneven_block_width(arch, formats.weights, pool.tensor_parallel, experts, ranks)
     if uneven is not None:
         raise InputError(
@@ -452,9 +452,9 @@ def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: b
         if support is None:
             able = with_feature(feature)
             raise InputError(
-                f"{words} is modelled for {' and '.join(e.title for e in able)}, not for {engine.name} yet",
+                f"{words} is modelled for {', '.join(e.title for e in able)}, not for {engine.name} yet",
                 where=where,
-                mend=f"remove `{where}`, or use engine: {' or '.join(e.name for e in able)}",
+                mend=f"remove `{where}`, or use one of these engines: {', '.join(e.name for e in able)}",
             )
         if device.kind not in support.kinds:
             raise InputError(
@@ -464,8 +464,8 @@ def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: b
             )
 
 
-def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
-    """Refuse weights in a format that the engine does not load, or not on this kind of device."""
+def _check_format(engine: Engine, device: Device, formats: Formats, of_model: str | None) -> None:
+    """Refuse weights in a format that the engine does not load, or not on this kind of device; `of_model`: that of its name."""
     name, kv = formats.weights.name, formats.kv_cache
     support = engine.formats.get(name) or engine.formats.get(formats.weights.family)
     if support is None or device.kind not in support.kinds:
@@ -475,8 +475,9 @@ def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
             if device.kind in entry.kinds
         ]
         on_device = f" on {device.title}" if support is not None else ""
+        named = ", the format of what `model` names" if of_model == name else ""
         raise InputError(
-            f"{engine.title} does not load weights in {name}{on_device}",
+            f"{engine.title} does not load weights in {name}{on_device}{named}",
             where="deployment.weights",
             mend=f"one of {', '.join(able)}"
             + (f", or an engine that does: {', '.join(others)}" if (others := loading(formats.weights, device.kind)) else ""),

@@ -58,6 +58,7 @@ def routing_of(
         for name, limit in system.tuned.items():
             given.setdefault(name, limit(plan.limits))
     flags = system.read(given, WHERE, written)
+    _check_read(system, flags)
     for flag in (flag for flag in REPLAYED_ONLY if flags.values.get(flag)):
         raise InputError(
             f"`{flag}` is replayed from recordings, not simulated yet",
@@ -184,6 +185,19 @@ def _system(name: str) -> RouterSystem:
         where=f"{WHERE}.system",
         mend=f"one of {', '.join(MODULES)}",
     )
+
+
+def _check_read(system: RouterSystem, flags: Flags) -> None:
+    """Refuse a flag of a plugin that is not there."""
+    named = {name for value in flags.values.values() if isinstance(value, tuple) for name, _ in value}
+    for flag in system.flags:
+        plugin = system.read_by.get(flag.name)
+        if plugin is not None and plugin not in named and flags.values[flag.name] != flag.default:
+            raise InputError(
+                f"`{flag.name}` is a parameter of `{plugin}`, which neither scorers nor filters name",
+                where=f"{WHERE}.{flag.name}",
+                mend=f"name `{plugin}` there, or remove `{flag.name}`",
+            )
 
 
 def _check_events(policy: Policy, plan: EnginePlan, block: int, system: RouterSystem) -> None:

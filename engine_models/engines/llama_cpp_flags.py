@@ -289,11 +289,11 @@ def _drafts(_value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> d
     if not types and not drafter and not given:
         return None  # as the server: a number of drafts alone drafts nothing
     if len(types) > 1 or (types and types[0] not in DRAFT_TYPES):
-        near = nearest(types[0], list(DRAFT_TYPES))
+        near = None if types[0].startswith("ngram") else nearest(types[0], list(DRAFT_TYPES))
         raise InputError(
             f"--spec-type {','.join(types)} is not simulated: {_UNKNOWN_TYPES}",
             where="deployment.engine_args.spec_type",
-            mend=f"did you mean {near}?" if near and len(types) == 1 else f"one of {', '.join(DRAFT_TYPES)}",
+            mend=f"did you mean {near}?" if near and len(types) == 1 else f"remove it, or use one of {', '.join(DRAFT_TYPES)}",
         )
     found: dict[str, Any] = {}
     if types:

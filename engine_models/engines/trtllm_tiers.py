@@ -61,7 +61,8 @@ def host_of(
         asked, rate = int(tier.capacity_bytes / ranks), tier.bytes_per_s
     blocks = int(asked // memory.kv_bytes_per_token // block_tokens)
     if not blocks:
-        return None, ""
+        small = f"{asked:,} bytes of host memory hold no block of {block_tokens} tokens: none is kept there"
+        return None, small if asked else ""
     newer, older = kv["cold_tier_offload_min_priority"], kv["secondary_offload_min_priority"]  # two names of the same
     least = older if newer is None else newer
     if not reuses(request)[0]:

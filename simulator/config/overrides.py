@@ -84,6 +84,8 @@ def _pool_path(root: Located, parts: list[str], where: str) -> list[str]:
         return parts
     if len(pools.value) == 1:
         return ["deployment", "pools", "0", *parts[1:]]
+    if parts[1] == "kv_tiers":  # a pool's own, or a store around several
+        return parts
     raise InputError(
         f"the deployment has {len(pools.value)} pools, and `{parts[1]}` belongs to one of them",
         where=where,

@@ -539,6 +539,14 @@ def test_all_problems_are_collected_and_the_first_line_leads(tmp_path: Path) -> 
     assert str(caught.value).count("mend:") == 4
 
 
+def test_a_store_around_several_pools_may_be_set() -> None:
+    pools = "deployment: {pools: [{name: a, engine: vllm, hardware: h}, {name: b, engine: vllm, hardware: h}]}"
+    text = f"model: m\n{pools}\nworkload: {{trace: azure-conv-2023}}\n"
+    deployment = load_scenario(text, overrides=["deployment.kv_tiers=[{kind: shared, bytes: 1.0e+12}]"]).deployment
+    assert [tier.kind for tier in deployment.kv_tiers or ()] == ["shared"]
+    assert [pool.kv_tiers for pool in deployment.pools] == [None, None]
+
+
 def test_two_pools_of_one_name_are_refused() -> None:
     pools = (
         "deployment: {pools: [{name: a, engine: vllm, hardware: h}, {name: a, engine: vllm, hardware: h}]}\n"

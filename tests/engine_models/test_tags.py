@@ -63,5 +63,5 @@ def test_what_no_file_is_known_of_is_refused(name: str) -> None:
 def test_an_engine_that_loads_no_such_file_says_so() -> None:
     deployment = {"engine": "vllm", "hardware": "rtx-4090-24gb"}
     load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 9, "output_tokens": 9}
-    with pytest.raises(InputError, match="does not load weights in q4_k_m"):
+    with pytest.raises(InputError, match="not load weights in q4_k_m, the format of what `model` names"):
         prepare(load_scenario({"model": "llama3.1:8b", "deployment": deployment, "workload": load}))

@@ -263,6 +263,7 @@ def test_host_memory_counts_bytes_of_a_rank_and_may_stay_empty() -> None:
     assert host(host_cache_size=2**30) == (512, ())
     assert host((KvTier("host", 2**31, 5e10),)) == (512, ())
     assert host(host_cache_size=0) == (0, ())
+    assert host(host_cache_size=2**20) == (0, ("1,048,576 bytes of host memory hold no block of 32 tokens: none is kept there",))
     for kv in ({"onboard_blocks": False}, {"cold_tier_offload_min_priority": 36}, {"enable_block_reuse": False}):
         blocks, (warning,) = host(host_cache_size=2**30, **kv)
         assert (blocks, "changes nothing" in warning) == (0, True)

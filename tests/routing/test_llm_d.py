@@ -230,6 +230,8 @@ def test_scrapes_are_stale_and_say_so() -> None:
         ({"scorers": {"context-length-aware": 1}}, "no pool has a `context_length_range`"),
         ({"scorers": {"precise-prefix-cache-scorer": 1}, "filters": ["prefix-cache-affinity-filter"]}, "for its filters"),
         ({"scorers": {"precise-prefix-cache-scorer": 1}, "block_size_tokens": 64}, "blocks have 16 tokens, the router's 64"),
+        ({"enable_filtering": True}, "`enable_filtering` is a parameter of `context-length-aware`"),
+        ({"filters": ["utilization-detector"], "affinity_threshold": 0.5}, "of `prefix-cache-affinity-filter`, which neither"),
         ({"decider": "always-disagg-pd-decider"}, "`decider` without pools of roles"),
         ({"picker": "best"}, "not one of its choices"),
     ],

@@ -142,6 +142,19 @@ UNMODELLED = {
     "flow_control": "its queue is not simulated; a queue at the router is `deployment.admission`",
     "saturation_detector": "its queue is not simulated; a queue at the router is `deployment.admission`",
 }
+READ_BY = {
+    "threshold": "load-aware-scorer",
+    "idle_threshold": "active-request-scorer",
+    "max_busy_score": "active-request-scorer",
+    "token_load_limit": "token-load-scorer",
+    "enable_filtering": RANGES,
+    "affinity_threshold": AFFINITY,
+    "exploration_probability": AFFINITY,
+    "queue_depth_threshold": UTILIZATION,
+    "kv_cache_util_threshold": UTILIZATION,
+    "headroom": UTILIZATION,
+}
+"""The plugin whose parameter a flag is."""
 REFUSED = {
     "latency-scorer": "it needs predicted latencies",
     "slo-headroom-tier-filter": "it needs predicted latencies",
@@ -561,4 +574,5 @@ SYSTEM = RouterSystem(
     blocks_by="block_size_tokens",
     events_off=("scorers", "use prefix-cache-scorer, which goes by the texts that it has sent"),
     unmodelled=UNMODELLED,
+    read_by=READ_BY,
 )

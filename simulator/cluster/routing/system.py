@@ -142,6 +142,7 @@ class RouterSystem:
         count of KV blocks, which each server says for itself.
     blocks_by : the flag of a KV block's tokens, where it hears of blocks. events_off : the flag by which it does, and what to
         give instead where an engine does not tell.
+    read_by : the plugin that alone reads a flag, of those that other flags name.
     """
 
     version: str
@@ -162,6 +163,7 @@ class RouterSystem:
     tuned_each: str = ""
     blocks_by: str = ""
     events_off: tuple[str, str] = ("", "")
+    read_by: Mapping[str, str] = field(default_factory=dict)
 
     def pairs(self, *, at_once: bool) -> bool:
         """Whether it sends a request to a prefill and a decode server, at once or in turn."""
