@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
+from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.continuous import ContinuousScheduler
 from hardware_profiles.errors import InputError
 from simulator import RunResult, load_scenario, simulate
 from simulator.cluster.outcome import FINISHED
@@ -352,3 +356,28 @@ def test_the_tiers_of_any_pool_are_told(roles: tuple[str, str], with_tier: int) 
     (tier,) = simulate(scenario).result["server"]["kv_tiers"]
     assert tier["kind"] == "host"
     assert tier["written_bytes"] > 0
+
+
+def test_only_prompts_that_are_computed_reserve_blocks_before_loads() -> None:
+    """With drafts, while memory is short: whoever has lost it in the midst of its prompt is none of them."""
+    flags = {"kv_offloading_size": 4, "num_gpu_blocks_override": 200, "max_model_len": 3000, "max_num_batched_tokens": 64}
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.5}
+    pool = {"engine": "vllm", "hardware": "h100-sxm-80gb", "engine_args": flags, "speculative": drafts}
+    model = "meta-llama/Llama-3.1-8B-Instruct"
+    scheduler = prepare(load_scenario({"model": model, "deployment": pool, "workload": CHATS})).plan.scheduler("step")
+    assert isinstance(scheduler, ContinuousScheduler)
+    draw, flight, lost_midway = Random(0), list[Batch](), 0
+    for step in range(2000):
+        if step % 3 == 0 and step < 300:
+            seq = Sequence(step, draw.randint(50, 700), 300, float(step))
+            seq.acceptance = lambda verification: 2
+            scheduler.add(seq)
+        begun = set(scheduler._prompts)
+        batch = scheduler.schedule(float(step))
+        if batch is not None:
+            lost_midway += len(begun.intersection(batch.preempted))
+            flight.append(batch)
+        assert scheduler._prompts <= scheduler.partial.keys()
+        if len(flight) > 1 or (flight and batch is None):
+            scheduler.settle(flight.pop(0))
+    assert lost_midway > 2

@@ -471,6 +471,7 @@ class ContinuousScheduler(Scheduler):
             seq.ready_batch = self.next_number - 1
             return seq.computed - 1 if self._async else seq.computed
         self.partial.pop(seq, None)
+        self._prompts.discard(seq)
         return min(seq.computed, self._known(seq))
 
     def _admit(
