@@ -558,7 +558,7 @@ def sum_s(shard: Shard, devices: int, sum_bytes: FloatArray, *, earlier: bool = 
 
 EARLIER_SUM_BYTES = 8 << 20
 """Most bytes of a tensor that the kernel takes which engines shared before their own; NCCL sums more (datasheet:
-``_MAX_CAR_SIZE``, SGLang's `custom_all_reduce.py`)."""
+``_MAX_CAR_SIZE`` of `custom_all_reduce.py`, SGLang before 0.5.12, read 2026-11)."""
 
 
 def collectives(shard: Shard, m: IntArray) -> Parts:

@@ -19,6 +19,7 @@ BLOCKS = (128, 256)
 OVERLAPPING = 4
 """Tokens of an entry that overlaps the one before (datasheet: `is_overlap_compressor` there)."""
 UNFINISHED_BYTES = 4
+"""Of a key's or score's value that is not compressed yet: float32 (datasheet: as above)."""
 NOTE = (
     "compressed entries (rules read, not recorded): windows and what is being compressed have whole blocks for each of "
     "max_batch_size requests; a prefix is taken to be found whole; no run was measured"
