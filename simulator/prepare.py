@@ -110,7 +110,7 @@ def lockstep_notes(ranks: int, pool: Pool, lockstep: Lockstep, *, routed: bool) 
         "one node (more ranks: as many more bytes, assumed; formats without times: by NCCL's curves)"
         if routed
         else "the exchange around a layer of experts is an all-gather and a reduce-scatter of 16-bit activations over the ranks, "
-        "priced from NCCL's measured curves without their host floor (assumed also where another all-to-all backend is asked for)"
+        "priced from NCCL's measured curves (assumed also where another all-to-all backend is asked for)"
     )
     return [
         f"data-parallel attention: {ranks} ranks of {rank_devices} step together and share the experts of {devices} devices, "

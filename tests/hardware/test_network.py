@@ -64,3 +64,12 @@ def test_stages_and_ranks_in_nodes_of_their_own_send_over_the_network() -> None:
     assert float(wide.all_reduce_s(8, 2.0**14)) == float(inside.all_reduce_s(8, 2.0**14))
     close = operations_in_node(device, "vllm", 8, 1, 4)[0]  # nodes of four devices
     assert float(close.all_reduce_s(8, 2.0**14)) > 3 * float(operations_in_node(device, "vllm", 8)[0].all_reduce_s(8, 2.0**14))
+
+
+@pytest.mark.parametrize("op", ["all_gather", "reduce_scatter"])
+def test_small_messages_of_a_captured_collective_take_its_steps_over_all_devices(op: str) -> None:
+    ops = operations_in_node(load_device("h100-sxm-80gb"), "vllm", 8)[0]
+    two, four, eight = (float(ops.collective_s(op, devices, 512.0)) for devices in (2, 4, 8))
+    assert two < four < eight
+    assert (eight - four) / (four - two) == pytest.approx(2, rel=0.35)  # a ring has n - 1 steps
+    assert eight == float(ops.collective_s(op, 8, 512.0, "nccl_tests_eager", "nccl"))
