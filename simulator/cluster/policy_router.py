@@ -432,8 +432,8 @@ class PolicyRouter(Router):
         return bool(self.policy.up)
 
     def turns_away(self, seq: Sequence) -> bool:
-        """As of the base."""
-        return bool(self._serving) and not self._suited(seq, self._serving)
+        """As of the base; while nobody serves a request waits for those that are meant for it."""
+        return not self._suited(seq, self._serving or range(len(self._flying)))
 
     def _suited(self, seq: Sequence, workers: Series[int]) -> bool:
         """Whether the policy's filters leave some of these for a request."""

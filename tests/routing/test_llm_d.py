@@ -320,6 +320,20 @@ def test_prompts_go_where_their_lengths_are_meant_to() -> None:
         assert found.result["totals"]["reasons"] == {"shed_429": int(long.sum())}
 
 
+def test_a_prompt_that_no_server_is_meant_for_does_not_wait_for_one() -> None:
+    """Not while all are lost either: it would wait for ever."""
+    data = ranged(enable_filtering=True)
+    lost = {"at_s": 0.0, "kind": "gpu", "for_s": 20.0}
+    events = [{**lost, "pool": name, "replica": number} for name in ("short", "long") for number in (0, 1)]
+    for pool in data["deployment"]["pools"]:
+        pool["gpus_per_node"] = 1
+    data["deployment"] |= {"failures": {"events": events, "start_up": 1}, "admission": {"max_inflight": 9, "on_full": "wait"}}
+    table = simulate(data).requests_frame()
+    long = table["prompt_tokens"] > 5000
+    assert (table["status"] == np.where(long, "rejected", "finished")).all()
+    assert (table["reason"][long] == "shed_429").all()
+
+
 def test_a_label_that_nobody_reads_is_said() -> None:
     data = ranged()
     data["deployment"]["router"] = "least_requests"
