@@ -422,11 +422,15 @@ class PolicyRouter(Router):
 
     def has_room(self, now_s: float, seq: Sequence | None = None) -> bool:
         """As of the base."""
-        if not self.policy.up:
+        if not self._room(seq):
             self.look(now_s)
             self._catch_up(now_s)
         if self._breakers is not None and self._breakers.back(now_s):
             self._set_up()
+        return self._room(seq)
+
+    def _room(self, seq: Sequence | None) -> bool:
+        """Whether a server is up, as far as has been heard, that the policy's filters leave for a request."""
         if seq is not None and self.filters:
             return self._suited(seq, self.policy.up)
         return bool(self.policy.up)

@@ -334,6 +334,26 @@ def test_a_prompt_that_no_server_is_meant_for_does_not_wait_for_one() -> None:
     assert (table["reason"][long] == "shed_429").all()
 
 
+def test_a_filter_leaves_those_that_have_become_free_meanwhile() -> None:
+    """Clients that come again while one pool is full and the other's answers have ended unheard."""
+    data = ranged(
+        scorers={"context-length-aware": 3, "load-aware-scorer": 0.5, "prefix-cache-scorer": 0.5},
+        filters=["context-length-aware", "prefix-cache-affinity-filter"],
+    )
+    data["deployment"]["admission"] = {"max_inflight": 4, "on_full": "wait", "max_queue": 3}
+    data["client"] = {"retries": {"attempts": 3, "backoff_s": 0.5, "on": ["429"]}}
+    data["deployment"]["pools"][0]["context_length_range"] = [0, 900]
+    del data["deployment"]["pools"][1]["context_length_range"]
+    data["seed"] = 171
+    data["workload"] = {
+        "arrivals": {"kind": "batch"},
+        "prompt_tokens": {"kind": "uniform", "low": 1, "high": 2500},
+        "output_tokens": {"kind": "uniform", "low": 1, "high": 150},
+        "requests": 33,
+    }
+    jumps_as_it_steps(data)
+
+
 def test_a_label_that_nobody_reads_is_said() -> None:
     data = ranged()
     data["deployment"]["router"] = "least_requests"
