@@ -143,11 +143,12 @@ def refuse(request: PoolRequest) -> None:
     only_on_nvidia(request, "TensorRT-LLM runs on NVIDIA GPUs")
     weights, device = request.formats.weights, load_device(request.device_name)
     if weights.name in COMPUTED and weights.compute not in device.formats and not widens_weights(request):
+        flag = "moe_config: {backend: MARLIN}" if request.arch.has_experts else "nvfp4_gemm_config: {allowed_backends: [marlin]}"
         raise InputError(
             f"TensorRT-LLM computes in {weights.compute} with weights in {weights.name}; {device.title} has no such arithmetic",
             where="deployment.weights",
             mend=f"use int4, a GPU with {weights.compute}, or an engine that widens them (`capacity-plan list engines`)"
-            + ("; moe_config: {backend: MARLIN} does here" if weights.name == "nvfp4" else ""),
+            + (f"; {flag} does here" if weights.name == "nvfp4" else ""),
         )
     check_states(request)
     algorithm = str((request.flags.get("sparse_attention_config") or {}).get("algorithm") or "none").lower()
