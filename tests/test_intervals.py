@@ -322,7 +322,7 @@ def test_a_format_that_the_lender_was_not_measured_in_errs_as_of_a_distant_kin()
     load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
     found = []
     for weights in ("bf16", "int4"):
-        pool = {"engine": "openvino", "hardware": "arc-b580-12gb", "weights": weights}
+        pool = {"engine": "vllm", "hardware": "arc-b580-12gb", "weights": weights}
         scenario = load_scenario({"model": "meta-llama/Llama-3.2-1B", "deployment": pool, "workload": load})
         evidence, axes = domain(prepare(scenario))
         found.append((evidence.hardware, evidence.kernel_error, any("int4 were measured on arc-pro-b60" in a for a in axes)))
