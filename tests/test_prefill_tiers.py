@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from engine_models.memory.radix import RadixPool, content_of
-from engine_models.memory.tiered_radix import FurtherTier, TokenStore, UsesStore
+from engine_models.memory.tiered_radix import FurtherTier, TokenStore
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link
 from engine_models.schedulers.reserved import ReservingRules
 from engine_models.schedulers.reserved_offloading import OffloadingReservingScheduler
 from engine_models.schedulers.reserved_tiered import TieredSendingPrefillScheduler
+from engine_models.schedulers.store_behind import UsesStore
 from simulator import load_scenario, simulate
 from simulator.cluster.elastic_handover import ElasticHandover
 from simulator.cluster.outcome import FINISHED

@@ -10,12 +10,9 @@ from dataclasses import replace
 from engine_models.cost.draft_methods import WHERE
 from engine_models.cost.drafting import Speculation, summary_note
 from engine_models.declaration import PoolRequest
-from engine_models.engines.exllamav2_flags import CACHES
+from engine_models.engines.exllamav2_flags import CACHES, MOST_DRAFTS
 from engine_models.model.formats import format_named
 from hardware_profiles.errors import InputError
-
-MOST = 8
-"""Drafts of a row and iteration that there may be (datasheet: `max_q_size`)."""
 
 
 def drafts_of(request: PoolRequest) -> Speculation | None:
@@ -23,11 +20,11 @@ def drafts_of(request: PoolRequest) -> Speculation | None:
     drafts = request.speculation
     if drafts is None or drafts.draft is None:
         return None
-    if drafts.tokens > MOST:
+    if drafts.tokens > MOST_DRAFTS:
         raise InputError(
-            f"ExLlamaV2 verifies at most {MOST} drafts of a row, not {drafts.tokens}",
+            f"ExLlamaV2 verifies at most {MOST_DRAFTS} drafts of a row, not {drafts.tokens}",
             where=f"{WHERE}.num_speculative_tokens",
-            mend=f"give at most {MOST}",
+            mend=f"give at most {MOST_DRAFTS}",
         )
     if request.tensor_parallel > 1:
         raise InputError(

@@ -14,6 +14,8 @@ from engine_models.launcher import Launcher
 CACHES = {"FP16": "fp16", "Q8": "exl_q8", "Q6": "exl_q6", "Q4": "exl_q4"}
 """Values of ``--cache-mode`` and the format of the KV cache that they fix."""
 
+MOST_DRAFTS = 8
+"""Drafts of a row and iteration that there may be (datasheet: `max_q_size` of `exllamav2/generator/dynamic.py`)."""
 DRAFTS = SecondModel("ExLlamaV2", "draft_model_name", "draft_num_tokens", 4)
 """Drafts of a step where nobody says: 4 (datasheet: `num_draft_tokens`)."""
 
@@ -27,7 +29,7 @@ _MODELLED: dict[str, Flag] = {
     "autosplit_reserve": Flag("ints", [96], low=0),
     "max_skips": Flag("int", 4, low=0),
     DRAFTS.model: Flag("str"),
-    DRAFTS.number: Flag("int", DRAFTS.default, low=1, high=8),
+    DRAFTS.number: Flag("int", DRAFTS.default, low=1, high=MOST_DRAFTS),
     "draft_cache_mode": Flag("str", "FP16", choices=tuple(CACHES)),
 }
 
@@ -78,4 +80,4 @@ FLAGS = FlagTable(
     abbreviated=False,
 )
 
-__all__ = ["CACHES", "DRAFTS", "FLAGS"]
+__all__ = ["CACHES", "DRAFTS", "FLAGS", "MOST_DRAFTS"]

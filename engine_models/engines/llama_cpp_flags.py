@@ -29,6 +29,8 @@ KV_TYPES = {
 _ONE_FILE = re.compile(r"ggml-org/gpt-oss-\w+-GGUF", re.IGNORECASE)
 """Repositories without such a file, but with one of experts in the checkpoint's mxfp4, which is taken (datasheet: cards)."""
 
+N_MAX = 3
+"""Drafts of a slot and iteration where nobody says (datasheet: `common_params_speculative_draft` of `common/common.h`)."""
 DRAFT_TYPES = {"draft-simple": "draft_model", "draft-mtp": "mtp", "draft-eagle3": "eagle3"}
 """Values of ``--spec-type`` and methods of a pool's `speculative`."""
 _UNKNOWN_TYPES = (
@@ -73,7 +75,7 @@ _MODELLED: dict[str, Flag] = {
     "spec_type": Flag("str", "none"),
     "spec_draft_model": Flag("str", None),
     "spec_draft_hf": Flag("str", None),
-    "spec_draft_n_max": Flag("int", 3, low=1, high=128),
+    "spec_draft_n_max": Flag("int", N_MAX, low=1, high=128),
     "spec_draft_n_min": Flag("int", 0, low=0),
     "spec_draft_type_k": Flag("str", "f16", choices=tuple(KV_TYPES)),
     "spec_draft_type_v": Flag("str", "f16", choices=tuple(KV_TYPES)),

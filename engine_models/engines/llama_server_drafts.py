@@ -12,15 +12,13 @@ from typing import Any
 from engine_models.cost.draft_methods import WHERE, chains_only
 from engine_models.cost.drafting import Speculation, summary_note
 from engine_models.declaration import PoolRequest
-from engine_models.engines.llama_cpp_flags import DRAFT_TYPES, KV_TYPES
+from engine_models.engines.llama_cpp_flags import DRAFT_TYPES, KV_TYPES, N_MAX
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import format_named
 from engine_models.schedulers.slots import SlotRules
 from engine_models.schedulers.slots_drafted import DraftRules
 from hardware_profiles.errors import InputError
 
-N_MAX = 3
-"""Drafts of a slot and iteration where nobody says (datasheet: `common_params_speculative_draft` of `common/common.h`)."""
 VOCAB_DIFFERENCE = 128
 """Tokens by which two vocabularies may differ (datasheet: `SPEC_VOCAB_MAX_SIZE_DIFFERENCE` of `common/speculative.cpp`)."""
 _ARGS = "deployment.engine_args"

@@ -97,11 +97,6 @@ def kv_format(device: Device, arch: Architecture) -> str | None:
     return arch.dtype if sparse and arch.kv_quantization is not None else None
 
 
-def compressed(arch: Architecture) -> bool:
-    """Whether layers keep one entry of several tokens."""
-    return any(block.entry_tokens > 1 for block in arch.attention)
-
-
 def memory_of(
     request: PoolRequest,
     version: tuple[int, ...],
@@ -158,7 +153,7 @@ def memory_of(
     )
     weights += rotary_table_bytes(arch) + mla_absorbed_bytes_per_rank(arch, tp, pp)
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
-    share = COMPRESSED_WINDOW_SHARE if compressed(arch) else 1
+    share = COMPRESSED_WINDOW_SHARE if arch.compresses else 1
     per_token = math.ceil(sum(g.bytes_per_token_per_rank * (share if g.window_tokens else 1) for g in groups))
     draft_weights = drafter.weight_bytes() if drafter else 0
     counted = draft_weights if version >= DRAFTERS_COUNTED_SINCE else 0  # before, it lies in what is left free

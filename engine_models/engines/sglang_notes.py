@@ -8,7 +8,7 @@ from engine_models.cost.drafting import summary_note
 from engine_models.cost.token_masks import TokenMasks
 from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import MemoryBudget, PoolRequest, Said
-from engine_models.engines.sglang_memory import compressed, slots_a_row, state_bytes
+from engine_models.engines.sglang_memory import slots_a_row, state_bytes
 from engine_models.engines.sglang_serving import Serving
 
 COMPRESSED_NOTE = (
@@ -26,7 +26,7 @@ def say_steps(
             f"recurrent layers: slots for {memory.bytes_of('state') // max(1, state)} states of {state / 1e6:,.0f} MB, "
             f"{slots_a_row(request)} a request"
         )
-    if compressed(request.arch):
+    if request.arch.compresses:
         said.notes.append(COMPRESSED_NOTE)
     said.notes += [
         f"SGLang {version}: {tokens} KV tokens, {rows} rows, prefill of {serving.largest_prefill} tokens a step",

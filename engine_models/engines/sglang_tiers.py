@@ -6,7 +6,7 @@ from math import inf
 from typing import Any, Literal
 
 from engine_models.declaration import PoolRequest, Said
-from engine_models.engines.sglang_memory import COMPRESSED_WINDOW_SHARE, compressed, state_bytes
+from engine_models.engines.sglang_memory import COMPRESSED_WINDOW_SHARE, state_bytes
 from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
 from engine_models.model.architecture import kv_groups
 from engine_models.parts.tiers import KvTier, Link, TierKind, WritePolicy
@@ -192,7 +192,7 @@ def _parts_of(request: PoolRequest, token_bytes: float) -> tuple[float, float]:
     slides = [group for group in groups if group.window_tokens]
     if not slides or request.arch.family not in WINDOW_POOLS:
         return token_bytes, state_bytes(request)
-    share = COMPRESSED_WINDOW_SHARE if compressed(request.arch) else 1
+    share = COMPRESSED_WINDOW_SHARE if request.arch.compresses else 1
     seen = sum(group.bytes_per_token_per_rank for group in slides)
     whole = sum(group.bytes_per_token_per_rank for group in groups) - seen
     ends = sum(group.window_tokens * group.bytes_per_token_per_rank for group in slides)

@@ -26,11 +26,6 @@ NOTE = (
 )
 
 
-def compresses(request: PoolRequest) -> bool:
-    """Whether layers keep one entry of several tokens."""
-    return any(block.entry_tokens > 1 for block in request.arch.attention)
-
-
 def block_of(asked: int | None) -> int:
     """Tokens of a block; InputError for those that its manager does not take."""
     if asked is None:
@@ -82,4 +77,4 @@ def request_bytes(request: PoolRequest, block_tokens: int) -> int:
     return max(map(of_stage, stages(request.arch, request.pipeline_parallel)))
 
 
-__all__ = ["NOTE", "block_of", "compresses", "request_bytes", "token_bytes"]
+__all__ = ["NOTE", "block_of", "request_bytes", "token_bytes"]

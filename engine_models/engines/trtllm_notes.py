@@ -18,7 +18,7 @@ def layer_notes(request: PoolRequest) -> tuple[str, ...]:
         INDEXED: any(block.sparse for block in request.arch.attention),
         trtllm_states.NOTE: states,
         trtllm_states.DRAFTS_NOTE: states and request.speculation is not None,
-        trtllm_compressed.NOTE: trtllm_compressed.compresses(request),
+        trtllm_compressed.NOTE: request.arch.compresses,
     }
     return tuple(note for note, there in said.items() if there)
 

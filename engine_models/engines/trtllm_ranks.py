@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from engine_models.declaration import Executor, Handover, Mode, PoolRequest, Role
-from engine_models.engines.trtllm_compressed import compresses, request_bytes
+from engine_models.engines.trtllm_compressed import request_bytes
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_states import state_bytes
 from engine_models.engines.trtllm_tiers import HostMemory
@@ -165,7 +165,7 @@ def handover_of(request: PoolRequest, policy: str, block_tokens: int) -> Handove
         lease_s=lease_s,
         tells=False,
         gives_up_s=late_s,
-        request_bytes=request_bytes(request, block_tokens) if compresses(request) else state_bytes(request),
+        request_bytes=request_bytes(request, block_tokens) if request.arch.compresses else state_bytes(request),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from engine_models.cost.adapters import Adapters
 from engine_models.declaration import Handover, Limits, MemoryBudget, PoolRequest
 from engine_models.engines.trtllm_adapters import adapted
-from engine_models.engines.trtllm_compressed import block_of, compresses, request_bytes, token_bytes
+from engine_models.engines.trtllm_compressed import block_of, request_bytes, token_bytes
 from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_ranks import Rank, policies
@@ -89,7 +89,7 @@ class Serving:
         block = int(group(flags, "kv_cache_config")["tokens_per_block"])
         if said.get("tokens_per_block") is None:
             block = BLOCKS.get(request.arch.family, block)
-        if compresses(request):
+        if request.arch.compresses:
             block = block_of(said.get("tokens_per_block"))
         chunked = bool(flags.get("enable_chunked_prefill", False))
         if chunked and tokens < block:
@@ -167,7 +167,7 @@ def memory_of(request: PoolRequest, serving: Serving) -> tuple[MemoryBudget, Ada
     share = kv["free_gpu_memory_fraction"] if "free_gpu_memory_fraction" in given else None
     fraction = float(share or request.flags.get("free_gpu_memory_fraction", MEMORY_FRACTION))
     words = MemoryWords("max_num_tokens", "free_gpu_memory_fraction")
-    compressed, stages = compresses(request), request.pipeline_parallel
+    compressed, stages = request.arch.compresses, request.pipeline_parallel
     whole = request_bytes(request, serving.block) if compressed else 0
 
     def left(lora_bytes: int) -> MemoryBudget:
@@ -212,7 +212,7 @@ def rank_of(
         blocks,
         serving.block,
         reuses(request)[0],
-        bool(kv["enable_partial_reuse"]) and not compresses(request),
+        bool(kv["enable_partial_reuse"]) and not request.arch.compresses,
         bool(kv["copy_on_partial_reuse"]),
         request.arch.windows_below(context),
         serving.row_tokens,

@@ -111,7 +111,7 @@ class Cache:
         caching = bool(flags.get("enable_prefix_caching", not states and not first))
         several = len(windows) > 1 and (states > 0 or all(layer.kind != "mla" for layer in arch.attention))
         told = (grouping(arch, groups, tp, pp, serving.context, block), block_bytes) if several else None
-        if pp == 1 and any(layer.entry_tokens > 1 for layer in arch.attention):
+        if pp == 1 and arch.compresses:
             told = (compressed_grouping(arch, request.formats.kv_cache), block_bytes)
         if states:
             said.notes.append(

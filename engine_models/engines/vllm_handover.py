@@ -142,8 +142,7 @@ def _seen(window: int | None) -> str:
 
 def _check_windows(request: PoolRequest, version: Version, cache: Cache, connector: str) -> None:
     """Refuse sliding windows where vLLM does not move them group by group, and what is not modelled of it."""
-    compressed = any(layer.entry_tokens > 1 for layer in request.arch.attention)
-    uneven = not compressed and cache.told is not None and len({tokens for *_, tokens in cache.told[0].kinds}) > 1
+    uneven = not request.arch.compresses and cache.told is not None and len({tokens for *_, tokens in cache.told[0].kinds}) > 1
     no_pools_with(
         {
             "sliding windows over Mooncake before vLLM 0.33": connector == MOONCAKE and version.number < MOONCAKE_GROUPS_SINCE,

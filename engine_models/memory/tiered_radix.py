@@ -19,7 +19,6 @@ from itertools import count
 
 from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.kept import Kept
-from engine_models.parts.protocols import Scheduler
 from engine_models.parts.tiers import Link, TierCount, TierKind, WritePolicy, through
 
 LEAST_LOAD_TOKENS = 10
@@ -100,22 +99,6 @@ class FurtherTier:
             self.reads[0], self.writes[-1] = other.reads[0], other.writes[-1]
         else:
             self.reads, self.writes = other.reads, other.writes
-
-
-class UsesStore:
-    """A scheduler with a store behind what it keeps."""
-
-    @property
-    def further(self) -> FurtherTier | None:
-        """The store as it uses it, None without."""
-        raise NotImplementedError
-
-    def join(self, other: Scheduler, kind: TierKind) -> None:
-        """As of a scheduler."""
-        assert isinstance(other, UsesStore)
-        mine, theirs = self.further, other.further
-        if mine is not None and theirs is not None and mine.kind == kind:
-            mine.join(theirs)
 
 
 class TieredTree(RadixTree):

@@ -259,7 +259,7 @@ class Architecture:
     @property
     def kv_format(self) -> str:
         """Format in which engines keep the KV cache unless told otherwise: compressed entries in FP8, all else in the model's."""
-        return "fp8" if any(block.entry_tokens > 1 for block in self.attention) else self.dtype
+        return "fp8" if self.compresses else self.dtype
 
     @property
     def family(self) -> str:
@@ -269,6 +269,11 @@ class Architecture:
     def has(self, kind: AttentionKind) -> bool:
         """Whether any layer mixes tokens by that kind of attention or recurrence."""
         return any(block.kind == kind for block in self.attention)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether layers keep one entry of several tokens."""
+        return any(block.entry_tokens > 1 for block in self.attention)
 
     @property
     def has_experts(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from engine_models.memory.radix import Content, Node
-from engine_models.memory.tiered_radix import LEAST_LOAD_TOKENS, FurtherTier, TieredPool, UsesStore
+from engine_models.memory.tiered_radix import LEAST_LOAD_TOKENS, FurtherTier, TieredPool
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
@@ -22,6 +22,7 @@ from engine_models.schedulers.prefill_first import (
     PrefillFirstScheduler,
     _Row,
 )
+from engine_models.schedulers.store_behind import UsesStore
 from hardware_profiles.records import dataclass
 
 PrefetchPolicy = Literal["best_effort", "wait_complete", "timeout"]

@@ -14,11 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 from engine_models.memory.radix import RadixPool, content_of
-from engine_models.memory.tiered_radix import FurtherTier, UsesStore
+from engine_models.memory.tiered_radix import FurtherTier
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import TierCount
 from engine_models.schedulers.reserved import ReservingDecodeScheduler, ReservingRules
+from engine_models.schedulers.store_behind import UsesStore
 
 
 class OffloadingReservingScheduler(UsesStore, ReservingDecodeScheduler):
