@@ -69,7 +69,7 @@ class DraftedTurnsScheduler(PolledTurnsScheduler):
         seq.verifications += 1
         self.verifications += 1
         self.verified_drafts += drafts
-        self.accepted_drafts += max(gain - 1, 0)
+        self.accepted_drafts += min(accepted, drafts, gain)
         seq.emit_at_once(call.number, gain)
         self._kv.grow(gain)
         row.computed += gain

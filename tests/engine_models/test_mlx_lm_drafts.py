@@ -70,6 +70,7 @@ def test_no_more_is_drafted_than_the_limit_leaves_and_at_it_no_token_is_added() 
     done = Drafted([(0, 2, 6, 0)], limit_tokens=6)
     assert [batch.tokens for batch in done.batches] == [1, 4, 3]
     assert done.tokens == [[1] * 4 + [2] * 2]
+    assert (done.scheduler.verified_drafts, done.scheduler.accepted_drafts) == (5, 5)  # both drafts of the last step count
     usual = Drafted([(0, 2, 6, 0)], usual=6)
     assert [batch.tokens for batch in usual.batches] == [1, 4, 3]
 
