@@ -138,7 +138,8 @@ def published(config: Case, **more: Any) -> Any:
         *("page_size", "schedule_policy", "schedule_conservativeness", "enable_mixed_chunk", "max_prefill_tokens"),
         *("enable_priority_scheduling", "schedule_low_priority_values_first", "disable_priority_preemption"),
         *("priority_scheduling_preemption_threshold", "radix_eviction_policy", "disable_radix_cache"),
-        *("chunked_prefill_size", "prefill_max_requests", "max_running_requests"),
+        *("chunked_prefill_size", "prefill_max_requests", "max_running_requests", "speculative_algorithm"),
+        *("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens"),
     )
     given = {name: config[name] for name in names if name in config}
     override = context.override_server_args(
@@ -177,6 +178,7 @@ def cache_over(rows: Any, kv: Any, config: Case, page: int) -> Any:
         page_size=page,
         eviction_policy=config.get("radix_eviction_policy", "lru"),
         chunked_prefill_size=config.get("chunked_prefill_size"),
+        is_eagle=config.get("speculative_algorithm") == "EAGLE",
         tree_components=(srt("mem_cache.unified_cache.component_type").ComponentType.FULL,),
     )
     return srt("mem_cache.unified_radix_cache").UnifiedRadixCache(params)
@@ -355,10 +357,8 @@ class Recorder:
         if batch.extend_num_tokens:
             scheduler.processed_tokens_counter += batch.extend_num_tokens
         decoding = batch.forward_mode.is_decode()
-        names = [request.rid for request in batch.reqs]
-        ends = batch.seq_lens_cpu.tolist()
-        news = [1] * len(names) if decoding else list(batch.extend_lens)
-        rows = [[name, new, end - new] for name, new, end in zip(names, news, ends, strict=True)]
+        rows = self.rows(batch)
+        news = [new for _, new, _ in rows]
         decodes = len(batch.decoding_reqs or ()) if not decoding else len(rows)
         if scheduler.chunked_req is not None:
             self.cut.add(scheduler.chunked_req.rid)
@@ -379,24 +379,31 @@ class Recorder:
             "new_token_ratio": round(scheduler.new_token_ratio_tracker.current, 9),
             "free_tokens": free,
             "evictable": evictable,
-            "prefill_tokens": sum(news) - decodes,
+            "prefill_tokens": 0 if decoding else sum(news) - decodes,
             "decode_seqs": decodes,
-            "kv_tokens": sum(ends),
+            "kv_tokens": sum(new + before for _, new, before in rows),
         }
         for noted in (self.retracted, self.preempted, self.aborted):
             noted.clear()
         return batch, step
 
+    def rows(self, batch: Any) -> list[Any]:
+        """The rows of a batch: request, new tokens, tokens before them."""
+        names, ends = [request.rid for request in batch.reqs], batch.seq_lens_cpu.tolist()
+        news = [1] * len(names) if batch.forward_mode.is_decode() else list(batch.extend_lens)
+        return [[name, new, end - new] for name, new, end in zip(names, news, ends, strict=True)]
+
+    def yielded(self, batch: Any, _step: Case) -> Any:
+        """What the model yields with a batch: a token a row."""
+        torch = importlib.import_module("torch")
+        tokens = [token(self.by_id[request.rid]["out_seg"], len(request.output_ids)) for request in batch.reqs]
+        return srt("managers.utils").GenerationBatchResult(next_token_ids=torch.tensor(tokens, dtype=torch.int64))
+
     def settle(self, batch: Any, step: Case) -> None:
         """Take in the results of a batch at its end."""
-        torch = importlib.import_module("torch")
         scheduler = self.scheduler
-        tokens = []
-        counts = {}
-        for request in batch.reqs:
-            count = counts[request.rid] = len(request.output_ids)
-            tokens.append(token(self.by_id[request.rid]["out_seg"], count))
-        result = srt("managers.utils").GenerationBatchResult(next_token_ids=torch.tensor(tokens, dtype=torch.int64))
+        counts = {request.rid: len(request.output_ids) for request in batch.reqs}
+        result = self.yielded(batch, step)
         ended = {request.rid for request in batch.reqs if request.finished()}
         processor = scheduler.batch_result_processor
         if batch.forward_mode.is_decode():
@@ -408,7 +415,7 @@ class Recorder:
             note = self.results[request.rid]
             if len(request.output_ids) > counts[request.rid]:
                 note.setdefault("first_token", step["t_end"])
-                note["n_out"] = len(request.output_ids)
+                note["n_out"] = len(request.output_ids_through_stop)
             if request.finished() and request.rid not in ended:
                 note["finish"] = step["t_end"]
                 step["finished"].append(request.rid)
@@ -450,11 +457,11 @@ class Recorder:
             scheduler.last_batch = batch
 
 
-def record(config: Case, requests: list[Case]) -> list[Case]:
+def record(config: Case, requests: list[Case], kind: type[Recorder] = Recorder) -> list[Case]:
     """The steps of SGLang's scheduler, and when each request ended."""
     if any("max_tokens" in request for request in requests):
         config["config"]["ignore_eos"] = False
-    recorder = Recorder(config, requests)
+    recorder = kind(config, requests)
     try:
         recorder.run()
     finally:

@@ -11,8 +11,10 @@ from typing import Any
 
 from engine_models.cost.drafting import Speculation
 from engine_models.declaration import Role
+from engine_models.model.architecture import state_bytes_per_sequence
 from engine_models.model.blocks import Architecture
 from hardware_profiles.errors import InputError
+from hardware_profiles.records import dataclass
 
 DRAFTED_ROWS = 48
 """`max_running_requests` with drafts unless it is given (datasheet: as the module)."""
@@ -97,12 +99,40 @@ def check_stages(drafts: Speculation, role: Role) -> None:
     )
 
 
-def step_slots(drafts: Speculation, page_tokens: int) -> int:
-    """KV slots that a step may write for a row: drafts, or what is verified; on pages each branch has pages of its own."""
-    if page_tokens == 1 or drafts.branches == 1 or drafts.draft is None:
-        return max(drafts.tokens * drafts.branches if drafts.draft is not None else 0, drafts.row_tokens)
-    pages = (page_tokens - 1 + drafts.tokens + page_tokens - 1) // page_tokens
-    return max(pages * page_tokens * drafts.branches, drafts.row_tokens)
+@dataclass(frozen=True)
+class Verifying:
+    """What a scheduler knows of drafts.
+
+    row_tokens : tokens of a row that a step verifies, that before the drafts included.
+    step_slots : KV slots that a step may write for a row.
+    pairs : whether prefixes are found by pairs of tokens, as a drafter of EAGLE's kind reads the next token beside each.
+    """
+
+    row_tokens: int
+    step_slots: int
+    pairs: bool = False
+
+
+PAIRED = ("eagle", "eagle3", "mtp")
+"""Methods whose drafter reads pairs of tokens (datasheet: `is_eagle` in `speculative/spec_info.py`, 0.5.23)."""
+
+
+def verifying(drafts: Speculation, page_tokens: int, arch: Architecture) -> Verifying:
+    """What a scheduler knows of a pool's drafts; a tree that keeps states of recurrent layers is by tokens."""
+    layered, tokens = drafts.draft is not None, drafts.row_tokens
+    slots = step_slots(drafts.tokens, drafts.branches, tokens, page_tokens, layered=layered)
+    return Verifying(tokens, slots, drafts.method in PAIRED and not state_bytes_per_sequence(arch, 1, 1))
+
+
+def step_slots(steps: int, branches: int, row_tokens: int, page_tokens: int, *, layered: bool) -> int:
+    """KV slots that a step may write for a row: drafts, or what is verified; on pages each branch has pages of its own.
+
+    steps : passes of the drafter. branches : tokens that each goes on from. layered : whether the drafter keeps keys and values.
+    """
+    if page_tokens == 1 or branches == 1 or not layered:
+        return max(steps * branches if layered else 0, row_tokens)
+    pages = (page_tokens - 1 + steps + page_tokens - 1) // page_tokens
+    return max(pages * page_tokens * branches, row_tokens)
 
 
 def kv_share_of_drafter(drafts: Speculation, arch: Architecture) -> float:

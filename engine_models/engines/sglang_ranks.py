@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine_models.cost.adapters import Adapters
-from engine_models.cost.drafting import Speculation
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
-from engine_models.engines.sglang_drafts import check_stages, step_slots
+from engine_models.engines.sglang_drafts import Verifying, check_stages, step_slots, verifying
 from engine_models.engines.sglang_handover import post_s_of, reserving
 from engine_models.engines.sglang_memory import keeps_prefixes
 from engine_models.engines.sglang_recorded import PairRecorder
@@ -50,7 +49,7 @@ class Rank:
     windows: tuple[int, ...] = ()  # of the model's layers
     role: Role = "mixed"
     decode: ReservingRules | None = None  # of a decode server
-    drafts: Speculation | None = None
+    drafts: Verifying | None = None
     adapters: AdapterLimits | None = None
     tiers: TierPlan | None = None
     post_s: float = 0.0  # what a piece takes a prefill server's host to post
@@ -64,6 +63,7 @@ class Rank:
             self.page_tokens,
             prefix_caching=self.prefix_caching,
             eviction_policy=self.eviction_policy,
+            pairs=self.drafts is not None and self.drafts.pairs and self.decode is None,
         )
         if self.decode is not None:
             return self._answering(self.decode, kv, mode)
@@ -85,7 +85,7 @@ class Rank:
             given["further"] = self.tiers.further_tier(self.page_tokens)
         if self.drafts is not None:
             kinds.append(DraftedReservingScheduler)
-            given |= {"row_tokens": self.drafts.row_tokens, "step_slots": step_slots(self.drafts, self.page_tokens)}
+            given |= {"row_tokens": self.drafts.row_tokens, "step_slots": self.drafts.step_slots}
             return composed(kinds)(rules, kv, **given)
         if self.prefix_caching:
             from engine_models.schedulers.reserved_cached import CachedReservingScheduler
@@ -103,7 +103,7 @@ class Rank:
             rules.append(AdaptedPrefillFirstScheduler if drafts is None else DraftedAdaptedPrefillFirstScheduler)
             given["limits"] = self.adapters
         if drafts is not None:
-            given |= {"row_tokens": drafts.row_tokens, "step_slots": step_slots(drafts, self.page_tokens)}
+            given |= {"row_tokens": drafts.row_tokens, "step_slots": drafts.step_slots}
             if self.adapters is None:
                 rules.append(DraftedPrefillFirstScheduler)
         if sends:
@@ -122,7 +122,9 @@ class Rank:
 
             rules.append(TieredSendingPrefillScheduler if sends else TieredPrefillFirstScheduler)
             given |= {"prefetch": self.tiers.prefetch, "ranks": self.tiers.ranks}
-            kv = self.tiers.pool(self.kv_tokens, self.page_tokens, self.eviction_policy)
+            kv = self.tiers.pool(
+                self.kv_tokens, self.page_tokens, self.eviction_policy, pairs=drafts is not None and drafts.pairs
+            )
         return composed(rules or [PrefillFirstScheduler])(self.rules, kv, **given)
 
 
@@ -146,7 +148,7 @@ def rank_of(
         role=request.role,
         decode=reserving(request, serving, rows) if decodes else None,
         post_s=post_s_of(request, serving.number),
-        drafts=drafts,
+        drafts=verifying(drafts, serving.page, request.arch) if drafts else None,
         adapters=limits_in(adapters, structured=request.structured),
         tiers=tiers,
         lanes=lanes,
@@ -169,7 +171,7 @@ def limits_of(rank: Rank, step_tokens: int) -> Limits:
         prompt_tokens=held - SPARE_TOKENS - 1,
         row_tokens=held - 1,
         request_tokens=(rank.kv_tokens - backing) // page * page if backing is not None else None,
-        spare_tokens=2 * step_slots(drafts, page) if drafts else 0,
+        spare_tokens=2 * drafts.step_slots if drafts else 0,
         page_after_prompt=True,
     )
 
@@ -201,9 +203,25 @@ def replay_of(knobs: Mapping[str, Any]) -> Replay:
         page_tokens=knobs.get("page_size", 1),
         prefix_caching=not knobs.get("disable_radix_cache", False),
         eviction_policy=knobs.get("radix_eviction_policy", "lru"),
+        drafts=_recorded_drafts(knobs),
     )
     columns = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable")
     return Replay(rank.scheduler("record"), depth, columns, _recorder())
+
+
+def _recorded_drafts(knobs: Mapping[str, Any]) -> Verifying | None:
+    algorithm = knobs.get("speculative_algorithm")
+    if algorithm is None:
+        return None
+    tokens = knobs["speculative_num_draft_tokens"]
+    slots = step_slots(
+        knobs["speculative_num_steps"],
+        knobs["speculative_eagle_topk"],
+        tokens,
+        knobs.get("page_size", 1),
+        layered=algorithm != "NGRAM",
+    )
+    return Verifying(tokens, slots, algorithm == "EAGLE")
 
 
 def _recorder() -> Callable[[Batch, Mapping[int, str]], dict[str, Any]]:

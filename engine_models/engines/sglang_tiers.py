@@ -52,7 +52,7 @@ class TierPlan:
     end_bytes: float = 0.0
     writes_only: bool = False
 
-    def pool(self, tokens: int, page_tokens: int, eviction_policy: str) -> TieredPool:
+    def pool(self, tokens: int, page_tokens: int, eviction_policy: str, *, pairs: bool = False) -> TieredPool:
         """The pool of a replica and its tree."""
         tree = TieredTree(
             page_tokens,
@@ -61,7 +61,8 @@ class TierPlan:
             write=self.write,
             further=self.further_tier(page_tokens) if self.further is not None else None,
         )
-        return TieredPool(tokens, page_tokens, tree, Link(self.host_bytes_per_s), self.token_bytes, self.end_bytes)
+        link = Link(self.host_bytes_per_s)
+        return TieredPool(tokens, page_tokens, tree, link, self.token_bytes, self.end_bytes, pairs=pairs)
 
     def further_tier(self, page_tokens: int) -> FurtherTier:
         """The store behind the host, as a replica uses it."""

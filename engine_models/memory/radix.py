@@ -97,6 +97,18 @@ class Content:
         return min(equal, room)
 
 
+def paired(content: Content) -> Content:
+    """The same by pairs of neighbouring tokens, one fewer than tokens: the pair of two runs' ends is a segment of its own."""
+    pairs: list[Run] = []
+    last: Run | None = None
+    for segment, offset, length in content.runs:
+        if last is not None:
+            pairs.append((hash((last[0], last[1] + last[2] - 1, segment, offset)), 0, 1))
+        pairs.append((segment, offset, length - 1))
+        last = segment, offset, length
+    return Content(tuple(pairs))
+
+
 def content_of(seq: Sequence) -> Content:
     """Prompt and answer of a request: what others may share as its runs say, the rest a segment that nobody else has."""
     final, runs = seq.final_length, seq.runs
@@ -459,6 +471,8 @@ class RadixPool:
     """The KV tokens of a replica: free ones, and those that the tree holds; the rest belongs to requests alone.
 
     `capacity_blocks` and `free_blocks` count pages for reporting; there a page that could be evicted counts as free.
+
+    pairs : whether tokens are known by pairs of neighbours; n tokens then have `keys(n)`, one fewer.
     """
 
     def __init__(
@@ -468,8 +482,10 @@ class RadixPool:
         *,
         prefix_caching: bool = True,
         eviction_policy: str = "lru",
+        pairs: bool = False,
     ) -> None:
         self.page_tokens = page_tokens
+        self.pairs = pairs
         self.capacity_tokens = capacity_tokens - capacity_tokens % page_tokens
         self.prefix_caching = prefix_caching
         self.free_tokens = self.capacity_tokens
@@ -486,6 +502,15 @@ class RadixPool:
         self.free_tokens -= self.tree.warm(pieces)
         if self.free_tokens < 0:
             self.free_tokens += self.tree.evict(-self.free_tokens)
+
+    def content(self, seq: Sequence) -> Content:
+        """The keys of a request's tokens."""
+        content = content_of(seq)
+        return paired(content) if self.pairs else content
+
+    def keys(self, tokens: int) -> int:
+        """How many keys the first `tokens` tokens of a request have."""
+        return max(0, tokens - 1) if self.pairs else tokens
 
     def paged(self, tokens: int) -> int:
         """`tokens` rounded up to whole pages."""

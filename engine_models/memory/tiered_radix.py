@@ -350,8 +350,10 @@ class TieredPool(RadixPool):
         link: Link,
         token_bytes: float,
         end_bytes: float = 0.0,
+        *,
+        pairs: bool = False,
     ) -> None:
-        super().__init__(capacity_tokens, page_tokens)
+        super().__init__(capacity_tokens, page_tokens, pairs=pairs)
         self.tree = tree
         self._link, self._token_bytes, self._end_bytes = link, token_bytes, end_bytes
         self.hit_tokens = self.read_tokens = self.loads = 0

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from mypy_extensions import mypyc_attr
 
-from engine_models.memory.radix import Content, Node, RadixPool, RadixTree, content_of
+from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.kept import Kept
@@ -282,7 +282,7 @@ class PrefillFirstScheduler(Scheduler):
         room = self.kv.capacity_tokens - self.kv.paged(prompt) - self.kv.page_tokens - 1
         limit = max(0, min(limit, room))
         seq.final_length = min(final, prompt + max(1, limit))
-        seq.group_state = _Row(content_of(seq), limit, self.kv.tree.root)
+        seq.group_state = _Row(self.kv.content(seq), limit, self.kv.tree.root)
         self._enqueue(seq)
 
     def _look_for_arrivals(self) -> None:
@@ -338,7 +338,7 @@ class PrefillFirstScheduler(Scheduler):
             return True
         decoding, latest = seq.state == "decoding", self.next_number - 1
         ends = seq.state == "ending" or seq in self._wasting
-        served = max(self._last_decode, seq.group_state.last) if decoding and not ends else seq.group_state.last
+        served = seq.group_state.last if ends else self._last_served(seq)
         # still when the scheduler hears of it, which it does when it forms a batch
         in_flight = self._overlap and self.processed_number < latest == served and latest != self._formed_nothing
         if ends:
@@ -355,6 +355,11 @@ class PrefillFirstScheduler(Scheduler):
             self._join_decodes(seq)
         self._left.add(seq)
         return True
+
+    def _last_served(self, seq: Sequence) -> int:
+        """The latest batch that a row is in."""
+        last: int = seq.group_state.last
+        return max(self._last_decode, last) if seq.state == "decoding" else last
 
     def _end_in_flight(self, seq: Sequence, number: int) -> None:
         """Let a row end with the latest batch, which is under way; the next serves it in vain."""
@@ -633,12 +638,12 @@ class PrefillFirstScheduler(Scheduler):
             return
         if self._passes % REFRESH_PASSES == 0:
             for seq in reversed(self._waiting[:LONG_QUEUE]):  # the front of the queue becomes the newest
-                kv.tree.match(seq.group_state.content, seq.length)
+                kv.tree.match(seq.group_state.content, kv.keys(seq.length))
         self._passes += 1
 
     def _look_up(self, seq: Sequence) -> int:
         row: _Row = seq.group_state
-        found, row.node = self.kv.tree.match(row.content, seq.length)
+        found, row.node = self.kv.tree.match(row.content, self.kv.keys(seq.length))
         row.matched = min(found, seq.length - 1)
         return found
 
@@ -650,11 +655,12 @@ class PrefillFirstScheduler(Scheduler):
             row: _Row = seq.group_state
             found = self._look_up(seq)
             if found <= IN_BATCH_CHECK_TOKENS:
-                shared, _ = among.match(row.content, seq.length)
-                if shared >= IN_BATCH_DEFER_TOKENS:
+                keys = self.kv.keys(seq.length)
+                shared, _ = among.match(row.content, keys)
+                if shared + seq.length - keys >= IN_BATCH_DEFER_TOKENS:  # the queue's own tree is by tokens
                     deferred.add(seq)
                 else:
-                    among.insert(row.content, seq.length)
+                    among.insert(row.content, keys)
         return deferred
 
     def _response_rank(self, seq: Sequence, deferred: bool) -> tuple[float, int]:
@@ -836,7 +842,7 @@ class PrefillFirstScheduler(Scheduler):
         if not kv.prefix_caching:
             return
         row: _Row = seq.group_state
-        length = computed - computed % kv.page_tokens
+        length = kv.keys(computed) // kv.page_tokens * kv.page_tokens
         known, node = self._enter(seq, length)
         if known > row.protected:
             kv.free_tokens += known - row.protected  # computed twice: the tree keeps its copy
@@ -854,7 +860,7 @@ class PrefillFirstScheduler(Scheduler):
         row: _Row = seq.group_state
         known, node = tree.insert(row.content, length, counted=row.entered, priority=seq.priority)
         row.entered = max(row.entered, length)
-        prompt = seq.prompt_tokens - seq.prompt_tokens % self.kv.page_tokens
+        prompt = self.kv.keys(seq.prompt_tokens) // self.kv.page_tokens * self.kv.page_tokens
         if 0 < prompt < length:
             tree.insert(row.content, prompt, counted=prompt, priority=seq.priority + 1)
         return known, node
@@ -871,8 +877,7 @@ class PrefillFirstScheduler(Scheduler):
         if not kv.prefix_caching:
             kv.free_tokens += held
         else:
-            committed = self._kept_tokens(seq)
-            length = committed - committed % kv.page_tokens
+            length = kv.keys(self._kept_tokens(seq)) // kv.page_tokens * kv.page_tokens
             known, _ = self._enter(seq, length)
             kv.free_tokens += max(known, row.protected) - row.protected + held - length
             kv.tree.unlock(row.node)
@@ -1123,7 +1128,7 @@ class _Adder:
         """Find what the tree has of a waiting request."""
         row: _Row = seq.group_state
         if self.kv.prefix_caching:
-            row.matched, row.node = self.kv.tree.match(row.content, seq.length - 1)
+            row.matched, row.node = self.kv.tree.match(row.content, self.kv.keys(seq.length - 1))
         row.fill = seq.length
 
     def add(self, seq: Sequence) -> str:

@@ -106,7 +106,7 @@ class TieredPrefillFirstScheduler(UsesStore, PrefillFirstScheduler):
         further, rule = tree.further, self._prefetch
         if further is None:
             return
-        limit = seq.length - seq.length % self.kv.page_tokens
+        limit = self.kv.keys(seq.length) // self.kv.page_tokens * self.kv.page_tokens
         position, node = tree.match(content, limit)
         known = position + sum(each.length for each in tree.below(content, limit, node, position))
         if limit - known < rule.threshold_tokens:
@@ -153,7 +153,7 @@ class TieredPrefillFirstScheduler(UsesStore, PrefillFirstScheduler):
 
     def _bring(self, seq: Sequence, row: _Row, node: Node) -> tuple[int, Node]:
         kv, tree = self.kv, self.kv.tree
-        limit = seq.length - 1
+        limit = kv.keys(seq.length - 1)
         nodes = tree.below(row.content, limit - limit % kv.page_tokens, node, row.matched)
         tokens = sum(each.length for each in nodes)
         if tokens < LEAST_LOAD_TOKENS or tokens > kv.free_tokens + tree.evictable_tokens or not kv.load(nodes):

@@ -13,7 +13,7 @@ from engine_models.engines.known import parse_engine_args
 from engine_models.engines.sglang_drafts import draft_defaults, drafted_graph_rows
 from engine_models.engines.sglang_flags import FLAGS
 from engine_models.flags import reconcile
-from engine_models.memory.radix import RadixPool
+from engine_models.memory.radix import Content, RadixPool, paired
 from engine_models.model.architecture import load_architecture
 from engine_models.parts.acceptance import AcceptanceStreams
 from engine_models.parts.batch import Batch
@@ -87,7 +87,8 @@ def test_a_step_verifies_all_drafts_and_an_unknown_end_is_verified_once_more_in_
     assert [(b.tokens, b.decode_kv_tokens) for b in stepped(1, certain=True)] == [(10, 0), (3, 13), (3, 16)]
     # ahead of its results a step yields one token for certain: with the second in flight 4 + 1 are known
     assert [(b.tokens, b.decode_kv_tokens) for b in stepped(2, certain=True)] == [(10, 0), (3, 13), (3, 16)]
-    assert [(b.tokens, b.decode_kv_tokens) for b in stepped(2, certain=False)] == [(10, 0), (3, 13), (3, 16), (3, 17)]
+    # the step in vain goes on behind all three that the second accepted, as the device does not know of the limit
+    assert [(b.tokens, b.decode_kv_tokens) for b in stepped(2, certain=False)] == [(10, 0), (3, 13), (3, 16), (3, 19)]
 
 
 def test_rows_hold_twice_what_a_step_may_write_beyond_what_is_known() -> None:
@@ -106,6 +107,84 @@ def test_rows_hold_twice_what_a_step_may_write_beyond_what_is_known() -> None:
             scheduler.settle(batches[number - 1])
     # prompt; then 6 more than the 10, 10 and 13 tokens known to have keys and values
     assert held == [10, 16, 16, 19]
+
+
+def kept_of(output: int, accepted: int, *, page: int = 1, pairs: bool = False, depth: int = 1) -> int:
+    """Tokens that the tree keeps of one request of 30 tokens and its answer, whose steps accept so many drafts each."""
+    seq = Sequence(0, 30, output, 0.0, stop_known=True, acceptance=lambda _: accepted)
+    pool = RadixPool(200, page, pairs=pairs)
+    serve(PrefillFirstRules(4, 64, in_flight=depth), pool, [seq], 3)
+    assert pool.free_tokens + pool.tree.evictable_tokens == pool.capacity_tokens
+    return pool.tree.evictable_tokens
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_last_token_is_kept_if_a_draft_was_accepted_behind_it(depth: int) -> None:
+    # 1 token by the prompt, 4 and 4 by verifications: the ninth token is the last that was sampled, without keys and values
+    assert kept_of(9, 3, depth=depth) == 30 + 8
+    # the eighth is followed by the ninth, which nobody gets
+    assert kept_of(8, 3, depth=depth) == 30 + 8
+    assert kept_of(7, 3, depth=depth) == 30 + 7
+    assert kept_of(1, 3, depth=depth) == 30
+
+
+def test_keys_are_pairs_of_tokens_where_the_drafter_reads_them() -> None:
+    assert kept_of(8, 3, pairs=True) == 30 + 7
+    # 32 tokens are 31 pairs, which fill one page of 16
+    assert kept_of(2, 3, page=16) == 32
+    assert kept_of(2, 3, page=16, pairs=True) == 16
+
+
+RUNS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=5)
+
+
+@given(RUNS, RUNS)
+def test_contents_by_pairs_agree_as_far_as_their_pairs_do(first: list[Any], second: list[Any]) -> None:
+    a, b = Content(tuple(first)), Content(tuple(second))
+    equal = a.common(0, a.length, b.slice(0, b.length))
+    pairs = [paired(content) for content in (a, b)]
+    assert [content.length for content in pairs] == [a.length - 1, b.length - 1]
+    if min(a.length, b.length) > 1:
+        assert pairs[0].common(0, pairs[0].length, pairs[1].slice(0, pairs[1].length)) == max(0, equal - 1)
+
+
+def test_room_is_made_for_a_page_a_row_more_than_is_written() -> None:
+    pool = RadixPool(64, 16)
+    kept = Content(((9, 0, 32),))
+    pool.free_tokens -= 32
+    pool.tree.insert(kept, 32)
+    scheduler = DraftedPrefillFirstScheduler(PrefillFirstRules(4, 64), pool, row_tokens=2, step_slots=2)
+    scheduler.add(Sequence(0, 13, 8, 0.0, acceptance=lambda _: 0))
+    prompt = scheduler.schedule(0.0)
+    assert prompt is not None
+    scheduler.settle(prompt)
+    assert (pool.free_tokens, pool.tree.evictable_tokens) == (16, 32)
+    # 13 + 4 tokens need one page more; 19 places up to its end and a page for the row are asked for, all that was kept goes
+    assert scheduler.schedule(1.0) is not None
+    assert (pool.free_tokens, pool.tree.evictable_tokens) == (32, 0)
+
+
+def test_a_client_that_leaves_ends_with_the_step_under_way_and_is_verified_once_more_in_vain() -> None:
+    pool = RadixPool(400)
+    scheduler = DraftedPrefillFirstScheduler(PrefillFirstRules(4, 256, in_flight=2), pool, row_tokens=3, step_slots=3)
+    seq = Sequence(0, 10, 90, 0.0, acceptance=lambda _: 2)
+    scheduler.add(seq)
+    batches = []
+    for number in range(4):
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        batches.append(batch)
+        if number:
+            scheduler.settle(batches[number - 1])
+    assert scheduler.cancel(seq)  # the fourth batch is under way
+    vain = scheduler.schedule(0.0)
+    assert vain is not None
+    assert vain.decode_rows == 1
+    scheduler.settle(batches[3])
+    assert seq.state == "finished"
+    assert pool.tree.evictable_tokens == 10 + 9
+    assert pool.free_tokens == 400 - 19
+    assert scheduler.schedule(0.0) is None
 
 
 def settings_of(command: str, **pool: Any) -> dict[str, Any]:
