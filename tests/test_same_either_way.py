@@ -116,3 +116,24 @@ def test_a_drain_ends_when_the_clock_says_though_some_were_never_sent() -> None:
     found = simulate(data)
     assert found.result["totals"]["unfinished"] > 0
     assert max(log.end_s[-1] for log in found.raw.logs) > 6.0 > np.nanmax(found.raw.arrival_s) + 2.0
+
+
+def test_who_leaves_before_the_first_token_of_a_prompt_with_drafts_keeps_what_was_known() -> None:
+    """Two steps are under way then: the prompt's last and the first that verifies. The token that is to come is in no block."""
+    pool: dict[str, Any] = {"engine": "vllm", "hardware": "a100-sxm-80gb"}
+    pool["engine_args"] = {"num_gpu_blocks_override": 3000, "max_model_len": 7100}
+    pool["speculative"] = {"method": "eagle3", "num_speculative_tokens": 2, "acceptance": 0.6}
+    whole = {"prompt_tokens": 15, "shared_prefix": {"groups": 1, "tokens": 352}, "sessions": {"turns": 2, "think_time_s": 0.0}}
+    for timeout_s in (0.0405, 0.0415, 0.0425, 0.0435):
+        load = {**whole, "arrivals": {"kind": "constant", "rate": 30}, "output_tokens": 30, "duration": 3.0}
+        jumps_as_it_steps(scenario(pool, 1, {"timeout_s": timeout_s}, **load))
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+def test_what_drafts_have_given_when_the_drain_ends_is_the_same(seed: int) -> None:
+    """Steps but the last are taken in, though the drain is over while they last."""
+    pool: dict[str, Any] = {"engine": "vllm", "hardware": "h100-sxm-80gb"}
+    pool["speculative"] = {"method": "eagle3", "num_speculative_tokens": 1, "acceptance": 0.6}
+    for duration in (1.0, 1.35, 1.62):
+        load = {"arrivals": {"kind": "closed_loop", "concurrency": 3}, "prompt_tokens": 300, "output_tokens": 190, "drain_s": 0.0}
+        jumps_as_it_steps(scenario(pool, seed, {}, duration=duration, **load))

@@ -175,11 +175,13 @@ class DraftedScheduler(ContinuousScheduler):
     def cancel(self, seq: Sequence) -> bool:
         """As of the base."""
         if seq in self._rows.tracks:
+            start = self._rows.tracks[seq].start
             self.processed_number -= self._early
+            unknown = start - 1 > self.processed_number  # the token that its prompt yields is under way
             self._leave_decodes(seq, None)
             self.processed_number += self._early
             if seq.in_flight_tokens:
-                self.kv.register(seq, seq.length - seq.pending)
+                self.kv.register(seq, seq.length - seq.pending - unknown)
         return super().cancel(seq)
 
     # -- joining and leaving --------------------------------------------------------------------------------

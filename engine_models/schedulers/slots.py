@@ -94,6 +94,7 @@ class SlotRow:
 
     __slots__ = (
         "answer",
+        "brought_by",
         "content",
         "ended",
         "got",
@@ -120,6 +121,7 @@ class SlotRow:
         self.ended: Why | None = None
         self.shifted = False
         self.torn = False  # it has got a prompt that was not computed to its end
+        self.brought_by: Slot | None = None  # the slot whose release brought it to the front of the queue
 
 
 class Slot:
@@ -291,13 +293,19 @@ class SlotScheduler(Scheduler):
         return True
 
     def cancel(self, seq: Sequence) -> bool:
-        """As of the base; the slot keeps its cache. Tokens in flight count as got, as those of other schedulers."""
+        """As of the base; the slot keeps its cache. Tokens in flight count as got, as those of other schedulers.
+
+        A server releases slots between two iterations, when whoever has left meanwhile is no longer deferred: one that a slot
+        has brought and that leaves before the next iteration makes room for the next.
+        """
         row = self._rows[seq]
         if self._flying is not None and seq in self._flying.finishing:
             return False
         slots = [slot for slot in self.slots if slot.row is not None and slot.row.seq is seq]
         if not slots:
             (self._queue if row in self._queue else self._deferred).remove(row)
+            if row.brought_by is not None:
+                self._bring(row.brought_by)
         self._note_tokens(row)
         row.ended = "gone"
         for slot in slots:
@@ -327,6 +335,7 @@ class SlotScheduler(Scheduler):
                 slot = None
         if self.record_rows:
             self._tasks.append(Task(row, slot.index if slot else None, by, events))
+        row.brought_by = None
         if slot is None:
             self._deferred.append(row)
             return
@@ -436,12 +445,17 @@ class SlotScheduler(Scheduler):
         self._busy -= 1
         slot.used = self._releases
         self._releases += 1
+        self._bring(slot)
+
+    def _bring(self, slot: Slot) -> None:
+        """Bring the request that a free slot lets in to the front of the queue."""
         waiting = self._deferred
         if not waiting:
             self._owed += 1
             return
         row = next((row for row in waiting if row.wish.slot == slot.index), waiting[0])
         waiting.remove(row)
+        row.brought_by = slot
         self._queue.appendleft(row)
         if self.record_rows:
             self._popped.append(row)

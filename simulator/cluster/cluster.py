@@ -386,6 +386,8 @@ class Cluster:
             for rows in self._blocks:
                 for row in rows.cut(self._limit_s).tolist():
                     self._live.pop(rows.first + row, None)
+        for replica in self.replicas:
+            replica.settle_ahead()
         for seq in leave(self.ranks, self._live.values(), self._limit_s):
             self._keep(seq)
         self._last_step_s = last_step_s(self.ranks)

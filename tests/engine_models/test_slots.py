@@ -377,6 +377,22 @@ def test_a_request_that_leaves_frees_its_slot_and_keeps_the_cache() -> None:
     assert first.emissions == [0, 0]
 
 
+def test_one_that_a_free_slot_brought_and_that_leaves_makes_room_for_the_next() -> None:
+    """All between two iterations, when the server has not released the slot yet."""
+    scheduler = SlotScheduler(SlotRules(1, 512))
+    runs, brought, last = (Sequence(index, 50, 10, 0.0) for index in range(3))
+    for seq in (runs, brought, last):
+        scheduler.add(seq)
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    scheduler.settle(batch)
+    assert scheduler.cancel(runs)
+    assert scheduler.cancel(brought)
+    assert scheduler.schedule(1.0) is not None
+    assert scheduler.slots[0].row is not None
+    assert scheduler.slots[0].row.seq is last
+
+
 @pytest.mark.parametrize("holds", [True, False])
 def test_a_cache_that_cannot_be_cut_goes_on_whole(holds: bool) -> None:
     """The second prompt has all of the first and its answer, or less."""
