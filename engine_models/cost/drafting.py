@@ -401,6 +401,7 @@ class Drafting(StepCost):
                     moe_by_flag=terms.moe_by_flag,
                     moe_rival=terms.moe_rival,
                     routed=terms.routed,
+                    one_sided=terms.one_sided,
                     gathered_bytes=terms.gathered_bytes,
                     exchanges_over_all=terms.exchanges_over_all,
                 )

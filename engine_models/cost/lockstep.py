@@ -11,7 +11,8 @@ m_r are the tokens of rank r, T those of all ranks. In a CUDA graph all ranks ar
 idle rank one dummy token. The transfers are an all-gather and a reduce-scatter over the D ranks of activations in 16 bit
 (vLLM's default `allgather_reducescatter`, SGLang's gather and scatter without an all-to-all backend). With one (`Terms.routed`) a
 token goes to the ranks of its experts alone, and those compute no others: `Ops.routed_experts_s`, where such kernels were timed.
-Elsewhere a rank receives topk / D of what it would gather, at most all of it, at the speed of the same curves (assumed).
+Elsewhere a rank receives topk / D of what it would gather, at most all of it, at the speed of the same curves (assumed). Where
+ranks write into each other's memory (`Terms.one_sided`) the exchange is that of :mod:`engine_models.cost.one_sided`.
 
 With drafts a rank's own time includes its drafter. A drafter that is a layer of experts like the model's (multi-token prediction)
 waits for all ranks too, in each pass: the first over the tokens of the step, the k - 1 others over one token a row, padded
@@ -27,6 +28,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from engine_models.cost import one_sided
 from engine_models.cost.drafting import Drafting
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.tables import FloatArray, IntArray, PiecewiseLinear, log_grid
@@ -60,6 +62,10 @@ def shared_parts_s(shard: Shard, tokens: IntArray, *, captured: bool = True) -> 
     waits_s = 2.0 * shard.terms.host.reduce_wait_s  # as at the two all-reduces of a layer under tensor parallelism
     for moe in shapes:
         choices = CHOICE_BYTES * moe.topk * np.asarray(tokens, dtype=np.float64)
+        if shard.terms.one_sided:
+            between_s = one_sided.exchange_s(ops, ranks, moe.reached_share, tokens, sent + choices, width)
+            exchange += moe.layers * (between_s + waits_s)
+            continue
         share = min(moe.topk / ranks, 1.0) if shard.terms.routed else 1.0
         gather_s = ops.all_gather_s(ranks, share * (sent + choices))
         scatter_s = ops.reduce_scatter_s(ranks, share * width)

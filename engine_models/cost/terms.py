@@ -174,7 +174,8 @@ class Terms:
         :mod:`engine_models.cost.flash_attention2`.
     threads : of a CPU that compute; 0: one on each core.
     gathered_bytes : of a value of the activations that ranks gather before experts that they share.
-    routed : whether tokens go to their experts' ranks alone, and not all to all.
+    routed : whether tokens go to their experts' ranks alone, and not all to all. one_sided : whether they are written into the
+        memory of those ranks, and the sums read from there (:mod:`engine_models.cost.one_sided`).
     exchanges_over_all : whether the tensor ranks of a data-parallel rank have parts of the exchange around experts, which is the
         reduction of their sums too.
     beside_tokens : most tokens of a step that a CUDA graph holds in which a shared expert runs beside the routed ones, in a
@@ -242,6 +243,7 @@ class Terms:
     threads: int = 0
     gathered_bytes: float = 2.0
     routed: bool = False
+    one_sided: bool = False
     exchanges_over_all: bool = False
     beside_tokens: int = 0
     expert_launches: float | None = None

@@ -130,6 +130,15 @@ def gathered_bytes(request: PoolRequest) -> float:
     return 2.0 if wide else _GATHERED_BYTES.get(formats.weights.name, 2.0)
 
 
+def one_sided(request: PoolRequest, version: Mapping[str, Any], backend: str | None) -> bool:
+    """Whether ranks of attention data parallelism write into each other's memory: whole experts on each of them, over one NVLink
+    switch (`MnnvlMemory.supports_mnnvl`: all links of a device are up), and not where kernels gather (`trtllm_versions`)."""
+    device = load_device(request.device_name)
+    switched = device.link is not None and device.link.kind.startswith("nvlink") and device.link.topology == "all_to_all"
+    fits = 1 < request.data_parallel == request.expert_parallel <= device.node_size.value
+    return switched and fits and backend in version["one_sided"]
+
+
 def as_run(request: PoolRequest) -> Architecture:
     """The model's layers as their kernels are launched: reductions over the ranks hold the norms beside them.
 
@@ -159,6 +168,7 @@ def terms_of(
         moe_by_flag=False,
         rotary_in_attention=True,
         gathered_bytes=gathered_bytes(request),
+        one_sided=one_sided(request, version, backend),
         beside_tokens=serving.row_tokens * max(serving.graphs, default=0),
         expert_launches=EXPERT_LAUNCHES.get(backend or ""),
         latent_launches=LATENT_LAUNCHES,

@@ -33,7 +33,7 @@ from engine_models.model.blocks import (
     parts_left_by_format,
     replicated,
 )
-from engine_models.model.expert_groups import group_spread
+from engine_models.model.expert_groups import group_spread, reached_share
 from engine_models.model.formats import FORMATS, Format, format_named
 from engine_models.model.hf_config import architecture_from_config, load_architecture
 from hardware_profiles.errors import InputError
@@ -107,8 +107,8 @@ class Gemm:
 class MoeShape:
     """The routed experts of `layers` layers: `tp` splits each expert's width, `ep` the set of experts.
 
-    intermediate is the whole width of an expert, as kernel tables name it; spread : of a rank's rows, see
-    :func:`~engine_models.model.expert_groups.group_spread`.
+    intermediate is the whole width of an expert, as kernel tables name it; spread : of a rank's rows, reached_share : of the
+    ranks hold an expert of a token, see :mod:`engine_models.model.expert_groups`.
     """
 
     hidden: int
@@ -120,6 +120,7 @@ class MoeShape:
     layers: int
     gated: bool = True
     spread: float = 1.0
+    reached_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -606,11 +607,13 @@ def moe_shapes(
             expert_parallel,
             block.layers,
             block.gated,
-            group_spread(block.experts, topk, block.expert_groups, block.groups_per_token, expert_parallel),
+            group_spread(*choice, expert_parallel),
+            reached_share(*choice, expert_parallel),
         )
         for block in arch.mlp
         if block.kind == "moe"
         for topk in (_experts_a_token(block),)
+        for choice in ((block.experts, topk, block.expert_groups, block.groups_per_token),)
     ]
 
 

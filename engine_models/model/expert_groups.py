@@ -1,6 +1,8 @@
-"""How unevenly ranks are loaded by tokens that choose groups of experts first."""
+"""How unevenly ranks are loaded by tokens that choose groups of experts first, and which share of them a token reaches."""
 
 from __future__ import annotations
+
+from math import comb
 
 
 def group_spread(experts: int, topk: int, groups: int, chosen: int, ranks: int) -> float:
@@ -22,3 +24,22 @@ def group_spread(experts: int, topk: int, groups: int, chosen: int, ranks: int) 
     within = topk * (c * mean - c * c * (variance + mean * mean)) * (pool - topk) / (pool - 1.0)
     free = topk / ranks * (1.0 - 1.0 / ranks) * (experts - topk) / (experts - 1.0)
     return (within + (topk * c) ** 2 * variance) / free
+
+
+def reached_share(experts: int, topk: int, groups: int, chosen: int, ranks: int) -> float:
+    """Share of `ranks` ranks that hold an expert of a token, in the mean, which takes them as in :func:`group_spread`.
+
+    Of J of a rank's groups chosen, each with the share c of the experts that the token may take, it misses all with probability
+    ``(1 - J c) ** topk``; a rank that holds a part of a group has it with J = 1.
+
+    >>> [round(reached_share(256, 8, 8, *choice), 2) for choice in ((8, 8), (4, 8), (4, 32), (4, 1))]
+    [0.66, 0.45, 0.2, 1.0]
+    """
+    if ranks < 2:
+        return 1.0
+    if groups <= chosen:
+        return 1.0 - (1.0 - 1.0 / ranks) ** topk
+    own, c = max(1, round(groups / ranks)), experts / max(groups, ranks) / (experts * chosen / groups)
+    ways = comb(groups, chosen)
+    most = min(own, chosen)
+    return sum(comb(own, j) * comb(groups - own, chosen - j) / ways * (1.0 - (1.0 - j * c) ** topk) for j in range(1, most + 1))

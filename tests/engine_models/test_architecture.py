@@ -33,7 +33,7 @@ from engine_models.model.architecture import (
     weight_bytes_per_rank,
 )
 from engine_models.model.catalogue import catalogue, model_names
-from engine_models.model.expert_groups import group_spread
+from engine_models.model.expert_groups import group_spread, reached_share
 from engine_models.model.formats import FORMATS, format_named
 from engine_models.model.stored_format import kv_quantization
 from hardware_profiles.errors import InputError
@@ -285,6 +285,8 @@ def test_gemms_of_a_deepseek_rank() -> None:
     (sliced,) = moe_shapes(arch, 8, 2)
     assert (sliced.tp, sliced.ep) == (4, 2)
     assert moe.spread == group_spread(256, 8, 8, 4, 8)
+    free = moe_shapes(load_architecture("Kimi-K2-Instruct"), 8, 8)[0]
+    assert moe.reached_share == reached_share(256, 8, 8, 4, 8) < free.reached_share
     assert moe_shapes(load_architecture("Kimi-K2-Instruct"), 8, 8)[0].spread == 1.0
 
 
@@ -296,6 +298,17 @@ def test_groups_of_experts_load_ranks_unevenly(ranks: int) -> None:
     rows = (np.where(taken, rng.random((4000, 256)), 2.0).argsort(axis=1)[:, :8] < 256 // ranks).sum(axis=1)
     free = 8 / ranks * (1 - 1 / ranks) * 248 / 255
     assert rows.var() == pytest.approx(group_spread(256, 8, 8, 4, ranks) * free, rel=0.07)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8, 32])
+@pytest.mark.parametrize("chosen", [4, 8])
+def test_a_token_reaches_the_ranks_of_its_experts(ranks: int, chosen: int) -> None:
+    """The closed form against 4,000 tokens that choose their 8 of 256 experts in 4 of 8 groups, or freely."""
+    rng = np.random.default_rng(2)
+    taken = (rng.random((4000, 8)).argsort(axis=1) < chosen).repeat(32, axis=1)
+    experts = np.where(taken, rng.random((4000, 256)), 2.0).argsort(axis=1)[:, :8]
+    drawn = np.mean([len(np.unique(row // (256 // ranks))) for row in experts])
+    assert drawn == pytest.approx(ranks * reached_share(256, 8, 8, chosen, ranks), rel=0.03)
 
 
 def test_groups_that_cannot_hold_a_tokens_experts_are_refused() -> None:

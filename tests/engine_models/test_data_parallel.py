@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.cost import one_sided
 from engine_models.cost.lockstep import CHOICE_BYTES, Lockstep, shared_parts_s
 from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import Formats, HostOverhead
@@ -147,6 +148,23 @@ def test_tokens_that_go_to_their_experts_alone_are_fewer_by_those_over_the_ranks
     few[1] = replace(few[1], terms=replace(few[1].terms, routed=True))
     times = [shared_parts_s(shard, np.array([4096]))["exchange between ranks"] for shard in few]
     assert times[0] == times[1] > 0
+
+
+def test_ranks_that_write_into_each_other_pay_for_the_ranks_that_a_token_reaches() -> None:
+    """Two kernels a layer, their waits, and a token's bytes to the other ranks that hold an expert of it, and back."""
+    shard = replace(OWN.shard, terms=replace(OWN.shard.terms, one_sided=True))
+    m = np.array([0, 4, 4096, 65536])
+    exchange = shared_parts_s(shard, m)["exchange between ranks"]
+    reached = 4 * (1 - (1 - 1 / 4) ** 2)
+    (there, more, quick), (back, again, slow) = one_sided.DISPATCH, one_sided.COMBINE
+    floor = there + back + 2 * (more + again)
+    sent, returned = 4096 * 2.0 + 2 * CHOICE_BYTES, 4096 * 2.0
+    link = kernels().peaks.link_bytes_per_s
+    moved = reached * 3 / 4 * m[1:] / 4 * (sent / (quick * link) + returned / (slow * link))
+    assert exchange[0] == 0.0
+    assert exchange[1:] == pytest.approx(32 * (floor + moved))
+    gathered = shared_parts_s(OWN.shard, m)["exchange between ranks"]
+    assert exchange[3] < gathered[3]  # 1.75 of 4 ranks instead of all
 
 
 def test_every_layer_of_experts_launches_the_exchange_too() -> None:

@@ -395,7 +395,7 @@ def test_formats_that_a_gpu_does_not_compute_in_are_refused(weights: str, device
 
 
 def test_version_1_says_that_it_is_not_proven() -> None:
-    assert plan(request_of(), "1.2").version == "1.0.0"
+    assert [plan(request_of(), name).version for name in ("1.1", "1.2")] == ["1.0.0", "1.2.0"]
     assert any("no recording of it was compared" in note for note in plan(request_of(), "1.0").notes)
     assert not any("no recording" in note for note in plan(request_of()).notes)
 
@@ -538,6 +538,25 @@ def test_attention_data_parallelism_makes_every_device_a_rank() -> None:
     scenario["deployment"]["tensor_parallel"] = 4
     with pytest.raises(InputError, match="over all ranks"):
         prepare(load_scenario(scenario))
+
+
+@pytest.mark.parametrize(
+    ("version", "hardware", "flags", "wanted"),
+    [
+        ("1.3.0", "b200-sxm-180gb", {}, True),
+        ("1.2.0", "h200-sxm-141gb", {}, True),
+        ("1.1.0", "b200-sxm-180gb", {}, False),  # ranks that do not outnumber the experts of a token gathered then
+        ("1.2.0", "b200-sxm-180gb", {"moe_config": {"backend": "DEEPGEMM"}}, False),
+        ("1.3.0", "b200-sxm-180gb", {"moe_config": {"backend": "DEEPGEMM"}}, True),
+        ("1.3.0", "b200-sxm-180gb", {"ep_size": 2}, False),  # experts split by width too
+        ("1.3.0", "rtx-pro-6000-96gb", {}, False),  # no switch between them
+    ],
+)
+def test_ranks_write_tokens_to_ranks_of_experts(version: str, hardware: str, flags: dict[str, Any], wanted: bool) -> None:
+    deployment = {"engine": f"trtllm@{version}", "hardware": hardware, "engine_args": ADP | flags}
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 8, "output_tokens": 1}
+    found = prepare(load_scenario({"model": "Qwen/Qwen3-30B-A3B", "deployment": deployment, "workload": load}))
+    assert found.plan.costs.terms.one_sided is wanted
 
 
 def test_ranks_that_balance_begin_prompts_together() -> None:

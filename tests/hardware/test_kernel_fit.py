@@ -19,7 +19,14 @@ from hardware_profiles.kernel_fit.curves import fit_collectives, fit_curves, str
 from hardware_profiles.kernel_fit.group import fit_group, fit_parameters, held_out_error, predict_rows
 from hardware_profiles.kernel_fit.ops import MOE_NOISE, OPS
 from hardware_profiles.kernel_fit.origin import PEAKS
-from hardware_profiles.kernel_fit.rows import columns_of, has_tuned_tiles, op_rows, set_aside, slices
+from hardware_profiles.kernel_fit.rows import (
+    columns_of,
+    has_tuned_tiles,
+    mistuned,
+    op_rows,
+    set_aside,
+    slices,
+)
 from hardware_profiles.kernel_fit.serving import serving_experts
 from hardware_profiles.kernel_fit.surface import drawn_in, leave_groups_out, reduced, unspiked
 from hardware_profiles.kernel_fit.write import fit_kernels
@@ -339,6 +346,26 @@ def test_rows_that_a_benchmark_counts_otherwise_are_named_apart() -> None:
     assert flags("A100-SXM-80GB", "sglang") == [*["", "", "at", "at"] * 2, "gd", "", "at", "at"]
     assert flags("H100-SXM", "vllm") == [*[""] * 8, "gd", "", "gd", ""]
     assert flags("H100-SXM", "trtllm") == [""] * 12
+
+
+def test_series_that_a_tuner_left_with_a_slow_kernel_are_left_out(tmp_path: Path) -> None:
+    """Judged by the quickest GPU of the kind once the ratio of all series is taken off, at few tokens, of one framework alone."""
+    table = expert_table(("quick", "quick")).assign(framework="trtllm")
+    odd = (table["hidden_size"] == 2048) & (table["inter_size"] == 1024)
+    at_many = (table["hidden_size"] == 4096) & (table["num_tokens"] > 1024)
+    own = table.assign(gpu="B200-SXM", latency_us=table["latency_us"] * np.where(odd, 1.5, np.where(at_many, 1.5, 1.0)))
+    other = table.assign(gpu="GB200", latency_us=table["latency_us"] * 0.9)
+    pd.concat([own, other, table.assign(gpu="H200-SXM")]).to_parquet(tmp_path / "moe.parquet")
+    assert np.array_equal(mistuned(own, tmp_path, "B200-SXM", "trtllm"), odd)
+    assert not mistuned(other, tmp_path, "GB200", "trtllm").any()
+    assert not mistuned(own, tmp_path, "B200-SXM", "vllm").any()
+    assert not mistuned(own, tmp_path, "H200-SXM", "trtllm").any()
+    (tmp_path / "alone").mkdir()
+    own.to_parquet(tmp_path / "alone" / "moe.parquet")
+    assert not mistuned(own, tmp_path / "alone", "B200-SXM", "trtllm").any()
+    found = op_rows("moe", tmp_path, "B200-SXM", "trtllm")
+    assert found is not None
+    assert len(found) == len(own) - odd.sum()
 
 
 def test_rows_on_a_rank_by_how_they_are_counted() -> None:
