@@ -12,6 +12,7 @@ from engine_models.declaration import FEATURES, Engine, EnginePlan, FrontEnd, Ha
 from engine_models.engines.known import engine_named, loading, on_kind, parse_engine_args, split, with_feature
 from engine_models.engines.known import plan as plan_pool
 from engine_models.flags import EngineFlags
+from engine_models.model import tags
 from engine_models.model.architecture import (
     FP8_BLOCK,
     check_parallelism,
@@ -299,10 +300,18 @@ def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bo
         raise type(error)(error.message, where=where, mend=mend) from None
 
 
+def _architecture(model: Any, base: Path, engine: Engine) -> Architecture:
+    """The model; a family's name alone, such as gpt-oss, is that of a packed file only where the engine loads such files."""
+    arch = load_architecture(model, base)
+    packed = format_named(arch.quantization).family if arch.quantization is not None else ""
+    alone = tags.unpacked(model) if packed and packed not in engine.formats and isinstance(model, str) else None
+    return arch if alone is None else load_architecture(alone)
+
+
 def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     """Resolve one pool."""
     engine, version = engine_named(pool.engine, where="deployment.engine"), split(pool.engine)[1]
-    arch = load_architecture(pool.model or scenario.model, base)
+    arch = _architecture(pool.model or scenario.model, base, engine)
     if not any(block.cache for block in arch.attention):
         raise InputError(
             f"no layer of {arch.name} keeps a KV cache, and engines that serve such models are not modelled",

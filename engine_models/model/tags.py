@@ -70,6 +70,16 @@ def find_tagged(name: str) -> Tagged | None:
     return found if stored in (None, found.format) else Tagged(found.model, stored, 0.0)
 
 
+def unpacked(name: str) -> str | None:
+    """The catalogue's model that a family's name without a tag means, for engines that load no such files; None of other names.
+
+    >>> unpacked("gpt-oss"), unpacked("gpt-oss:20b")
+    ('openai/gpt-oss-20b', None)
+    """
+    found = None if ":" in name else find_tagged(name)
+    return None if found is None else found.model
+
+
 def of_repository(name: str) -> tuple[str, str] | None:
     """Model and number format of a repository of GGUF files, ``USER/MODEL-GGUF`` or with ``:QUANT``; None if it is none.
 
@@ -84,4 +94,4 @@ def of_repository(name: str) -> tuple[str, str] | None:
     return None if stored is None else (match["model"], stored)
 
 
-__all__ = ["HUB_DEFAULT", "Tagged", "find_tagged", "library", "of_repository"]
+__all__ = ["HUB_DEFAULT", "Tagged", "find_tagged", "library", "of_repository", "unpacked"]

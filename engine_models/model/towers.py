@@ -74,23 +74,41 @@ def _mergers(config: Mapping[str, Any]) -> int:
     return 1 + (len(deeper) if isinstance(deeper, list) else 0)
 
 
-def vision_tower(config: Mapping[str, Any], hidden: int) -> Extra | None:
-    """Weights of the tower and of its projector to a language model of width `hidden`; None where the config lacks its shape.
+def _plain(config: Mapping[str, Any], width: int, layers: int, hidden: int) -> int:
+    """Parameters of a plain vision transformer and of its projector to a width of `hidden`.
 
     A layer is four matrices of the tower's width and an MLP of two (three where gated); the projector joins merged patches
     through an MLP of their own width.
     """
+    gated = str(config.get("hidden_act", "")) == "silu"
+    merged = width * _merged(config)
+    projector = _mergers(config) * (merged * (merged if merged > width else 0) + merged * hidden)
+    blocks = layers * (4 * width * width + (3 if gated else 2) * width * _inner(config, width))
+    return blocks + _inputs(config) * width + projector
+
+
+_GLM = ("glm4v", "glm_ocr")
+"""Beginnings of `model_type` of towers that merge patches by a convolution."""
+
+
+def _glm(config: Mapping[str, Any], width: int, layers: int, hidden: int) -> int:
+    """Parameters of GLM-4V's and GLM-OCR's towers: gated MLPs, patches merged by a convolution, then a gated MLP.
+
+    Source: transformers 5.24, `modeling_glm4v.py` (whose layers are as wide as the output) and `modeling_glm_ocr.py`.
+    """
+    given = config.get("out_hidden_size")
+    out = given if isinstance(given, int) else hidden
+    ocr = str(config.get("model_type")).startswith("glm_ocr")
+    inner, joined = (_inner(config, width), 3 * out) if ocr else (out, _inner(config, width))
+    blocks = layers * (4 * width * width + 3 * width * inner)
+    return blocks + _inputs(config) * width + _merged(config) * width * out + out * out + 3 * out * joined
+
+
+def vision_tower(config: Mapping[str, Any], hidden: int) -> Extra | None:
+    """Weights of the tower and of its projector to a language model of width `hidden`; None where the config lacks its shape."""
     width, layers = _number(config, "hidden"), _number(config, "layers")
     if width is None or layers is None:
         return None
-    inner = _inner(config, width)
-    gated = str(config.get("hidden_act", "")) == "silu"
-    embedding = _inputs(config) * width
-    merged = width * _merged(config)
-    projector = _mergers(config) * (merged * (merged if merged > width else 0) + merged * hidden)
-    total = layers * (4 * width * width + (3 if gated else 2) * width * inner) + embedding + projector
-    return Extra(
-        "vision tower",
-        "vision",
-        Width(_number(config, "heads") or 1, -(-total // (_number(config, "heads") or 1))),
-    )
+    count = _glm if str(config.get("model_type")).startswith(_GLM) else _plain
+    heads = _number(config, "heads") or 1
+    return Extra("vision tower", "vision", Width(heads, -(-count(config, width, layers, hidden) // heads)))

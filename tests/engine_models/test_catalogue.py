@@ -51,6 +51,20 @@ QUOTED = {
     "allenai/OLMo-2-1124-7B": 7_298_617_344,
 }
 
+# Totals of tensors as Hugging Face states them (the table of llmfit 1.1.17, 2026-10), which corrected the shapes of these.
+TABLED = {
+    "allenai/Olmo-3-7B-Instruct": 7_298_011_136,
+    "allenai/Olmo-3-32B-Think": 32_233_522_176,
+    "arcee-ai/AFM-4.5B": 4_619_189_760,
+    "google/medgemma-27b-text-it": 27_009_002_240,
+    "mistralai/Devstral-2-123B-Instruct-2512": 125_025_988_608,
+    "tiiuae/falcon-11B": 11_102_822_400,
+    "tiiuae/Falcon-H1-0.5B-Instruct": 521_411_104,
+    "tiiuae/Falcon-H1-7B-Instruct": 7_585_654_880,
+    "Qwen/Qwen2.5-72B-Instruct-AWQ": 72_957_861_888,
+    "internlm/Intern-S1-mini": 8_201_221_120,
+}
+
 # The same for checkpoints of which no quotation was found; the figures are remembered.
 REMEMBERED = {
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
@@ -154,7 +168,6 @@ ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors sta
     "OpenGVLab/InternVL3-78B": 72.7,
     "LiquidAI/LFM2-8B-A1B": 8.34,
     "mistralai/Mistral-Large-3-675B-Instruct-2512": 673,
-    "mistralai/Devstral-2-123B-Instruct-2512": 122.6,
     "mistralai/Mistral-Small-4-119B-2603": 119,
     "mistralai/Pixtral-12B-2409": 12.25,
     "CohereLabs/c4ai-command-a-03-2025": 111,
@@ -204,7 +217,7 @@ ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors sta
     "arcee-ai/Trinity-Mini": 26.1,
     "arcee-ai/Trinity-Large-Thinking": 398,
     "poolside/Laguna-XS.2": 33.4,
-    "thinkingmachines/Inkling": 975,
+    "thinkingmachines/Inkling": 947.0,  # its layers, of a conversion; 952.4 with multi-token prediction
     "inclusionAI/Ling-3.0-flash": 124,
     "skt/A.X-K1": 519,
     "arcee-ai/Trinity-Nano-Preview": 6.12,
@@ -261,7 +274,9 @@ WITH_TOWERS = {
     "openbmb/MiniCPM-V-4_5": (8.70, 0.088),
     "microsoft/Phi-3.5-vision-instruct": (4.15, 0.0),
     "rednote-hilab/dots.ocr": (3.04, 0.0),
-    "zai-org/GLM-4.1V-9B-Thinking": (10.29, 0.15),  # the merger's own MLP
+    "zai-org/GLM-4.1V-9B-Thinking": (10.2928, 0.0),
+    "zai-org/GLM-4.5V": (107.711, 0.0),
+    "zai-org/GLM-OCR": (1.3253, 0.218),  # a layer of multi-token prediction with tables of its own
 }
 
 
@@ -328,7 +343,7 @@ def test_names_say_how_weights_are_stored(name: str, quantization: str) -> None:
     assert load_architecture(name).quantization == quantization
 
 
-@pytest.mark.parametrize(("name", "published"), (QUOTED | REMEMBERED).items())
+@pytest.mark.parametrize(("name", "published"), (QUOTED | TABLED | REMEMBERED).items())
 def test_parameters_equal_the_published_tensor_total(name: str, published: int) -> None:
     assert parameters(load_architecture(name)) == published
 
@@ -513,8 +528,31 @@ def test_instruct_variants_differ_where_their_configs_do() -> None:
     assert load_architecture("Qwen/Qwen2.5-7B-Instruct").max_context_tokens == 32768
 
 
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        # models of the same shapes as others, and of another context (table of llmfit 1.1.17, 2026-10)
+        ("Qwen/Qwen2.5-Coder-7B-Instruct", 32768),
+        ("Qwen/Qwen2.5-Coder-32B-Instruct-AWQ", 32768),
+        ("Qwen/QwQ-32B", 40960),
+        ("Qwen/Qwen3-8B-Base", 32768),
+        ("Qwen/Qwen2-7B", 131072),
+        ("Qwen/Qwen2-7B-Instruct", 32768),
+        ("microsoft/Phi-4-reasoning-plus", 32768),
+        ("deepseek-ai/deepseek-coder-6.7b-instruct", 65536),
+        ("internlm/internlm3-8b-instruct", 196608),
+        ("internlm/internlm2_5-7b-chat", 65536),
+        ("zai-org/GLM-4.6V", 131072),
+        ("MiniMaxAI/MiniMax-M2.7", 204800),
+        ("CohereLabs/aya-expanse-8b", 8192),
+    ],
+)
+def test_contexts_of_models_that_share_shapes(name: str, tokens: int) -> None:
+    assert load_architecture(name).max_context_tokens == tokens
+
+
 def test_what_was_written_from_memory_is_told() -> None:
-    for name in ("01-ai/Yi-1.5-9B", "Yi-1.5-9B-Chat-AWQ", "openbmb/MiniCPM-V-4_5"):
+    for name in ("mosaicml/mpt-7b", "mpt-30b-chat-AWQ", "Qwen/Qwen2.5-Omni-7B"):
         said = load_architecture(name).assumed[-1]
         assert "from memory" in said
         assert "that file as `model` is exact" in said

@@ -65,3 +65,14 @@ def test_an_engine_that_loads_no_such_file_says_so() -> None:
     load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 9, "output_tokens": 9}
     with pytest.raises(InputError, match="not load weights in q4_k_m, the format of what `model` names"):
         prepare(load_scenario({"model": "llama3.1:8b", "deployment": deployment, "workload": load}))
+
+
+def test_a_family_alone_is_the_model_where_files_are_not_loaded() -> None:
+    """As Ollama pulls it, gpt-oss is a file in GGUF; a server that loads none serves the checkpoint."""
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 9, "output_tokens": 9}
+    stored = {}
+    for engine in ("vllm", "ollama"):
+        deployment = {"engine": engine, "hardware": "rtx-pro-6000-96gb"}
+        prepared = prepare(load_scenario({"model": "gpt-oss", "deployment": deployment, "workload": load}))
+        stored[engine] = prepared.formats.weights.name
+    assert stored == {"vllm": "mxfp4", "ollama": "mxfp4_moe"}
