@@ -36,20 +36,29 @@ EFFICIENCIES: Efficiencies = {
     "elementwise": {"latency_s": 3e-6, "memory_efficiency": 0.6},
 }
 #: What differs of products, by architecture and format. kind: fitted, 2026-11, source: aiter's tuned products
-#: (ROCm/aiter@e4048607). On MI355X and MI350X (n, k) left out are off by 22, 19, 7, 15 and 13 % in the median (90th percentile
-#: 44, 51, 27, 42, 43), where the shares above are off by 25, 24, 26, 18 and 150; on MI300X and MI325X 4 % (20), where those are
-#: off by 11 at a thousand rows. Other formats of CDNA3 stay as above: 39 rows in 16 bits, none of few rows in 8.
+#: (ROCm/aiter@e4048607), in which every cell of an octave of bytes and two octaves of rows weighs alike, since most rows of the
+#: tables are of prompts. Of (n, k) left out, up to 64 rows are off by 13, 11, 11, 14 and 9 % in the median and 1,024 or more by
+#: 21, 13, 9, 14 and 8 on MI355X and MI350X (bf16, fp8, blocks, int8, mxfp4), by 13 and 8 on MI300X and MI325X. Without the depth
+#: they were off by 19, 30, 38, 16 and 26 up to 64 rows (40 MB of FP8 blocks took 1.8 times too long), and by 42. On MI308X, of
+#: which nothing is used here, the same form with parameters of its own is off by 9 and 7 % (fp8, blocks) where that without a
+#: depth is by 19 and 15. Other formats of CDNA3 stay as above: 39 rows in 16 bits, none of few rows in 8.
 _GEMM = DEFAULT_PARAMETERS["gemm"]
+
+
+def _products(latency_s: float, depth_s: float, compute: float, memory: float, rows: float) -> dict[str, float]:
+    """Parameters of products, see `gemm_base_s`."""
+    shares = {"compute_efficiency": compute, "memory_efficiency": memory, "rows_efficiency": rows}
+    return {**_GEMM, "latency_s": latency_s, "depth_s": depth_s, **shares}
+
+
 BY_FORMAT: Mapping[str, Efficiencies] = {
-    "cdna3": {
-        "gemm/fp8_block": {**_GEMM, "latency_s": 8.9e-6, "compute_efficiency": 0.319, "memory_efficiency": 0.387},
-    },
+    "cdna3": {"gemm/fp8_block": _products(2.4e-6, 9.5e-10, 0.303, 0.503, 0.254)},
     "cdna4": {
-        "gemm": {**_GEMM, "latency_s": 6.1e-6, "compute_efficiency": 0.457, "memory_efficiency": 0.762},
-        "gemm/fp8": {**_GEMM, "latency_s": 4.3e-6, "compute_efficiency": 0.459, "memory_efficiency": 0.499},
-        "gemm/fp8_block": {**_GEMM, "latency_s": 4.7e-6, "compute_efficiency": 0.276, "memory_efficiency": 0.307},
-        "gemm/sq": {**_GEMM, "latency_s": 8.5e-6, "compute_efficiency": 0.331, "memory_efficiency": 0.726},
-        "gemm/w4a4_mxfp4": {**_GEMM, "latency_s": 6.7e-6, "compute_efficiency": 0.484, "memory_efficiency": 0.525},
+        "gemm": _products(3.4e-6, 3.7e-10, 0.489, 0.789, 0.329),
+        "gemm/fp8": _products(2.8e-6, 7.5e-10, 0.469, 0.907, 0.620),
+        "gemm/fp8_block": _products(2.7e-6, 1.35e-9, 0.304, 0.876, 0.293),
+        "gemm/sq": _products(3.7e-6, 1.1e-9, 0.337, 0.910, 0.584),
+        "gemm/w4a4_mxfp4": _products(3.6e-6, 9.0e-10, 0.528, 0.95, 0.399),
     },
 }
 #: What decode attention takes for every row beside its bytes [s]. kind: fitted, 2026-11, source: steps of 32 to 128 rows of
@@ -61,10 +70,10 @@ LINK_LATENCY_S = 1e-5
 #: What a product of weights in FP8 by blocks and a layer of experts take beside their tuned kernels [s], by architecture: the
 #: activations are quantised by groups in a kernel of its own, which aiter's tables leave out, and shapes without a tuned tile
 #: fall back. kind: fitted, 2026-11, source: MI300X with few users: DeepSeek-R1 (SGLang 0.5.8, ROCm/aiter#1930), MiniMax-M2.7
-#: (SGLang 0.5.13, sgl-project/sglang#31044), Qwen3.5-122B (vLLM 0.18, Millstone-AI a6d0bcd), 19 to 28 us a product, experts as
-#: two, over the shares of other formats; aiter's Triton experts by blocks take 73 to 85 us beside their kernels
+#: (SGLang 0.5.13, sgl-project/sglang#31044), Qwen3.5-122B (vLLM 0.18, Millstone-AI a6d0bcd), 23 to 32 us a product, experts as
+#: two, over the shares above; aiter's Triton experts by blocks take 73 to 85 us beside their kernels
 #: (ROCm/aiter#1483). CDNA4: none is seen (Qwen3-Coder-480B in FP8, DeepSeek-R1 in MXFP4).
-BLOCK_S = {"cdna3": (1.9e-5, 4.8e-5)}
+BLOCK_S = {"cdna3": (2.3e-5, 4.8e-5)}
 #: What it is off by [%] in the mean, 2026-11: the medians of five sources that chose none of these constants, each once:
 #: Llama-3.1-405B in FP8 on eight MI300X (vLLM of 2024) 17, Llama-3.1-8B in 16 bits 7, DeepSeek-R1 in MXFP4 on four MI355X 13,
 #: Qwen3-Coder-480B in two formats 1, Llama-3.1-405B in MXFP4 on one 22. kind: measured.

@@ -168,6 +168,7 @@ PARAMETER_MEANING: Mapping[str, str] = {
     "latency_s": "time of the smallest launch, in a CUDA graph where the benchmark used one [s]",
     "compute_efficiency": "share of the dense peak FLOP/s reached by a large kernel",
     "memory_efficiency": "share of the device-memory bandwidth reached by a large kernel",
+    "rows_efficiency": "the same of a product's inputs and outputs",
     "attend_efficiency": "share of the dense peak FLOP/s reached by sparse attention itself",
     "index_efficiency": "share of the dense peak FLOP/s reached by an indexer's scores",
     "gemm_efficiency": "share of the dense peak FLOP/s reached by the projections of a module",
@@ -179,7 +180,7 @@ PARAMETER_MEANING: Mapping[str, str] = {
     "activation_efficiency": "share of memory bandwidth reached by activation traffic",
     "routing_efficiency": "the same for copies of all routed rows, which expert parallelism does not divide",
     "all_tokens": "1: the benchmark left all tokens of the expert group on the timed rank (bench only)",
-    "depth_s": "time a tile of grouped products takes to go through a value of their depth [s]",
+    "depth_s": "time a tile of a product takes to go through a value of its depth [s]",
     "untuned_ratio": "how much longer products take where a kernel has no tuned tiles for the experts",
     "unaligned_ratio": "how much longer they take where the experts' width is no multiple of 16",
     "grouped_deal": "1: the benchmark dealt rows out under limited groups of experts (bench only)",
@@ -224,17 +225,21 @@ def gemm_base_s(
     k: Number,
     warm: bool = True,
 ) -> Array:
-    """Roofline of one linear layer, weights ``n x k``: ``t0 + hypot(2mnk / (P e_c), bytes / (B e_m))`` [s].
+    """Roofline of one linear layer, weights ``n x k``: ``t0 + k d + hypot(2mnk / (P e_c), bytes / (B e_m))`` [s].
 
     bytes = weights + bf16 input + bf16 output (Williams et al., Roofline, CACM 52(4), 2009; the root of
-    squares is a smooth maximum). warm : the weights may be found in the L2, see :func:`cache_factor` and
-    :func:`replayed_bytes`.
+    squares is a smooth maximum); inputs and outputs have a share of the bandwidth of their own where ``rows_efficiency`` is
+    known. ``depth_s`` (d, 0 where it is not known): each tile sums over the depth in sequence, however little there is to read.
+    warm : the weights may be found in the L2, see :func:`cache_factor` and :func:`replayed_bytes`.
     """
     compute = 2.0 * m * n * k / (peaks.pipe_rate(fmt) * p["compute_efficiency"])
     memory = gemm_bytes(fmt, m, n, k) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    if "rows_efficiency" in p:
+        more = 1.0 / p["rows_efficiency"] - 1.0 / p["memory_efficiency"]
+        memory = memory + 2.0 * m * (n + k) * more / peaks.hbm_bytes_per_s
     if warm:
         memory = memory * cache_factor(p, peaks, replayed_bytes(p, peaks, n * k * WEIGHT_BYTES[fmt]))
-    return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
+    return p["latency_s"] + p.get("depth_s", 0.0) * k + np.sqrt(compute * compute + memory * memory)
 
 
 def gemm_bytes(fmt: str, m: Array, n: Number, k: Number) -> Array:

@@ -29,6 +29,7 @@ from engine_models.model.architecture import Gemm, MoeShape, format_of_part, gem
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import Format
 from hardware_profiles.errors import PlanError
+from hardware_profiles.kernel_physics import WEIGHT_BYTES, canonical_format, moe_weight_bytes
 from hardware_profiles.ops import Ops
 from hardware_profiles.records import dataclass
 
@@ -429,17 +430,33 @@ def experts(shard: Shard, m: IntArray) -> Parts:
     shapes = moe_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert)
     if shapes and shard.parallel.ranks == 1:
         routed_s = experts_s(shard, shapes, m)
-        yield "experts", routed_s - (hidden_s(shard, m, routed_s) if shard.terms.beside_tokens else 0.0)
+        yield "experts", routed_s - (hidden_s(shard, shapes, m, routed_s) if shard.terms.beside_tokens else 0.0)
 
 
-def hidden_s(shard: Shard, m: IntArray, routed_s: FloatArray) -> FloatArray:
-    """Seconds of a shared expert's products that hide behind the routed ones, where a CUDA graph holds both streams."""
-    shared_s = np.zeros(len(m))
+def hidden_s(shard: Shard, shapes: list[MoeShape], m: IntArray, routed_s: FloatArray) -> FloatArray:
+    """Seconds of a shared expert's products that hide behind the routed ones, where a CUDA graph holds both streams.
+
+    The streams share the device: together they take no less than the weights of both from memory, nor than their arithmetic.
+    """
+    peaks, tokens = shard.ops.peaks, np.asarray(m, dtype=np.float64)
+    shared_s, read, computed_s = np.zeros(len(m)), np.zeros(len(m)), np.zeros(len(m))
+    fmt = canonical_format(shard.weights_format("shared_expert"))
     for gemm in gemm_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert):
         if gemm.part == "shared_expert":
             shared_s = shared_s + gemm.layers * product_s(shard, gemm, m)
+            read = read + gemm.layers * gemm.n * gemm.k * WEIGHT_BYTES[fmt]
+            computed_s = computed_s + gemm.layers * 2.0 * tokens * gemm.n * gemm.k / peaks.rate(fmt)
+    fmt = canonical_format(shard.weights_format("experts"))
+    for moe in shapes:
+        sizes = (moe.hidden, moe.intermediate, moe.topk, moe.experts, moe.tp, moe.ep, moe.gated)
+        hidden, width, topk, experts, tp, ep, gated = (np.float64(size) for size in sizes)
+        read = read + moe.layers * moe_weight_bytes(fmt, tokens, hidden, width, topk, experts, tp, ep, gated)
+        matrices = 3.0 if moe.gated else 2.0
+        flops = 2.0 * matrices * tokens * moe.topk * moe.hidden * moe.intermediate / (moe.tp * moe.ep)
+        computed_s = computed_s + moe.layers * flops / peaks.rate(fmt)
+    together_s = np.maximum(np.maximum(shared_s, routed_s), np.maximum(read / peaks.hbm_bytes_per_s, computed_s))
     most = min(shard.terms.beside_tokens, max(shard.terms.graph_sizes, default=0))
-    return np.where(m <= most, np.minimum(shared_s, routed_s), 0.0)
+    return np.where(m <= most, np.maximum(shared_s + routed_s - together_s, 0.0), 0.0)
 
 
 def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:

@@ -80,7 +80,13 @@ def check(found: Prepared) -> None:
                 last_s = step_s
 
 
-QUICK = [("llama_cpp", "apple-m4-10c-32gb", "mxfp4_moe", MODELS[3]), ("openvino", "xeon-8480-1s", "fp32", MODELS[0])]
+SHARES = "Qwen/Qwen1.5-MoE-A2.7B"
+"""Its shared expert is as wide as the routed ones of a token together, and runs beside them."""
+QUICK = [
+    ("llama_cpp", "apple-m4-10c-32gb", "mxfp4_moe", MODELS[3]),
+    ("openvino", "xeon-8480-1s", "fp32", MODELS[0]),
+    ("trtllm", "l40s-48gb", "bf16", SHARES),
+]
 
 
 @pytest.mark.parametrize("pool", QUICK)
