@@ -12,7 +12,7 @@ from engine_models.engines.sglang_handover import post_s_of, reserving
 from engine_models.engines.sglang_memory import keeps_prefixes
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
-from engine_models.engines.sglang_tiers import TierPlan
+from engine_models.engines.sglang_tiers import TierPlan, recorded_tiers
 from engine_models.memory.radix import RadixPool
 from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits, limits_in
 from engine_models.parts.batch import Batch
@@ -204,6 +204,7 @@ def replay_of(knobs: Mapping[str, Any]) -> Replay:
         prefix_caching=not knobs.get("disable_radix_cache", False),
         eviction_policy=knobs.get("radix_eviction_policy", "lru"),
         drafts=_recorded_drafts(knobs),
+        tiers=recorded_tiers(knobs) if "host_tokens" in knobs else None,
     )
     columns = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable")
     return Replay(rank.scheduler("record"), depth, columns, _recorder())

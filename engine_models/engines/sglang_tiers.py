@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 from typing import Any, Literal
 
@@ -102,6 +103,12 @@ class TierPlan:
             f"{self.host_bytes_per_s / GB:g} GB/s a device beside the step that needs them{behind} "
             "(assumed: the link's full rate; writes to the host take less than a step)"
         ]
+
+
+def recorded_tiers(knobs: Mapping[str, Any]) -> TierPlan:
+    """The host's memory of a recorded scheduler, from the knobs of its `config` line; its loads take no time."""
+    write = POLICIES[knobs["hicache_write_policy"]]
+    return TierPlan(knobs["host_tokens"], write, None, Prefetch(), 1.0, 1, inf, inf)
 
 
 def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int, said: Said) -> TierPlan | None:

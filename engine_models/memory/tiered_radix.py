@@ -3,12 +3,14 @@
 A node is *backed* once its tokens are copied to the host, which happens by the write policy: after its first hit or entry
 (`through`), its second (`selective`), or when the device gives it up (`back`). Evicting a backed node takes its tokens off the
 device and leaves it in the tree, *away*; whoever finds it may load it back. What lies below an away node is away too. The host
-evicts away leaves, least recently used first; a copy of what the device still has stays. A store behind the host gets
-what is backed, and gives it back page by page before a request is admitted.
+evicts away leaves in the order of the device's policy. A copy of what the device still has stays; under `back` these go first,
+those that are in both places the longest before others, but none that the device would give up next while there is another, and
+none that is being loaded. A store behind the host gets what is backed, and gives it back page by page before a request is
+admitted.
 
-Source: SGLang's HiCache (`mem_cache/hiradix_cache.py`, `managers/cache_controller.py`, public copies of 2025, read 2026-11), with
-the rules of 0.5.23 as docs/engines/sglang.md has them. A copy to the host is taken to be there at once: it takes less than a step
-(assumed).
+Source: SGLang 0.5.23 (`mem_cache/unified_radix_cache.py`, `unified_cache/unified_tree_core.py`), compared step by step with
+recordings of its scheduler (`benchmarks/record_sglang_hicache.py`); the store by public copies of 2025 (`managers/
+cache_controller.py`, read 2026-11). A copy to the host is taken to be there at once: it takes less than a step (assumed).
 """
 
 from __future__ import annotations
@@ -128,7 +130,14 @@ class TieredTree(RadixTree):
         self.written_tokens = 0
         self._back = write == "back"
         self._hits = 2 if write == "selective" else 1
-        self._away_leaves: list[tuple[float, int, Node]] = []
+        self._away_leaves: list[tuple[object, int, Node]] = []
+        self._duplicates: dict[Node, None] = {}  # in both places, or were; the oldest first
+        self._loads: list[Node] = []  # last nodes of loads that go on
+
+    @property
+    def keeps_loaded(self) -> bool:
+        """Whether what a load brings cannot leave the host until it has ended."""
+        return self._back
 
     # -- matching and inserting -----------------------------------------------------------------------------
 
@@ -154,23 +163,57 @@ class TieredTree(RadixTree):
 
     def insert(self, content: Content, limit: int, *, counted: int = 0, priority: int = 0) -> tuple[int, Node]:
         """As of the base; away nodes on the way are on the device again, with the tokens that the request has computed."""
-        restored = self._restore(content, limit)
-        position, node = super().insert(content, limit, counted=counted, priority=priority)
-        if position < limit and node.parent is not None:  # a new leaf
-            node.parent.resident += 1
-        if not self._back:
-            self._back_up(content, node)
-        return position - restored, node
+        node = self.root
+        node.tick = self._next_tick()
+        position = restored = 0
+        while position < limit:
+            child = node.children.get(self._first(content, position))
+            if child is None:
+                break
+            child.tick = self._next_tick()
+            equal = content.common(position, limit, child.key)
+            equal -= equal % self.page_tokens
+            if equal < child.length:
+                child = self._split(child, equal)
+            child.priority = max(child.priority, priority)
+            if child.away:
+                self._come(child)
+                self._duplicates.setdefault(child)
+                restored += child.length
+            position += equal
+            node = child
+            if position > counted:
+                self._meet(content, position, node)
+        known = position
+        if position < limit:
+            key = content.slice(position, limit)
+            leaf = Node(key, limit - position, self._first_of(key), node, self._next_tick(), next(self._serials))
+            leaf.priority = priority
+            node.children[leaf.first] = leaf
+            node.resident += 1
+            self.evictable_tokens += leaf.length
+            node = leaf
+            self._meet(content, limit, leaf)
+            self._offer(leaf)
+        return known - restored, node
 
-    def _restore(self, content: Content, limit: int) -> int:
-        """Let away nodes within the first `limit` tokens be of the device; return their tokens."""
-        _, node = super().match(content, limit)
-        restored = 0
-        while node.away and node.parent is not None:
-            self._come(node)
-            restored += node.length
-            node = node.parent
-        return restored
+    def _meet(self, content: Content, position: int, node: Node) -> None:
+        """A request enters a node, which ends after `position` tokens of its content: it is copied if that is often enough."""
+        if self._back:
+            return
+        node.hits += 1
+        if node.backed or node.hits < self._hits:
+            return
+        line = [node]
+        while line[-1].parent not in (None, self.root) and not line[-1].parent.backed:
+            line.append(line[-1].parent)
+        position -= sum(each.length for each in line)
+        for each in reversed(line):
+            position += each.length
+            if not self._write(each):
+                return
+            if self.further is not None:
+                self.further.write(content, position, self.now_s)
 
     def _come(self, node: Node) -> None:
         node.away = False
@@ -184,25 +227,12 @@ class TieredTree(RadixTree):
         upper = super()._split(child, tokens)
         upper.away, upper.backed, upper.origin = child.away, child.backed, child.origin
         upper.resident = 0 if child.away else 1
+        upper.host_lock = child.host_lock
+        if upper.backed and not upper.away and not upper.host_lock:
+            self._duplicates.setdefault(upper)
         return upper
 
     # -- writing --------------------------------------------------------------------------------------------
-
-    def _back_up(self, content: Content, node: Node) -> None:
-        """Copy the nodes on the way to a node that were met often enough to the host, and on to the store."""
-        line: list[Node] = []
-        at: Node | None = node
-        while at is not None and at.parent is not None:
-            line.append(at)
-            at = at.parent
-        position = 0
-        for each in reversed(line):
-            position += each.length
-            if not each.backed and each.hits >= self._hits:
-                if not self._write(each):
-                    return
-                if self.further is not None:
-                    self.further.write(content, position, self.now_s)
 
     def _write(self, node: Node) -> bool:
         """Copy a node to the host, if there is room; whether it was."""
@@ -270,7 +300,10 @@ class TieredTree(RadixTree):
             assert parent is not None
             freed += node.length
             self.evictable_tokens -= node.length
-            if node.backed or (self._back and self._write(node)):
+            written = self._back and not node.backed and self._write(node)
+            if written:
+                self._duplicates.setdefault(node)
+            if node.backed:
                 node.away = True
                 if not node.children:
                     self._offer_away(node)
@@ -295,23 +328,54 @@ class TieredTree(RadixTree):
             each.backed = each.away = False
 
     def _offer_away(self, node: Node) -> None:
-        heapq.heappush(self._away_leaves, (node.tick, node.serial, node))
+        heapq.heappush(self._away_leaves, (self._rank(node), node.serial, node))
 
     def _evict_host(self, tokens: int) -> None:
-        """Free tokens of the host: leaves that are away, least recently used first."""
+        """Free tokens of the host: leaves that are away, in the order of the device's; `back`: first copies of what it has."""
+        if self._back and tokens > 0:
+            tokens -= self._drop_duplicates(tokens)
         heap = self._away_leaves
         while tokens > 0 and heap:
-            tick, _, node = heapq.heappop(heap)
+            rank, _, node = heapq.heappop(heap)
             parent = node.parent
             if parent is None or not node.away or node.children or node.host_lock:
                 continue
-            if node.tick != tick:
+            if self._rank(node) != rank:
                 self._offer_away(node)
                 continue
             tokens -= node.length
             self._drop(node)
             if parent.away and not parent.children:
                 self._offer_away(parent)
+
+    def _drop_duplicates(self, tokens: int) -> int:
+        """Free tokens of the host whose nodes the device has, the oldest pairs first, those that it would give up next last."""
+        freed, over = 0, []
+        for spared in (True, False):
+            for node in self._duplicates:
+                if freed >= tokens:
+                    break
+                if node.away or not node.backed:
+                    over.append(node)
+                elif not (node.host_lock or (spared and not (node.lock or node.resident))):
+                    node.backed = False
+                    self.host_used -= node.length
+                    freed += node.length
+                    over.append(node)
+        for node in over:
+            self._duplicates.pop(node, None)
+        return freed
+
+    def loads_ended(self) -> None:
+        """The loads that were begun have ended: what they brought is in both places."""
+        for anchor in self._loads:
+            step = anchor
+            while step.parent is not None:
+                if step.host_lock:
+                    step.host_lock = 0
+                    self._duplicates.setdefault(step)
+                step = step.parent
+        self._loads = []
 
     # -- what outlives it -----------------------------------------------------------------------------------
 
@@ -364,10 +428,13 @@ class TieredPool(RadixPool):
         for node in nodes:
             node.host_lock += 1
         there = self.make_room(tokens)
-        for node in nodes:
-            node.host_lock -= 1
+        if not there or not self.tree.keeps_loaded:
+            for node in nodes:
+                node.host_lock -= 1
         if not there:
             return False
+        if self.tree.keeps_loaded:
+            self.tree._loads.append(nodes[-1])
         self.free_tokens -= tokens
         self.read_tokens += tokens
         self.loads += 1

@@ -529,6 +529,10 @@ class PrefillFirstScheduler(Scheduler):
         self._launch_prefill(batch, adder.admitted, now_s)
         return True
 
+    def _away_tokens(self, seq: Sequence, row: _Row, node: Node) -> int:
+        """Tokens that are found beyond the device, after the node of a request."""
+        return 0
+
     def _bring(self, seq: Sequence, row: _Row, node: Node) -> tuple[int, Node]:
         """Load what lies beyond the device after the locked node of a request; its tokens, and the last node, locked instead."""
         return 0, node
@@ -1141,37 +1145,46 @@ class _Adder:
         if rules.ignore_eos and not kv.prefix_caching:
             return self._add_to_limit(seq)
         outputs = seq.length - seq.prompt_tokens
-        extend = seq.length - prefix
-        need = extend + min(max(row.max_new - outputs, 0), CLIP_NEW_TOKENS) + kv.page_tokens
+        need = seq.length - prefix + min(max(row.max_new - outputs, 0), CLIP_NEW_TOKENS) + kv.page_tokens
         kv.tree.lock(node)
-        if need >= self.total_left:
-            kv.tree.unlock(node)
-            return "no_token"
-        loaded, node = self.scheduler._bring(seq, row, node)
-        prefix += loaded
-        extend -= loaded
-        paged = kv.paged(extend)
-        if self.chunk_left is None and self.admitted and paged >= self.input_left:
-            kv.tree.unlock(node)
-            return "other"
-        future = min(row.max_new, CLIP_NEW_TOKENS)
-        if self.chunk_left is not None and paged > self.chunk_left:
-            if self.scheduler.chunked is not None and not self.chunk_finished:
-                kv.tree.unlock(node)  # one prompt at a time is computed in pieces
-                return "other"
-            page = kv.page_tokens
-            extend = self.chunk_left // page * page
-            extend = (prefix + extend) // page * page - prefix
-            if extend <= 0:
+        away = self.scheduler._away_tokens(seq, row, node)
+        while True:
+            chosen = self._choose(seq, prefix + away, need)
+            if isinstance(chosen, str):
                 kv.tree.unlock(node)
-                return "other"
+                return chosen
+            if not away:
+                break
+            loaded, node = self.scheduler._bring(seq, row, node)
+            prefix += loaded
+            if loaded:
+                break
+            away = 0  # and all of it is computed again
+        extend, whole = chosen
+        future = min(row.max_new, CLIP_NEW_TOKENS) if whole else 0
+        if not whole:
             self.new_chunked = seq
-            future = 0
         row.node = node  # stays locked
         row.protected = prefix
         self.admitted.append((seq, prefix, prefix + extend, True))
         self._charge(extend, future)
         return self.verdict()
+
+    def _choose(self, seq: Sequence, prefix: int, need: int) -> tuple[int, bool] | str:
+        """How many tokens to compute of a request of which `prefix` are there, and whether that is all; or why none."""
+        if need >= self.total_left:
+            return "no_token"
+        extend = seq.length - prefix
+        paged = self.kv.paged(extend)
+        if self.chunk_left is None and self.admitted and paged >= self.input_left:
+            return "other"
+        if self.chunk_left is None or paged <= self.chunk_left:
+            return extend, True
+        if self.scheduler.chunked is not None and not self.chunk_finished:
+            return "other"  # one prompt at a time is computed in pieces
+        page = self.kv.page_tokens
+        extend = (prefix + self.chunk_left // page * page) // page * page - prefix
+        return (extend, False) if extend > 0 else "other"
 
     def _add_to_limit(self, seq: Sequence) -> str:
         """Admission without a tree of a request that surely runs to its limit: look ahead to every end of a row."""

@@ -1,9 +1,9 @@
 """Prefill before decode over a tree in several tiers: SGLang's scheduler with its hierarchical cache.
 
-A request that is admitted loads what the host holds of its prompt behind what the device holds, at least `LEAST_LOAD_TOKENS`
-tokens, all of it or nothing; the copy goes on layer by layer beside the step, which cannot be shorter. Where a store stands
-behind the host, a request that arrives and lacks enough tokens has them read into the host, if the store has as many; it is
-passed over until they are there, or for as long as the policy has patience, and keeps what has come by then.
+A request that is sure of its place in a step loads what the host holds of its prompt behind what the device holds, at least
+`LEAST_LOAD_TOKENS` tokens, all of it or nothing; the copy goes on layer by layer beside the step, which cannot be shorter. Where
+a store stands behind the host, a request that arrives and lacks enough tokens has them read into the host, if the store has as
+many; it is passed over until they are there, or for as long as the policy has patience, and keeps what has come by then.
 """
 
 from __future__ import annotations
@@ -83,7 +83,13 @@ class TieredPrefillFirstScheduler(UsesStore, PrefillFirstScheduler):
     def schedule(self, now_s: float) -> PrefillFirstBatch | None:
         """As of the base."""
         self._now_s = self.kv.tree.now_s = now_s
+        self.kv.tree.loads_ended()
         return super().schedule(now_s)
+
+    def take(self, steps: int) -> tuple[Batch, int, int]:
+        """As of the base."""
+        self.kv.tree.loads_ended()
+        return super().take(steps)
 
     # -- the store ------------------------------------------------------------------------------------------
 
@@ -151,15 +157,30 @@ class TieredPrefillFirstScheduler(UsesStore, PrefillFirstScheduler):
 
     # -- the host -------------------------------------------------------------------------------------------
 
+    def _below(self, seq: Sequence, row: _Row, node: Node, position: int) -> list[Node]:
+        """What the host has of a request's tokens behind what the device has, which ends at a node."""
+        limit = self.kv.keys(seq.length - 1)
+        return self.kv.tree.below(row.content, limit - limit % self.kv.page_tokens, node, position)
+
+    def _away_tokens(self, seq: Sequence, row: _Row, node: Node) -> int:
+        """As of the base: of the host."""
+        return sum(each.length for each in self._below(seq, row, node, row.matched))
+
+    def _look_up(self, seq: Sequence) -> int:
+        """As of the base; what the host has counts in the order of the queue."""
+        row: _Row = seq.group_state
+        found = super()._look_up(seq)
+        row.matched = min(found + sum(each.length for each in self._below(seq, row, row.node, found)), seq.length - 1)
+        return found
+
     def _bring(self, seq: Sequence, row: _Row, node: Node) -> tuple[int, Node]:
-        kv, tree = self.kv, self.kv.tree
-        limit = kv.keys(seq.length - 1)
-        nodes = tree.below(row.content, limit - limit % kv.page_tokens, node, row.matched)
+        kv = self.kv
+        nodes = self._below(seq, row, node, row.matched)
         tokens = sum(each.length for each in nodes)
-        if tokens < LEAST_LOAD_TOKENS or tokens > kv.free_tokens + tree.evictable_tokens or not kv.load(nodes):
+        if tokens < LEAST_LOAD_TOKENS or not kv.load(nodes):
             return 0, node
-        tree.unlock(node)
-        tree.lock(nodes[-1])
+        kv.tree.unlock(node)
+        kv.tree.lock(nodes[-1])
         self._loaded[seq] = [(each.length, each.origin) for each in nodes]
         for each in nodes:
             each.origin = "host"

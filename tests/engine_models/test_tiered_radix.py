@@ -9,8 +9,10 @@ import pytest
 
 from engine_models.memory.radix import Content, Node
 from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
+from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link
-from engine_models.schedulers.prefill_first_tiered import TieredPrefillFirstScheduler
+from engine_models.schedulers.prefill_first import PrefillFirstRules
+from engine_models.schedulers.prefill_first_tiered import Prefetch, TieredPrefillFirstScheduler
 from simulator import load_scenario
 from simulator.prepare import prepare
 from tests.guard.cases import CHATS, given
@@ -96,6 +98,63 @@ def test_a_full_host_gives_up_what_was_used_least_and_never_what_the_device_has(
     check(kv)
 
 
+def test_a_full_host_first_gives_up_copies_of_what_the_device_has_where_it_is_written_back() -> None:
+    kv = pool(tokens=100, host=110, write="back")
+    for number in range(1, 4):
+        enter(kv, content((number, 0, 50)))
+    first, second = content((1, 0, 50)), content((2, 0, 50))
+    assert (found(kv, first), kv.tree.host_used) == ((0, 50), 50)
+    _, node = kv.tree.match(first, 50)
+    kv.tree.lock(node)
+    assert kv.load(kv.tree.below(first, 50, node, 0))  # the second goes to the host
+    kv.tree.unlock(node)
+    assert (found(kv, first), found(kv, second), kv.tree.host_used) == ((50, 0), (0, 50), 100)
+    # the third is pushed out: a copy that is being loaded stays, what the host alone has goes
+    assert kv.make_room(50)
+    assert (found(kv, second), kv.tree.host_used) == ((0, 0), 100)
+    kv.tree.loads_ended()
+    enter(kv, content((4, 0, 50)))
+    _, node = kv.tree.match(first, 50)
+    kv.tree.lock(node)  # in use, so that the fourth is pushed out
+    assert kv.make_room(50)
+    assert [found(kv, content((number, 0, 50))) for number in (1, 3, 4)] == [(50, 0), (0, 50), (0, 50)]
+    check(kv)
+
+
+def test_a_full_host_gives_up_by_the_policy_of_the_device() -> None:
+    for policy, kept in (("lru", [0, 0, 50]), ("filo", [50, 0, 0]), ("lfu", [50, 0, 0])):
+        kv = TieredPool(60, 1, TieredTree(1, policy, host_tokens=110), Link(1e6), 1000.0)
+        for number in (1, 1, 2, 3):
+            enter(kv, content((number, 0, 50)))
+        # all but the third are away; the fourth needs the place of one of them
+        enter(kv, content((4, 0, 55)))
+        assert [found(kv, content((number, 0, 50)))[1] for number in (1, 2, 3)] == kept, policy
+        check(kv)
+
+
+def test_a_prompt_for_which_a_step_has_no_tokens_left_is_not_loaded() -> None:
+    rules = PrefillFirstRules(8, 512, max_prefill_tokens=80, chunked_prefill_size=None)
+    scheduler = TieredPrefillFirstScheduler(rules, pool(tokens=400), prefetch=Prefetch())
+    first = Sequence(0, 100, 2, 0.0, runs=((1, 0, 100),), shareable_tokens=100)
+    scheduler.add(first)
+    while scheduler.has_work():
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        scheduler.settle(batch)
+    kv = scheduler.kv
+    assert kv.make_room(400)
+    assert found(kv, content((1, 0, 100))) == (0, 100)
+    scheduler.add(Sequence(1, 64, 2, 0.0, runs=((2, 0, 64),), shareable_tokens=64))
+    scheduler.add(Sequence(2, 120, 2, 0.0, runs=((1, 0, 100), (3, 0, 20)), shareable_tokens=120))
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    assert (batch.tokens, kv.read_tokens) == (64, 0)
+    scheduler.settle(batch)
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    assert (batch.tokens, kv.read_tokens) == (20, 100)
+
+
 def test_what_is_written_to_a_store_is_found_there_when_the_copy_has_ended() -> None:
     store = TokenStore(100, 1)
     tier = FurtherTier("shared", store, 1000.0, [Link(1e6)], [Link(1e6)])
@@ -132,6 +191,8 @@ def test_the_books_agree_whatever_happens(seed: int) -> None:
                 kv.tree.lock(end)
                 held.append(end)
         kv.tree.unlock(node)
+        if rng.random() < 0.5:
+            kv.tree.loads_ended()
         if held and rng.random() < 0.4:
             kv.tree.unlock(held.pop(int(rng.integers(len(held)))))
         check(kv)
