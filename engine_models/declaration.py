@@ -18,7 +18,7 @@ from engine_models.model.formats import Format
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY, Gate, Scheduler
 from engine_models.parts.sequence import Sequence
-from engine_models.parts.tiers import KvTier, TierKind
+from engine_models.parts.tiers import KvTier, StoreNames, TierKind
 from hardware_profiles.device import Device, DeviceKind, load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
@@ -287,6 +287,7 @@ class EnginePlan:
     requests matter to it. `handover` is that of a pool with a role. `outside` names in what the plan leaves the measured runs, as
     ``axis: what``. `sources` are those of the overheads. `kernels` are the version's, where they are not the engine's. `recorded`
     says whether recorded steps of the engine are of the rule that serves this pool. `sleeps`: its servers can fall asleep.
+    `store` says how blocks stand in the shared one of `tiers`, None without.
     `compiles`: they compile their model when they start, if their engine does; `compiles_products`: the kernels of products too.
     `first_use_s` is what the first large prompts of a fresh server wait for kernels that are compiled on first use; no simulation
     has it, comparisons with runs on fresh servers do.
@@ -308,6 +309,7 @@ class EnginePlan:
     sources: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     kernels: str = ""
     tiers: tuple[TierKind, ...] = ()
+    store: StoreNames | None = None
     recorded: bool = True
     sleeps: bool = False
     compiles: bool = True

@@ -43,7 +43,7 @@ from simulator.price import OWNED, unit_price
 from simulator.routed import check_paired, check_timeout, routing_of
 from simulator.served import check_services, models_of, side_by_side
 from simulator.services import fleet_of, stands_alone
-from simulator.tiers import check_store, rate_of, tiers_of
+from simulator.tiers import empty_tiers, rate_of, tiers_of, with_store
 from simulator.turns import check_turns, each_model, with_turns
 
 if TYPE_CHECKING:
@@ -231,17 +231,16 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
 
         return with_elasticity(found[0])
     if all(each.pool.role == "mixed" for each in found):
-        check_store(found)
         from simulator.elastic import with_pools
 
-        return with_pools(side_by_side(scenario, found))
+        return with_pools(side_by_side(scenario, with_store(found)))
     if not stands_alone(found):
         fleet = fleet_of(scenario, found)
         models_of(fleet, asked)
         check_services(fleet)
         return fleet
     models_of(found[0], asked)
-    check_store(found)
+    found = with_store(found)
     handover = found[0].plan.handover
     reserves, computes = (handover.reserves, handover.computes) if handover is not None else (False, False)
     check_paired(found[0].routing, at_once=reserves, computes=computes)
@@ -433,7 +432,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         devices=devices,
         price=price,
         warnings=(*warnings, *plan.warnings, *_unused_costs(scenario, owns=price is not None and price.commitment == OWNED)),
-        assumptions=tuple(assumptions),
+        assumptions=(*assumptions, *empty_tiers(scenario.deployment, pool)),
         routing=routing,
         calibration=calibration,
     )

@@ -10,7 +10,7 @@ from hardware_profiles.errors import InputError
 from simulator.pools import POOLS, blended_price, joint_limits, paths_of, told, unique
 from simulator.prepared import Prepared, Service
 from simulator.routed import check_paired
-from simulator.tiers import check_store
+from simulator.tiers import with_store
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
@@ -76,10 +76,9 @@ def fleet_of(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
     pools = sorted(pools, key=lambda each: STAGES.index(each.pool.role))
     services_of(pools)  # who has no partner is told before all else
     _check_around(scenario)
-    pools, elastic, changing = with_roles(scenario, pools)
+    pools, elastic, changing = with_roles(scenario, with_store(pools))
     disturbances, said = disturbances_of(scenario, pools)
     services = services_of(pools)
-    check_store(pools)
     for each in services:
         handover = each.pools[0].plan.handover
         if each.paired and handover is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -57,37 +59,62 @@ def joins_store(pools: Sequence[Prepared]) -> bool:
     return any(tier.bytes for tier in pools[0].scenario.deployment.kv_tiers or ())
 
 
-def check_store(pools: Sequence[Prepared]) -> None:
-    """Refuse one store for pools that cannot read each other's blocks."""
-    users = [each for each in pools if "shared" in each.plan.tiers]
-    if not joins_store(pools) or not users:
-        return
-    first, *others = users
-    for each in others:
-        differing = {
-            "model": (first.arch.name, each.arch.name),
-            "engine": (first.plan.engine, each.plan.engine),
-            "KV format": (first.formats.kv_cache.name, each.formats.kv_cache.name),
-            "tensor parallelism": (first.pool.tensor_parallel, each.pool.tensor_parallel),
-            "pipeline parallelism": (first.pool.pipeline_parallel, each.pool.pipeline_parallel),
-            "tokens of a block": (first.plan.limits.block_tokens, each.plan.limits.block_tokens),
-        }
-        for what, (here, there) in differing.items():
-            if here != there:
-                raise InputError(
-                    f"pools '{first.pool.name}' and '{each.pool.name}' cannot share a store of KV blocks: {what} {here} "
-                    f"and {there}",
-                    where="deployment.kv_tiers",
-                    mend="give both the same, or each pool a store of its own (kv_tiers in the pool)",
-                )
+def with_store(pools: Sequence[Prepared]) -> list[Prepared]:
+    """The pools around one store, with what is said of those whose blocks stand apart in it.
+
+    Raises
+    ------
+    InputError : pools that can neither read each other's blocks nor tell them from their own.
+    """
+    users = [each for each in pools if each.plan.store is not None]
+    if not joins_store(pools):
+        return list(pools)
+    said: dict[str, str] = {}
+    for first, each in combinations(users, 2):
+        differing, apart = _differing(first, each)
+        what, here, there = next(iter(differing), ("", "", ""))
+        if differing and not apart:
+            raise InputError(
+                f"pools '{first.pool.name}' and '{each.pool.name}' cannot share a store of KV blocks: {what} {here} and {there}",
+                where="deployment.kv_tiers",
+                mend="give both the same, or each pool a store of its own (kv_tiers in the pool)",
+            )
+        scheduler, other = each.plan.scheduler("step"), first.plan.scheduler("step")
         try:
-            each.plan.scheduler("step").join(first.plan.scheduler("step"), "shared")
+            if apart:
+                scheduler.beside(other)
+            else:
+                scheduler.join(other, "shared")
         except NotImplementedError:
             raise InputError(
                 f"servers of {each.plan.engine} as deployed here share no store",
                 where="deployment.kv_tiers",
                 mend="give each pool tiers of its own",
             ) from None
+        if apart:
+            said[each.pool.name] = (
+                f"pools '{first.pool.name}' and '{each.pool.name}' share the room and the rate of the store, and no block in it: "
+                f"{what} {here} and {there}, which names of blocks there tell"
+            )
+    return [
+        replace(each, assumptions=(*each.assumptions, said[each.pool.name])) if each.pool.name in said else each for each in pools
+    ]
+
+
+def _differing(first: Prepared, each: Prepared) -> tuple[list[tuple[str, object, object]], bool]:
+    """In what the blocks of two pools differ, and whether their names tell it."""
+    if first.plan.engine != each.plan.engine:
+        return [("engine", first.plan.engine, each.plan.engine)], False
+    mine, theirs = first.plan.store, each.plan.store
+    assert mine is not None
+    assert theirs is not None
+    return mine.differing(theirs), mine.apart(theirs)
+
+
+def empty_tiers(deployment: Deployment, pool: Pool) -> list[str]:
+    """What is said of tiers of no bytes."""
+    asked = [*(pool.kv_tiers or ()), *(deployment.kv_tiers or ())]
+    return [f"a tier of kind: {tier.kind} of 0 bytes is none: no KV block is kept there" for tier in asked if not tier.bytes]
 
 
 def _resolved(tier: Asked, device: Device) -> KvTier:

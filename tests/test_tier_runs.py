@@ -224,7 +224,6 @@ def test_a_store_of_several_pools_of_unlike_devices_jumps_as_it_steps() -> None:
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ({"model": "Qwen/Qwen2.5-7B-Instruct"}, "cannot share a store of KV blocks: model"),
         ({"tensor_parallel": 2}, "cannot share a store of KV blocks: tensor parallelism 1 and 2"),
         ({"kv_cache": "fp8"}, "cannot share a store of KV blocks: KV format"),
     ],
@@ -232,6 +231,66 @@ def test_a_store_of_several_pools_of_unlike_devices_jumps_as_it_steps() -> None:
 def test_pools_that_cannot_share_a_store(second: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         prepare(load_scenario(pools(STORED, **second)))
+
+
+QWEN = "Qwen/Qwen2.5-7B-Instruct"
+
+
+def unlike(store: dict[str, Any], own: dict[str, Any] | None = None, **second: Any) -> dict[str, Any]:
+    """Two pools, of which the second differs, behind classes of two models; with `own` host memory in front of the store."""
+    data = pools(store, **second)
+    if own is not None:
+        for pool in data["deployment"]["pools"]:
+            pool["kv_tiers"] = [own]
+    if "model" in second:
+        kinds = [{**CHATS, "name": "l"}, {**CHATS, "name": "q", "model": second["model"]}]
+        data["workload"] = {"classes": [{k: v for k, v in each.items() if k != "requests"} for each in kinds], "requests": 100}
+    return data
+
+
+APART: dict[str, dict[str, Any]] = {
+    "mooncake": unlike(STORED, model=QWEN),
+    "lmcache": unlike({**STORE, **LMCACHE}, model=QWEN, tensor_parallel=2),
+    "lmcache, ranks": unlike({**STORE, **LMCACHE}, tensor_parallel=2),
+    "native, stages": unlike(STORE, HOST, pipeline_parallel=2),
+    "radix": unlike(STORE, {**HOST, "bytes": 2.2e9}, model=QWEN, **RADIX),
+}
+APART["radix"]["deployment"]["pools"][0] |= RADIX
+
+
+QUICK_APART = ("mooncake", "radix")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK_APART else pytest.param(name, marks=pytest.mark.slow) for name in APART]
+)
+def test_pools_whose_blocks_are_told_apart_share_the_room_of_a_store(name: str) -> None:
+    data = APART[name]
+    small = [{**data["deployment"]["kv_tiers"][0], "bytes": 4e9}]
+    jumps_as_it_steps({**data, "deployment": {**data["deployment"], "kv_tiers": small}})
+    said = " ".join(prepare(load_scenario(data)).assumptions)
+    assert "share the room and the rate of the store, and no block in it" in said
+    endless = {**data["deployment"]["kv_tiers"][0], "bytes": 1e15, "bytes_per_s": 1e15}
+    own = [{**pool, "kv_tiers": [*pool.get("kv_tiers", ()), endless]} for pool in data["deployment"]["pools"]]
+    one = simulate({**data, "deployment": {**data["deployment"], "kv_tiers": [endless]}})
+    two = simulate({**data, "deployment": {"pools": own}})
+    np.testing.assert_array_equal(one.raw.cached_tokens, two.raw.cached_tokens)
+    np.testing.assert_array_equal(one.raw.end_s, two.raw.end_s)
+    few = {**endless, "bytes": 3e9 if name == "radix" else 1.2e9}
+    own = [{**pool, "kv_tiers": [*pool.get("kv_tiers", ()), few]} for pool in data["deployment"]["pools"]]
+    one, two = (simulate({**data, "deployment": each}) for each in ({**data["deployment"], "kv_tiers": [few]}, {"pools": own}))
+    assert external(one) < external(two)
+
+
+def test_engines_share_no_store_and_empty_tiers_are_told() -> None:
+    data = unlike(STORE, HOST, **RADIX)
+    with pytest.raises(InputError, match="cannot share a store of KV blocks: engine vllm and sglang"):
+        prepare(load_scenario(data))
+    found = prepare(load_scenario(scenario([{"kind": "host", "bytes": 0}])))
+    assert "a tier of kind: host of 0 bytes is none: no KV block is kept there" in found.assumptions
+    trtllm = {"engine": "trtllm", "tensor_parallel": 2, "engine_args": {}}
+    shares = "(one of 2 equal parts of the tier, 1 GB; host_cache_size counts bytes of a rank)"
+    assert shares in " ".join(prepare(load_scenario(scenario([HOST], **trtllm))).assumptions)
 
 
 def test_what_one_replica_wrote_another_finds() -> None:

@@ -86,6 +86,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         warnings=tuple(said.warnings),
         sources=overheads.provenance,
         tiers=tiers.kinds if tiers is not None else (),
+        store=tiers.names if tiers is not None else None,
         compiles=serving.prompt_graph_tokens > 0,
         compiles_products=compiles_products(request, tiled=costs.terms.token_tiles),
         first_use_s=first_use_s,

@@ -10,9 +10,10 @@ from engine_models.declaration import PoolRequest, Said
 from engine_models.engines.sglang_memory import COMPRESSED_WINDOW_SHARE, state_bytes
 from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
 from engine_models.model.architecture import kv_groups
-from engine_models.parts.tiers import KvTier, Link, TierKind, WritePolicy
+from engine_models.parts.tiers import KvTier, Link, StoreNames, TierKind, WritePolicy
 from engine_models.refusals import none_of
 from engine_models.schedulers.prefill_first_tiered import Prefetch, PrefetchPolicy
+from engine_models.store_names import MODEL, store_names
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
@@ -29,6 +30,9 @@ LOCAL_BACKENDS = ("file",)
 """Backends on the disks of a machine; all others are shared."""
 OFFLOADS = "disaggregation_decode_enable_offload_kvcache"
 WHERE = "deployment.engine_args.hicache_storage_backend"
+STORE_TELLS = (MODEL,)
+"""What the names of pages in a store tell (datasheet: the prefix in `mem_cache/storage/mooncake_store/mooncake_store.py` at
+00fe477f, read 2026-11; the rank that stands there too does not tell of how many)."""
 WINDOW_POOLS = ("deepseek_v4", "gemma4", "gpt_oss", "llama4", "mimo_v2_flash", "step3p5")
 """Types of models whose layers with windows have a pool of their own; all layers of others keep all tokens (datasheet:
 `is_hybrid_swa_model` in `configs/model_config.py` of SGLang, public copy of 2026, read 2026-11; older releases know fewer)."""
@@ -52,6 +56,7 @@ class TierPlan:
     network_bytes_per_s: float
     end_bytes: float = 0.0
     writes_only: bool = False
+    names: StoreNames | None = None
 
     def pool(self, tokens: int, page_tokens: int, eviction_policy: str, *, pairs: bool = False) -> TieredPool:
         """The pool of a replica and its tree."""
@@ -70,7 +75,7 @@ class TierPlan:
         tier = self.further
         assert tier is not None
         token_bytes, end_bytes = self.token_bytes * self.ranks, self.end_bytes * self.ranks
-        store = TokenStore(int(tier.capacity_bytes // token_bytes), page_tokens)
+        store = TokenStore(int(tier.capacity_bytes // token_bytes), page_tokens, token_bytes)
         read, write = (Link(tier.bytes_per_s, tier.latency_s) for _ in range(2))
         if tier.kind == "nvme":
             return FurtherTier("nvme", store, token_bytes, [read], [write], end_bytes)
@@ -134,7 +139,7 @@ def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_token
     asked = {tier.kind: tier for tier in request.tiers}
     wanted, backend = bool(flags.get("enable_hierarchical_cache")), flags.get("hicache_storage_backend")
     if flags.get(OFFLOADS):
-        return _written(request, asked.get("shared") if asked.keys() == {"shared"} else None, token_bytes)
+        return _written(request, asked.get("shared") if asked.keys() == {"shared"} else None, token_bytes, page_tokens)
     if request.role == "decode" and asked.keys() == {"shared"} and not wanted:
         return None
     if not wanted and not asked:
@@ -168,10 +173,11 @@ def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_token
             )
     every, end = _parts_of(request, token_bytes)
     network = request.network_bytes_per_s * ranks
-    return TierPlan(host_tokens, write, further, _prefetch(flags), every, ranks, host_rate, network, end)
+    names = store_names(request, page_tokens, page_tokens, STORE_TELLS)
+    return TierPlan(host_tokens, write, further, _prefetch(flags), every, ranks, host_rate, network, end, names=names)
 
 
-def _written(request: PoolRequest, store: KvTier | None, token_bytes: float) -> TierPlan:
+def _written(request: PoolRequest, store: KvTier | None, token_bytes: float, page_tokens: int) -> TierPlan:
     """What a decode server writes its answers to; InputError where it does not."""
     where = f"deployment.engine_args.{OFFLOADS}"
     if request.role != "decode":
@@ -191,7 +197,9 @@ def _written(request: PoolRequest, store: KvTier | None, token_bytes: float) -> 
         )
     ranks = request.tensor_parallel * request.pipeline_parallel
     network = request.network_bytes_per_s * ranks
-    return TierPlan(0, "through", store, _prefetch(request.flags), token_bytes, ranks, inf, network, writes_only=True)
+    names = store_names(request, page_tokens, page_tokens, STORE_TELLS)
+    prefetch = _prefetch(request.flags)
+    return TierPlan(0, "through", store, prefetch, token_bytes, ranks, inf, network, writes_only=True, names=names)
 
 
 def _parts_of(request: PoolRequest, token_bytes: float) -> tuple[float, float]:

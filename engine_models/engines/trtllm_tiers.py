@@ -18,18 +18,23 @@ PRIORITY, LEAST_PRIORITY = 35, 30
 
 @dataclass(frozen=True)
 class HostMemory:
-    """`blocks` of a rank in host memory, what their copies cost, and whether prompts hold what they find before any moves."""
+    """`blocks` of a rank in host memory, what their copies cost, and whether prompts hold what they find before any moves.
+
+    `shares` says what part of a replica's memory that is.
+    """
 
     blocks: int
     copies: HostCopies
     claims_first: bool
+    shares: str = ""
 
     @property
     def note(self) -> str:
         """What is said of it."""
         rate = "" if self.copies.bytes_per_s == inf else f" at {self.copies.bytes_per_s / 1e9:g} GB/s"
         return (
-            f"host memory of {self.blocks:,} blocks a rank: every used block that the device gives up is copied there, and back"
+            f"host memory of {self.blocks:,} blocks a rank{self.shares}: every used block that the device gives up is copied "
+            f"there, and back"
             f"{rate} where a prompt finds it; steps wait for copies (assumed: the link's full rate; rules read, not recorded)"
         )
 
@@ -41,7 +46,7 @@ def host_of(
     said where a flag keeps it empty. InputError for what cannot be.
     """
     kv, ranks = group(request.flags, "kv_cache_config"), request.tensor_parallel * request.pipeline_parallel
-    asked, rate = int(kv["host_cache_size"] or 0), request.host_link_bytes_per_s
+    asked, rate, shares = int(kv["host_cache_size"] or 0), request.host_link_bytes_per_s, ""
     for tier in request.tiers:
         if tier.kind != "host" or tier.connector is not None or tier.write not in (None, "back") or tier.latency_s:
             raise InputError(
@@ -59,6 +64,8 @@ def host_of(
                 mend="leave one of the two out (the flag counts bytes of a rank, the tier those of a replica)",
             )
         asked, rate = int(tier.capacity_bytes / ranks), tier.bytes_per_s
+        if ranks > 1:
+            shares = f" (one of {ranks} equal parts of the tier, {asked / 1e9:.3g} GB; host_cache_size counts bytes of a rank)"
     blocks = int(asked // memory.kv_bytes_per_token // block_tokens)
     if not blocks:
         small = f"{asked:,} bytes of host memory hold no block of {block_tokens} tokens: none is kept there"
@@ -72,7 +79,7 @@ def host_of(
             f"host_cache_size changes nothing: onboard_blocks is off, or blocks have priority {PRIORITY} and "
             "secondary_offload_min_priority is above that"
         )
-    return HostMemory(blocks, HostCopies(memory.kv_bytes_per_token, ranks, rate or inf), claims_first), ""
+    return HostMemory(blocks, HostCopies(memory.kv_bytes_per_token, ranks, rate or inf), claims_first, shares), ""
 
 
 __all__ = ["HostMemory", "host_of"]

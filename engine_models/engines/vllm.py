@@ -84,6 +84,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         outside=outside,
         sources=overheads.provenance,
         tiers=tuple(tier.kind for tier in tiers.tiers) if tiers is not None else (),
+        store=tiers.names if tiers is not None else None,
         sleeps=bool(flags.get("enable_sleep_mode")),
     )
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from engine_models.declaration import PoolRequest, Said
 from engine_models.engines.vllm_connectors import beyond
 from engine_models.engines.vllm_versions import Version
-from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, WritePolicy
+from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, StoreNames, WritePolicy
 from engine_models.refusals import none_of
+from engine_models.store_names import BLOCK, FORMAT, MODEL, RANKS, STAGES, TENSOR, UNIT, store_names
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
@@ -37,6 +38,14 @@ SPANS_SINCE = (0, 33)
 """Version whose own connector and Mooncake's store were read to keep the blocks of each KV group; LMCache's connector keeps
 none of windows (`SupportsHMA` in `kv_connector/v1`). Earlier releases that do are not told apart."""
 WHERE_FLAG = "deployment.engine_args.kv_transfer_config"
+STORE_TELLS = {
+    NATIVE: (MODEL, TENSOR, STAGES, BLOCK, UNIT),
+    LMCACHE: (MODEL, RANKS, FORMAT, UNIT),
+    MOONCAKE: (MODEL,),
+}
+"""What the names of blocks in a store tell by connector; a block of another size has another hash, and in Mooncake's a group
+(datasheet: `FileMapper` of `v1/kv_offload/file_mapper.py` at 0078e9d2, LMCache's `CacheEngineKey` of `utils.py` at 0353be82,
+`PoolKey` of `kv_connector/v1/mooncake/store/data.py` at 015cb3c6; read 2026-11)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class TierPlan:
     needed_blocks: int = 0  # whose windows' and states' blocks it takes to resume behind them, 0 without any
     asked_blocks: int = 0  # of these, as many must be there: a window of 17 tokens over blocks of 16 asks for two and keeps one
     side_bytes: float = 0.0  # of these blocks of one place, on one rank
+    names: StoreNames | None = None  # in a shared store
 
     @property
     def unit_bytes(self) -> int:
@@ -120,6 +130,7 @@ class TierPlan:
             lets_in = FrequencyFilter() if filtered else None
             return Level("nvme", store, [Link(rate, latency_s)], [Link(rate, latency_s)], lets_in)
         own = [Link(self.network_bytes_per_s or inf) for _ in range(2)]
+        store = BlockStore(self._units(tier), self.unit_bytes, int(tier.capacity_bytes))
         return Level("shared", store, [Link(rate, latency_s), own[0]], [own[1], Link(rate, latency_s)])
 
     @property
@@ -258,6 +269,7 @@ def _tier_plan(request: PoolRequest, version: Version, cache: Cache) -> TierPlan
         needed_blocks=_needed_blocks(cache.windows, block_tokens),
         asked_blocks=_asked_blocks(cache.windows, block_tokens) if connector == NATIVE else 0,
         side_bytes=cache.block_bytes * sum(window is not None for window in cache.windows),
+        names=store_names(request, block_tokens, chunk, STORE_TELLS[connector]) if "shared" in kinds else None,
     )
     for tier in tiers:
         if tier.capacity_bytes < plan.unit_bytes:

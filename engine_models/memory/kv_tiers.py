@@ -41,50 +41,92 @@ Moment = float
 class Stored:
     """Units of one request that only it could find: one place in the order of use, however many they are."""
 
-    __slots__ = ("blocks",)
+    __slots__ = ("blocks", "tenant")
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, tenant: int = 0) -> None:
         self.blocks = blocks
+        self.tenant = tenant
+
+
+Name = int | tuple[int, int] | Stored
+"""What stands in a room: a unit's key, of the first of its stores alone; number of the store and key; units without names."""
+
+
+class Room:
+    """Bytes that stores share: what is in all of them in order of its last use, and the stores by number."""
+
+    __slots__ = ("capacity_bytes", "entries", "stores", "used_bytes")
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.used_bytes = 0
+        self.entries: OrderedDict[Name, Moment] = OrderedDict()
+        self.stores: list[BlockStore] = []
 
 
 class BlockStore:
-    """Units in order of their last use, each with the moment from which it can be found: a batch or a time."""
+    """Units in order of their last use, each with the moment from which it can be found: a batch or a time.
 
-    def __init__(self, capacity_units: int) -> None:
+    `unit_bytes` are those of a unit; of one that moves `beside` another they decide what it takes of their common room.
+    """
+
+    def __init__(self, capacity_units: int, unit_bytes: int = 1, room_bytes: int = 0) -> None:
         self.capacity_units = capacity_units
+        self.unit_bytes = unit_bytes
         self.units = 0
-        self._entries: OrderedDict[int | Stored, Moment] = OrderedDict()
+        self._number = 0
+        self._move(Room(max(room_bytes, capacity_units * unit_bytes)))
+
+    def _move(self, room: Room) -> None:
+        self._room = room
+        self._entries = room.entries
+        self._number = len(room.stores)
+        room.stores.append(self)
+
+    def beside(self, other: BlockStore) -> None:
+        """Share the room of another store, and nothing that is in it. Before: this one is empty."""
+        self._move(other._room)
+        self.capacity_units = other._room.capacity_bytes // self.unit_bytes
+
+    def _names(self, keys: Series[int]) -> list[Name]:
+        number = self._number
+        return [(number, key) for key in keys]
 
     def has(self, key: int, moment: Moment) -> bool:
         """Whether a unit is there at a moment."""
-        ready = self._entries.get(key)
+        ready = self._entries.get((self._number, key) if self._number else key)
         return ready is not None and ready <= moment
 
     def touch(self, keys: Series[int]) -> None:
         """Those of these units that are there are used, the first of them last."""
         entries = self._entries
-        for key in reversed(keys):
-            if key in entries:
-                entries.move_to_end(key)
+        for name in reversed(self._names(keys) if self._number else keys):
+            if name in entries:
+                entries.move_to_end(name)
 
     def put(self, keys: Series[int], ready: Moment) -> int:
         """Take named units in, as found from a moment on; return how many were not there."""
-        entries, before = self._entries, self.units
-        for key in keys:
-            if key in entries:
-                entries.move_to_end(key)
+        entries, new = self._entries, 0
+        for name in self._names(keys) if self._number else keys:
+            if name in entries:
+                entries.move_to_end(name)
             else:
-                entries[key] = ready
-                self.units += 1
-        return self.units - before
+                entries[name] = ready
+                new += 1
+        self._hold(new)
+        return new
+
+    def _hold(self, units: int) -> None:
+        self.units += units
+        self._room.used_bytes += units * self.unit_bytes
 
     def put_private(self, run: Stored | None, units: int, ready: Moment) -> Stored:
         """Take units without names in, beside those of `run` if these are there still; return where they stand."""
         if run is None or run not in self._entries:
-            run = Stored(0)
+            run = Stored(0, self._number)
             self._entries[run] = ready
         run.blocks += units
-        self.units += units
+        self._hold(units)
         self._entries.move_to_end(run)
         return run
 
@@ -92,29 +134,30 @@ class BlockStore:
         """Name the units of `run`, of which the last have these keys."""
         if run is None or run not in self._entries:
             return
-        ready = self._entries.pop(run)
-        self.units -= run.blocks
-        for key in keys[max(0, len(keys) - run.blocks) :]:
-            if key not in self._entries:
-                self._entries[key] = ready
-                self.units += 1
+        ready, named = self._entries.pop(run), -run.blocks
+        last = keys[max(0, len(keys) - run.blocks) :]
+        for name in self._names(last) if self._number else last:
+            if name not in self._entries:
+                self._entries[name] = ready
+                named += 1
+        self._hold(named)
 
     def evict(self) -> None:
-        """Push out what is too much."""
-        excess = self.units - self.capacity_units
-        entries = self._entries
-        while excess > 0:
+        """Push out what is too much, of whichever store of the room."""
+        entries, room = self._entries, self._room
+        while (excess := room.used_bytes - room.capacity_bytes) > 0:
             entry = next(iter(entries))
             if isinstance(entry, Stored):
-                taken = min(excess, entry.blocks)
+                owner = room.stores[entry.tenant]
+                taken = min(-(-excess // owner.unit_bytes), entry.blocks)
                 entry.blocks -= taken
                 if not entry.blocks:
                     del entries[entry]
             else:
+                owner = room.stores[entry[0] if isinstance(entry, tuple) else 0]
                 taken = 1
                 del entries[entry]
-            excess -= taken
-            self.units -= taken
+            owner._hold(-taken)
 
 
 class FrequencyFilter:
@@ -432,3 +475,10 @@ class KvTiers:
                 mine.reads[0], mine.writes[-1] = theirs.reads[0], theirs.writes[-1]
             else:
                 mine.reads, mine.writes = theirs.reads, theirs.writes
+
+    def beside(self, other: KvTiers) -> None:
+        """Use the room and the rate of another's shared store, where the units of both are told apart."""
+        theirs = next(level for level in other.levels if level.kind == "shared")
+        for mine in (level for level in self.levels if level.kind == "shared"):
+            mine.store.beside(theirs.store)
+            mine.reads[0], mine.writes[-1] = theirs.reads[0], theirs.writes[-1]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence as Series
 from itertools import count
+from math import inf
 
 from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.kept import Kept
@@ -27,14 +28,62 @@ LEAST_LOAD_TOKENS = 10
 """Tokens below which nothing is loaded back (datasheet: `load_back_threshold`, as above)."""
 
 
-class TokenStore:
-    """Token contents that replicas share, or a disk of one: least recently used leaves go first."""
+class StoreRoom:
+    """Bytes that stores share, and the clock by which all of them tell what was used last."""
 
-    def __init__(self, capacity_tokens: int, page_tokens: int) -> None:
-        self.capacity_tokens = capacity_tokens
-        self.tree = RadixTree(page_tokens)
+    def __init__(self, capacity_bytes: float) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.clock = 0.0
+        self.stores: list[TokenStore] = []
+
+    def evict(self) -> None:
+        """Remove what is too much, leaf by leaf of whichever store has the one that goes first."""
+        stores = self.stores
+        while sum(store.tree.evictable_tokens * store.token_bytes for store in stores) > self.capacity_bytes:
+            min(stores, key=lambda store: store.tree.first_used()).tree.evict(1)
+
+
+class StoreTree(RadixTree):
+    """A tree by the clock of a room."""
+
+    def __init__(self, page_tokens: int, room: StoreRoom) -> None:
+        super().__init__(page_tokens)
+        self.room = room
+
+    def _next_tick(self) -> float:
+        self.room.clock += 1.0
+        return self.room.clock
+
+    def first_used(self) -> float:
+        """When the leaf was used that goes first; infinite without any."""
+        node = self._take_first()
+        if node is None:
+            return inf
+        self._offer(node)
+        return node.tick
+
+
+class TokenStore:
+    """Token contents that replicas share, or a disk of one: least recently used leaves go first.
+
+    `token_bytes` are those of a token; in one that moves `beside` another they decide what it takes of their common room.
+    """
+
+    def __init__(self, capacity_tokens: int, page_tokens: int, token_bytes: float = 1.0) -> None:
+        self.token_bytes = token_bytes
+        self._page_tokens = page_tokens
+        self._move(StoreRoom(capacity_tokens * token_bytes))
         self._coming: list[tuple[float, int, Content, int]] = []  # written, and to be found from a time on
         self._order = count()
+
+    def _move(self, room: StoreRoom) -> None:
+        self.room = room
+        self.tree = StoreTree(self._page_tokens, room)
+        room.stores.append(self)
+
+    def beside(self, other: TokenStore) -> None:
+        """Share the room of another store, and nothing that is in it. Before: this one is empty."""
+        self._move(other.room)
 
     def put(self, content: Content, tokens: int, ready_s: float) -> None:
         """Take in the first `tokens` tokens of a content, found from `ready_s` on."""
@@ -45,7 +94,7 @@ class TokenStore:
         while self._coming and self._coming[0][0] <= now_s:
             _, _, written, length = heapq.heappop(self._coming)
             self.tree.insert(written, length)
-            self.tree.evict(self.tree.evictable_tokens - self.capacity_tokens)
+            self.room.evict()
         return self.tree.match(content, tokens)[0]
 
 
@@ -101,6 +150,11 @@ class FurtherTier:
             self.reads[0], self.writes[-1] = other.reads[0], other.writes[-1]
         else:
             self.reads, self.writes = other.reads, other.writes
+
+    def beside(self, other: FurtherTier) -> None:
+        """Use the room and the rate of another's store, and nothing that is in it."""
+        self.store.beside(other.store)
+        self.reads[0], self.writes[-1] = other.reads[0], other.writes[-1]
 
 
 class TieredTree(RadixTree):

@@ -216,6 +216,10 @@ class Scheduler:
         """Share the tiers of a kind with another replica's scheduler, which joins nobody; called before the first request."""
         raise NotImplementedError(f"{type(self).__name__} has no tiers beyond the device")
 
+    def beside(self, other: Scheduler) -> None:
+        """Use the room and the rate of another's shared store, nothing that is in it; called before anybody joins this."""
+        raise NotImplementedError(f"{type(self).__name__} has no store beyond the device")
+
     @property
     def cancels(self) -> bool:
         """Whether `cancel` can be called."""

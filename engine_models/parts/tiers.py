@@ -57,6 +57,27 @@ class KvTier:
 
 
 @dataclass(frozen=True)
+class StoreNames:
+    """How a pool's blocks stand in a store: what they are of, and what of that their names tell.
+
+    held : words (model, parallelism, sizes) and what holds for these blocks; pools of which all is equal read each other's.
+    told : the words that the names tell: pools that differ in one of these share the room of a store, and nothing in it.
+    """
+
+    held: tuple[tuple[str, object], ...]
+    told: frozenset[str]
+
+    def differing(self, other: StoreNames) -> list[tuple[str, object, object]]:
+        """What differs: word, what holds here and there."""
+        there = dict(other.held)
+        return [(word, here, there[word]) for word, here in self.held if here != there[word]]
+
+    def apart(self, other: StoreNames) -> bool:
+        """Whether names tell the blocks of both apart."""
+        return any(word in self.told & other.told for word, _, _ in self.differing(other))
+
+
+@dataclass(frozen=True)
 class TierCount:
     """What became of a tier: tokens of prompts that were found there, bytes read and written."""
 

@@ -209,6 +209,13 @@ class ContinuousScheduler(Scheduler):
         if kind == "shared":
             self.kv.chain = other.kv.chain
 
+    def beside(self, other: Scheduler) -> None:
+        """As of the base."""
+        assert isinstance(other, ContinuousScheduler)
+        assert self.tiers is not None
+        assert other.tiers is not None
+        self.tiers.beside(other.tiers)
+
     def cached(self) -> list[Kept] | None:
         """As of the base: where one kind of blocks serves all layers."""
         return self.kv.kept() if isinstance(self.kv, PagedKV) and self.kv.prefix_caching else None

@@ -22,5 +22,12 @@ class UsesStore:
         if mine is not None and theirs is not None and mine.kind == kind:
             mine.join(theirs)
 
+    def beside(self, other: Scheduler) -> None:
+        """As of a scheduler."""
+        assert isinstance(other, UsesStore)
+        mine, theirs = self.further, other.further
+        if mine is not None and theirs is not None:
+            mine.beside(theirs)
+
 
 __all__ = ["UsesStore"]

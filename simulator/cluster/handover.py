@@ -23,7 +23,7 @@ from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Source
 from simulator.cluster.destinations import Destinations
 from simulator.cluster.faults import Disturbance
-from simulator.cluster.joins import Joins
+from simulator.cluster.joins import Joins, Keepers
 from simulator.cluster.outcome import Handovers, Rows
 from simulator.cluster.router import Router, Routing
 from simulator.cluster.routers import router_of
@@ -110,7 +110,7 @@ class HandoverCluster(Cluster):
     ) -> None:
         """Note the pools of both stages and what lies between them."""
         self._stages = (prefill, decode)
-        self._store: dict[object, Scheduler] = {}  # who keeps the store that several pools share
+        self._store: Keepers = {}  # who keeps the store that several pools share
         self._paths, self._disturbances = paths, disturbances
         self._first = sum(servers.replicas for servers in prefill)  # the first decode replica
         handover = decode[0].plan.handover

@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan, Mode
 from engine_models.parts.protocols import Scheduler
+from engine_models.parts.tiers import TierKind
+
+Keepers = dict[tuple[TierKind, object], Scheduler]
+"""By what is shared, and where or by whom: who keeps it."""
 
 
 class Joins:
@@ -16,7 +20,8 @@ class Joins:
     ----------
     plan : the pool's. mode : how its schedulers run.
     nodes : the machine of each replica, None for one each. The ranks of a replica share what it shares, and its disks.
-    store : who keeps the store that several pools share, once somebody does; None where the pool's store is its own.
+    store : who keeps the store that several pools share, once somebody does; None where the pool's store is its own. Pools whose
+        blocks differ share its room.
     """
 
     def __init__(
@@ -25,12 +30,12 @@ class Joins:
         mode: Mode,
         replicas: int,
         nodes: NDArray[np.int64] | None,
-        store: dict[object, Scheduler] | None = None,
+        store: Keepers | None = None,
     ) -> None:
         self._plan, self._mode = plan, mode
         self._nodes = np.arange(replicas) if nodes is None else nodes
-        disks: dict[object, Scheduler] = {}
-        self._keepers = {"shared": disks if store is None else store, "nvme": disks}  # by what is shared: who keeps it
+        disks: Keepers = {}
+        self._keepers: dict[TierKind, Keepers] = {"shared": disks if store is None else store, "nvme": disks}
         caches = replicas * plan.executor.ranks
         several = len(set(self._nodes.tolist())) < caches
         on_disks = "nvme" in plan.tiers and several
@@ -41,12 +46,21 @@ class Joins:
         made = self._plan.scheduler(self._mode)
         if not self.shares:
             return made
-        for kind, place in (("shared", None), ("nvme", int(self._nodes[replica]))):
-            if kind not in self._plan.tiers:
-                continue
-            keepers = self._keepers[kind]
-            keeper = keepers.get((kind, place))
-            if keeper is None:  # of a scheduler that serves nobody
-                keeper = keepers[kind, place] = self._plan.scheduler(self._mode)
-            made.join(keeper, "shared" if kind == "shared" else "nvme")
+        if "shared" in self._plan.tiers:
+            names = self._plan.store
+            made.join(self._keeper("shared", None if names is None else names.held), "shared")
+        if "nvme" in self._plan.tiers:
+            made.join(self._keeper("nvme", int(self._nodes[replica])), "nvme")
         return made
+
+    def _keeper(self, kind: TierKind, place: object) -> Scheduler:
+        """Who keeps what is shared at a place: one that serves nobody. Of a store there is one for each kind of blocks."""
+        keepers = self._keepers[kind]
+        keeper = keepers.get((kind, place))
+        if keeper is None:
+            keeper = self._plan.scheduler(self._mode)
+            others = [other for (of, _), other in keepers.items() if of == "shared"] if kind == "shared" else []
+            if others:
+                keeper.beside(others[0])
+            keepers[kind, place] = keeper
+        return keeper

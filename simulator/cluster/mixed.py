@@ -14,7 +14,7 @@ import numpy as np
 
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Mode
 from engine_models.lengths import Lengths, by_row, judged
-from engine_models.parts.protocols import Scheduler, StepCost
+from engine_models.parts.protocols import StepCost
 from engine_models.parts.sequence import Sequence as Request
 from simulator.cluster.admission import Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS
@@ -22,7 +22,7 @@ from simulator.cluster.cluster import Cluster, Sink, Source
 from simulator.cluster.content import for_adapter
 from simulator.cluster.destinations import NOWHERE, Destinations, overlap
 from simulator.cluster.devices import DeviceHistory
-from simulator.cluster.joins import Joins
+from simulator.cluster.joins import Joins, Keepers
 from simulator.cluster.outcome import Reason, Rows
 from simulator.cluster.router import Router, Routing
 from simulator.cluster.routers import router_of
@@ -81,7 +81,7 @@ class MixedCluster(Cluster):
     def _gather(self, destinations: Destinations, routers: Sequence[Routing], before_s: Sequence[float]) -> None:
         """Note who may get which requests."""
         self._destinations, self._routings = destinations, routers
-        self._store: dict[object, Scheduler] = {}  # who keeps the store that several pools share
+        self._store: Keepers = {}  # who keeps the store that several pools share
         groups = destinations.groups
         self._own_before_s = before_s
         self._group_before_s = [min(before_s)] * len(groups)  # from the send to the router's choice

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine_models.engines.known import parse_engine_args
 from engine_models.engines.vllm_flags import FLAGS, offload_settings
@@ -50,6 +52,33 @@ def test_stored_blocks_are_found_a_step_later_up_to_the_first_gap() -> None:
     assert host.find(again, 2, batch=5) == 1
     assert host.find(seq_of([1, 8, 3], 60, index=2), 0, batch=5) == 1
     assert host.find(seq_of([], 60, index=3), 0, batch=5) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9), st.integers(1, 3), st.booleans()), max_size=60))
+def test_stores_of_one_room_push_out_by_their_bytes(puts: list[tuple[int, int, int, bool]]) -> None:
+    """Beside a list of (store, key) in order of use, of which the first go until the rest fits."""
+    first, second = BlockStore(0, 30, 200), BlockStore(0, 50)
+    second.beside(first)
+    stores, plain, alone = (first, second), [], 0
+    for which, low, count, named in puts:
+        store, keys = stores[which], list(range(low, low + count))
+        if named:
+            store.put(keys, 0)
+            for key in keys:
+                if (which, key) in plain:
+                    plain.remove((which, key))
+                plain.append((which, key))
+        else:
+            store.put_private(None, count, 0)
+            plain += [(which, -(alone + n + 1)) for n in range(count)]
+            alone += count
+        store.evict()
+        while sum(stores[of].unit_bytes for of, _ in plain) > 200:
+            del plain[0]
+        for of, each in enumerate(stores):
+            assert each.units == sum(owner == of for owner, _ in plain)
+            named_there = sorted(key for owner, key in plain if owner == of and key >= 0)
+            assert [key for key in range(13) if each.has(key, 0)] == named_there
 
 
 def test_generated_tokens_are_stored_up_to_019_only() -> None:

@@ -167,6 +167,18 @@ def test_what_is_written_to_a_store_is_found_there_when_the_copy_has_ended() -> 
     assert tier.written_bytes == 120_000
 
 
+def test_stores_of_one_room_push_out_by_their_bytes_what_was_used_first() -> None:
+    first, second = TokenStore(100, 1, 10.0), TokenStore(0, 1, 5.0)
+    second.beside(first)
+    first.put(content((1, 0, 60)), 60, 0.0)
+    second.put(content((1, 0, 80)), 80, 0.0)
+    assert [store.find(content((1, 0, 80)), 80, 1.0) for store in (first, second)] == [60, 80]
+    assert first.find(content((1, 0, 60)), 60, 1.0) == 60  # used last: 1,000 bytes hold it beside the other
+    second.put(content((2, 0, 30)), 30, 2.0)
+    assert second.find(content((2, 0, 30)), 30, 2.0) == 30
+    assert [store.find(content((1, 0, 80)), 80, 3.0) for store in (first, second)] == [60, 0]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_books_agree_whatever_happens(seed: int) -> None:
     rng = np.random.default_rng(seed)
