@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from engine_models.declaration import PoolRequest
+from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 
 ELSEWHERE = "use another engine (`capacity-plan list engines`)"
@@ -20,6 +21,17 @@ def only_on_nvidia(request: PoolRequest, runs: str) -> None:
             f"{runs}, not on {request.device_name}",
             where="deployment.hardware",
             mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
+        )
+    no_pascal(request, runs.partition(" ")[0])
+
+
+def no_pascal(request: PoolRequest, title: str) -> None:
+    """GPUs before Volta, whose kernels no release of these servers has or whose times nobody measured."""
+    if load_device(request.device_name).architecture.startswith("pascal"):
+        raise InputError(
+            f"{title} is simulated on NVIDIA's GPUs from Volta on, not on {request.device_name}",
+            where="deployment.hardware",
+            mend="use an engine for single users, or another device (`capacity-plan list engines`, `list hardware`)",
         )
 
 

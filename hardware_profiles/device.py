@@ -113,6 +113,7 @@ STACKED_MEMORY = (
     "mi100-",
     "mi2",
     "v100-",
+    "tesla-p100-",
 )
 
 #: Short names that fit several devices, and the one that is meant: the part most often rented or measured.
@@ -140,13 +141,27 @@ ALIASES: Mapping[str, str] = {
     "r9700": "radeon-ai-pro-r9700-32gb",
     "thor": "jetson-thor-128gb",
     "strix-halo": "ryzen-ai-max-395-128gb",
+    "890m": "ryzen-ai-9-hx-370-32gb",
+    "780m": "ryzen-7-8845hs-32gb",
+    "orin": "jetson-agx-orin-64gb",
+    "agx-orin": "jetson-agx-orin-64gb",
+    "orin-nano": "jetson-orin-nano-8gb",
+    "rtx-5060": "rtx-5060-8gb",
+    "rtx-5060-ti": "rtx-5060-ti-16gb",
+    "rtx-4060-ti": "rtx-4060-ti-16gb",
+    "rtx-3080": "rtx-3080-10gb",
+    "rx-9060-xt": "rx-9060-xt-16gb",
+    "p40": "tesla-p40-24gb",
+    "p100": "tesla-p100-16gb",
+    "core-ultra-7-258v": "arc-140v-32gb",
+    "core-ultra-9-285h": "arc-140t-32gb",
 }
 #: Words that makers and drivers put into a name and that tell no devices apart here.
 _NOISE = frozenset(
     re.findall(
         r"\w+",
         """nvidia amd intel aws tesla geforce instinct radeon habana platinum gold scalable processor cpu gpu
-        core tensor graphics blackwell server workstation edition hbm hbm2 hbm2e hbm3 hbm3e nvl72 oam dgx""",
+        core tensor graphics blackwell generation server workstation edition hbm hbm2 hbm2e hbm3 hbm3e nvl72 oam dgx""",
     )
 )
 _SPELLING: Mapping[str, str] = {
@@ -207,6 +222,7 @@ def device_names() -> list[str]:
 def _words(name: str) -> list[str]:
     """Split a name into lower-case words without noise: ``NVIDIA A100-SXM4-80GB`` -> ``a100 sxm 80gb``."""
     text = re.sub(r"(?<![a-z\d])(\d+)\s*g(?:i?b)?\b", r"\1gb", name.lower().replace("+", " ").replace("(r)", " "))
+    text = re.sub(r"\b(rtx|gtx|rx)(?=\d)", r"\1 ", text)
     text = re.sub(r"\b(?:i?mac|macbook)(?:\s+(?:pro|air|mini|studio))?\b", " ", text)  # a Mac goes by its chip
     if re.search(r"\bm\d\b", text):
         text = re.sub(r"\b\d+[\s-]?cores?[\s-]cpu\b", " ", text)

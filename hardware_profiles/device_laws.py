@@ -79,6 +79,7 @@ class Law:
     widened_bytes, library_rows, library_share : moved to widen a packed weight to 16 bit before a matrix product, by engines
     without kernels for it, or from so many rows on; the share that a library then reaches, None: `matrix`'s.
     library_alone : whether the library serves such rows also where packed kernels would take longer; else the longer counts.
+    library_start_s : what a matrix, or all of an expert, takes there beside its work, where experts are multiplied one by one.
     traffic_factor : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
     kv_share : share of the bandwidth at which attention reads keys and values.
     attention_share : share of the 16-bit peak that the attention of prompts reaches.
@@ -114,6 +115,7 @@ class Law:
     library_rows: int = 0
     library_share: float | None = None
     library_alone: bool = False
+    library_start_s: float = 0.0
     traffic_factor: float = 1.0
     narrow_kv_s: float | None = None
     latent_prompts: bool = True
@@ -239,7 +241,7 @@ class LawOps(Roofline):
         if law.widened_bytes and not kind:
             share = law.library_share or _of(law.matrix, block, kind)
             wide = (rows + fill_tokens * count) * 2.0 * w / (share * self.matrix_peak[kind]) + law.start_s
-            wide = wide + law.widened_bytes * w * count / self.peaks.hbm_bytes_per_s
+            wide = wide + law.widened_bytes * w * count / self.peaks.hbm_bytes_per_s + law.library_start_s * count
             last = np.minimum(rows, law.library_rows * count) if law.library_alone else rows
             before = (last + fill_tokens * count) * matrix + law.start_s
             many = np.where(rows >= law.library_rows * count, np.maximum(before, wide), many)

@@ -126,6 +126,21 @@ CUDA_VOLTA = replace(
     library_share=0.5 * 0.733,
     library_alone=True,
 )
+#: Cards before Turing's, which have no matrix units: dot products of bytes, and 32 bits where weights have 16; what unpacks
+#: takes the place of arithmetic there. kind: by eye, 2026-11, source: a Tesla P40 (llama-7B in six formats, llama.cpp pull
+#: request 4766, 2024-01) and a GTX 1050 Ti (uploads of 35 models in Q4_K_M, AlexsJones/llmfit@3f44fd3), which ask for 20 and 31
+#: operations a weight.
+CUDA_PASCAL = replace(
+    CUDA_GDDR,
+    title="NVIDIA cards without matrix units under llama.cpp",
+    off_pct=(15.0, 30.0),
+    within=Within(decode_width=0.3, batch_width=0.5, few_width=0.5, prompt_width=0.5),
+    unpack={"": 26.0, "16": 0.0, **dict.fromkeys(_PLAIN, 22.0), "q2_k": 50.0, "q3_k": 52.0},
+    vector={"": 0.277, **dict.fromkeys(_PLAIN, 0.5), "16": 0.08},
+    matrix={"": 0.24, "16": 0.7, **dict.fromkeys(_PLAIN, 0.28), "w4a16_mxfp4": 0.28},
+    arithmetic={"": ("int8", 1.0), "16": ("fp32", 1.0)},
+    slower={"pascal": 3.0, "turing-16": 1.67},
+)
 CUDA_HBM_2024 = replace(
     CUDA_HBM,
     title="NVIDIA GPUs with stacked memory under llama.cpp of early 2024",
@@ -277,18 +292,34 @@ GENERIC = replace(
     tile_tokens=0.0,
 )
 
-#: llama.cpp on Intel's cards. kind: fitted by eye, 2026-11, source: SYCL: Llama-3.1-8B in Q4_K_M on Arc Pro B70 and Qwen2.5-7B on
-#: B580 (ggml-org/llama.cpp#22078, intel/ipex-llm#12991); on A770 Llama-2-7B in Q4_0 and Qwen3.5-9B in Q4_K_M (its SYCL page, pull
-#: request 22066): one chip, two rates.
-#: Kernels of Xe2 wait for the host twice as long as others do (assumed): DeepSeek-R1-Distill-Qwen-1.5B on B580 (the same issue)
-#: was predicted 2.0 times as quick as measured, Qwen3.6-35B-A3B on B60 (#22413) 1.5 times; 1.5 and 1.07 so.
+#: llama.cpp on Intel's Xe2 by SYCL. From nine rows on weights are widened to 16 bit and oneDNN multiplies, experts one after the
+#: other, a conversion, a copy and a product each (``ggml_sycl_mul_mat``, ``ggml_sycl_mul_mat_id`` in the sources that
+#: llama-cpp-python 0.3.36 ships); elementwise operations are not fused and work in 32 bits. kind: fitted, 2026-11, source: 17
+#: rates of six models on one Arc Pro B70, builds of 2026-04 without flash attention, where that of prompts reaches 0.016
+#: (PMZFX/intel-arc-pro-b70-benchmarks@daddb70); with it, as servers have it by default, 16,384 tokens of a 27B model on an Arc
+#: Pro B65 take 20.5 s (snowopsdev/b65-benchmarks@ffe1bb18, 2026-10): 0.2 by eye. Further rows and launches by eye between that
+#: and Qwen2.5-3B in Q4_K_M, one to eight at once (release b10427, 2026-08). Nothing was fitted to: Qwen3.5 of 9B, 27B and
+#: 35B-A3B on the B70, decoding 14 % off in the median (at most 28), prompts of 512 tokens 15 (at most 27); two prompts on a B390
+#: by Vulkan 17 and 17 (pull request 27471); a B580 by a fork of 2025 (intel/ipex-llm#12991), a 7B model 3 and 8, a 1.5B one 74
+#: and 62.
 XE2 = replace(
     GENERIC,
     title="Intel's Xe2 cards under llama.cpp",
-    off_pct=(20.0, 40.0),
-    launch_s=1.4e-5,
-    read={"": 0.78, "16": 0.8},
+    off_pct=(20.0, 25.0),
+    read={"": 0.84, "16": 0.8, "q8_0": 0.8, "q6_k": 0.63},
+    unpack={"": 0.0},
+    launch_s=1.1e-5,
+    vector={"": 0.21, **dict.fromkeys(_PLAIN, 0.4), "16": 1.0},
+    attention_share=0.2,
+    widened_bytes=4.55,
+    library_rows=9,
+    library_share=0.49,
+    library_alone=True,
+    library_start_s=3.5e-5,
+    traffic_factor=4.1,
 )
+#: Without matrix units for it, or before builds that use them well. kind: fitted by eye, 2026-11, source: Llama-2-7B in Q4_0 and
+#: Qwen3.5-9B in Q4_K_M on one A770 (llama.cpp's SYCL page, pull request 22066): one chip, two rates.
 XE_HPG = replace(
     GENERIC,
     title="Intel's first Arc cards under llama.cpp",
@@ -423,6 +454,20 @@ OPENVINO_CARD = replace(
 OPENVINO_FIRST_ARC = replace(
     OPENVINO_CARD, title="Intel's first Arc cards under OpenVINO", read={"": 0.475, **dict.fromkeys(_INT4, 0.38)}
 )
+#: Inside of processors, whose memory is the CPU's: one share of the bandwidth, by eye, of Qwen3-8B in 4 bits on Core Ultra 9 185H
+#: (SearchSavior/OpenArc#43, 2025-10) and on 285H with DDR5-5600 (openvinotoolkit/openvino#36270, 2026-06), and of a 27B model on
+#: 285H with LPDDR5X (discussion 40307), which all put at 0.63 to 0.66. Without matrix units dot products of bytes reach 0.44 of
+#: their rate (the 185H: one prompt).
+OPENVINO_INSIDE = replace(
+    OPENVINO_CARD,
+    title="GPUs inside of Intel's processors under OpenVINO",
+    off_pct=(20.0, 40.0),
+    within=WIDE,
+    read={"": 0.65},
+)
+OPENVINO_DOTS = replace(
+    OPENVINO_INSIDE, title="GPUs without matrix units inside of Intel's processors under OpenVINO", matrix={"": 0.88}
+)
 OPENVINO_CPU = replace(
     OPENVINO_CARD,
     title="CPUs with matrix units under OpenVINO",
@@ -501,6 +546,8 @@ def law_of(device: Device, framework: str) -> Law | None:
             return OPENVINO_CPU if "bf16" in device.peak_flops_per_s else None
         if device.vendor != "intel":
             return None
+        if device.kind == "apu":
+            return OPENVINO_DOTS if device.architecture == "xe-lpg" else OPENVINO_INSIDE
         return OPENVINO_FIRST_ARC if device.architecture == "xe-hpg" else OPENVINO_CARD
     if framework == "mlc":
         if device.vendor == "nvidia":
@@ -517,8 +564,10 @@ def law_of(device: Device, framework: str) -> Law | None:
     if device.kind == "apple":
         return METAL_M5 if device.architecture == "m5" else METAL
     if device.vendor == "nvidia":
-        if device.architecture == "volta" and not old:
+        if device.architecture in ("volta", "pascal-100") and not old:
             return CUDA_VOLTA
+        if device.architecture in ("pascal", "turing-16") and not old:
+            return CUDA_PASCAL
         if device.kind == "apu" and not old:
             return CUDA_LPDDR
         return (CUDA_HBM_2024 if old else CUDA_HBM) if stacked else (CUDA_GDDR_2024 if old else CUDA_GDDR)
@@ -528,7 +577,7 @@ def law_of(device: Device, framework: str) -> Law | None:
         if stacked:
             return AMD_HBM
         return AMD_CARD_VULKAN if backend.startswith("vulkan") else AMD_CARD
-    return {"xe2": XE2, "xe-hpg": XE_HPG}.get(device.architecture, GENERIC)
+    return {"xe2": XE2, "xe3": XE2, "xe-hpg": XE_HPG}.get(device.architecture, GENERIC)
 
 
 FAMILIES = ("llama_cpp", "mlx", "exllamav2", "mlc", "openvino")

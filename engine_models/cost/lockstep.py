@@ -9,10 +9,13 @@ hidden states of all ranks are gathered, after it every rank gets back its own s
 m_r are the tokens of rank r, T those of all ranks. In a CUDA graph all ranks are padded to the size that holds the largest
 (vLLM `coordinate_batch_across_dp`, SGLang's `MAX_LEN` padding), so T = D m; outside of graphs each brings its own tokens, an
 idle rank one dummy token. The transfers are an all-gather and a reduce-scatter over the D ranks of activations in 16 bit
-(vLLM's default `allgather_reducescatter`, SGLang's gather and scatter without an all-to-all backend). With one (`Terms.routed`) a
-token goes to the ranks of its experts alone, and those compute no others: `Ops.routed_experts_s`, where such kernels were timed.
-Elsewhere a rank receives topk / D of what it would gather, at most all of it, at the speed of the same curves (assumed). Where
-ranks write into each other's memory (`Terms.one_sided`) the exchange is that of :mod:`engine_models.cost.one_sided`.
+(vLLM's default `allgather_reducescatter`, SGLang's gather and scatter without an all-to-all backend). Where vLLM's ranks are of
+several devices and split experts whole, each device takes a part of its rank's tokens to the experts (`Terms.parts_tokens`):
+both are over all devices, and the parts are gathered by the tensor ranks afterwards, whose sums need no reduction then. With
+one (`Terms.routed`) a token goes to the ranks of its experts alone, and those compute no others: `Ops.routed_experts_s`, where
+such kernels were timed. Elsewhere a rank receives topk / D of what it would gather, at most all of it, at the speed of the same
+curves (assumed). Where ranks write into each other's memory (`Terms.one_sided`) the exchange is that of
+:mod:`engine_models.cost.one_sided`.
 
 With drafts a rank's own time includes its drafter. A drafter that is a layer of experts like the model's (multi-token prediction)
 waits for all ranks too, in each pass: the first over the tokens of the step, the k - 1 others over one token a row, padded
@@ -60,6 +63,10 @@ def shared_parts_s(shard: Shard, tokens: IntArray, *, captured: bool = True) -> 
         exchange = sum(moe.layers for moe in shapes) * _over_all_s(shard, width, captured)
         return {"experts": experts_s(shard, shapes, tokens), "exchange between ranks": exchange}
     waits_s = 2.0 * shard.terms.host.reduce_wait_s  # as at the two all-reduces of a layer under tensor parallelism
+    devices, tensor = ranks, shard.parallel.tensor
+    if shard.terms.parts_tokens:
+        devices, waits_s = ranks * tensor, 1.5 * waits_s
+        exchange += sum(moe.layers for moe in shapes) * ops.all_gather_s(tensor, width / ranks)
     for moe in shapes:
         choices = CHOICE_BYTES * moe.topk * np.asarray(tokens, dtype=np.float64)
         if shard.terms.one_sided:
@@ -67,8 +74,8 @@ def shared_parts_s(shard: Shard, tokens: IntArray, *, captured: bool = True) -> 
             exchange += moe.layers * (between_s + waits_s)
             continue
         share = min(moe.topk / ranks, 1.0) if shard.terms.routed else 1.0
-        gather_s = ops.all_gather_s(ranks, share * (sent + choices))
-        scatter_s = ops.reduce_scatter_s(ranks, share * width)
+        gather_s = ops.all_gather_s(devices, share * (sent + choices))
+        scatter_s = ops.reduce_scatter_s(devices, share * width)
         exchange += moe.layers * (gather_s + scatter_s + waits_s)
     return {"experts": experts_s(shard, shapes, tokens), "exchange between ranks": exchange}
 

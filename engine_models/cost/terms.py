@@ -96,6 +96,9 @@ EXCHANGE_LAUNCHES = 2
 #: More where tensor ranks take part: the residual is added, the whole cleared, filled and copied; for each part taken out of it
 #: two. kind: by construction, source: SGLang 0.5.3 to 0.5.9, `layers/communicator.py`, `dp_attention.py`, read 2026-11.
 WHOLE_LAUNCHES, PART_LAUNCHES = 4, 2
+#: More where tensor ranks part their tokens: they are cut, and gathered afterwards. kind: by construction, source: vLLM,
+#: `use_sequence_parallel_moe`.
+PARTED_LAUNCHES = 2
 #: Format of a product -> bytes of a value of its input, with the scales of NVFP4. kind: by construction.
 QUANTISED_BYTES = {"fp8_block": 1.0, "nvfp4": 0.5625}
 #: The product whose weights decoding rows multiply by in two parts, in 16 bits.
@@ -179,6 +182,8 @@ class Terms:
         memory of those ranks, and the sums read from there (:mod:`engine_models.cost.one_sided`).
     exchanges_over_all : whether the tensor ranks of a data-parallel rank have parts of the exchange around experts, which is the
         reduction of their sums too.
+    parts_tokens : whether each tensor rank of several data-parallel ones takes a part of their tokens to the experts: all devices
+        exchange, and tensor ranks gather what they had parted, in place of the reduction of their sums.
     beside_tokens : most tokens of a step that a CUDA graph holds in which a shared expert runs beside the routed ones, in a
         second stream; 0: it never does.
     expert_launches, latent_launches, recurrent_launches : launches that the experts of a layer, latent attention and a recurrence
@@ -246,6 +251,7 @@ class Terms:
     routed: bool = False
     one_sided: bool = False
     exchanges_over_all: bool = False
+    parts_tokens: bool = False
     beside_tokens: int = 0
     expert_launches: float | None = None
     latent_launches: float = 0.0
@@ -328,17 +334,19 @@ class Shard:
         found += sum(mlp.layers * (experts if mlp.kind == "moe" else 1) for mlp in stage.mlp)
         shared = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe") if self.parallel.ranks > 1 else 0
         over_all = WHOLE_LAUNCHES + (2 if tensor > 1 else 1) * PART_LAUNCHES if self.terms.exchanges_over_all else 0
+        over_all += PARTED_LAUNCHES * self.terms.parts_tokens
         return found + (EXCHANGE_LAUNCHES + over_all) * shared
 
     @cached_property
     def reduces(self) -> int:
         """Outputs that tensor ranks reduce: of each mixer with an output projection, of each MLP, or of both together."""
-        stage, whole = self.stage, self.parallel.ranks > 1 and self.terms.exchanges_over_all
+        stage, ranks = self.stage, self.parallel.ranks > 1
+        each = 2 * (ranks and self.terms.exchanges_over_all) + (ranks and self.terms.parts_tokens)
         if stage.summed_once:
             return stage.layers
         ends = sum(b.layers for b in stage.attention if any(linear.name in ("o", "linear_out") for linear in b.linears))
-        exchanged = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe") if whole else 0
-        return ends + sum(mlp.layers for mlp in stage.mlp) - 2 * exchanged
+        exchanged = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe")
+        return ends + sum(mlp.layers for mlp in stage.mlp) - each * exchanged
 
     def _quantises(self, part: str) -> bool:
         """Whether an operation beside a part's product makes its input narrow."""

@@ -40,10 +40,11 @@ ARM_CPUS = ("neoverse", "ampere")
 """Architectures of CPUs on which keys and values stay in 16 bit unless told otherwise (datasheet: `config.h`, CPU plugin)."""
 
 SOURCE = "openvinotoolkit/openvino.genai at da1db864 (2026-08)"
-KINDS: frozenset[DeviceKind] = frozenset({"cpu", "gpu"})
+KINDS: frozenset[DeviceKind] = frozenset({"cpu", "gpu", "apu"})
 DEVICES: Mapping[DeviceKind, str] = {
     "cpu": f"{SOURCE}: x86-64 and ARM CPUs",
     "gpu": f"{SOURCE}: Intel GPUs; NPUs are not simulated",
+    "apu": f"{SOURCE}: GPUs inside of Intel's processors",
 }
 FORMATS = {
     name: Support(KINDS, "compression of weights by NNCF, as optimum-intel offers it (2026-08)")
@@ -147,13 +148,13 @@ def _warnings(
 
 def _refuse(request: PoolRequest, title: str) -> None:
     """Refuse what the library, or this model of it, lacks."""
-    if request.device_kind == "gpu" and request.device_vendor != "intel":
+    if request.device_kind != "cpu" and request.device_vendor != "intel":
         raise InputError(
             f"{title} runs on CPUs and Intel GPUs, not on {request.device_name}",
             where="deployment.hardware",
             mend="use an Intel GPU or a CPU, or another engine (`capacity-plan list engines`)",
         )
-    if request.device_kind == "gpu" and request.formats.kv_cache.name == "u4":
+    if request.device_kind != "cpu" and request.formats.kv_cache.name == "u4":
         raise InputError(
             f"{title}'s keys and values in 4 bits are simulated on CPUs, not on GPUs",
             where="deployment.kv_cache",

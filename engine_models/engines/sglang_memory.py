@@ -22,6 +22,7 @@ from engine_models.model.architecture import (
     with_state_values,
 )
 from engine_models.model.blocks import Architecture
+from engine_models.refusals import no_pascal
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -41,6 +42,7 @@ def default_running(tokens: int, context_tokens: int) -> int:
 def as_loaded(request: PoolRequest) -> PoolRequest:
     """The pool with its states in float32 unless the flag says otherwise, whatever the model's config asks for (datasheet:
     `server_args.py`, 0.5)."""
+    no_pascal(request, "SGLang")
     wide = str(request.flags.get("mamba_ssm_dtype") or "float32") == "float32"
     return replace(request, arch=with_state_values(request.arch, 4 if wide else 2))
 

@@ -10,7 +10,7 @@ from typing import Any
 from engine_models.declaration import PoolRequest
 from engine_models.engines.tgi_flags import BLOCK_TOKENS
 from engine_models.model.blocks import Architecture
-from engine_models.refusals import no_layers
+from engine_models.refusals import no_layers, no_pascal
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
@@ -33,6 +33,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
 
 def refuse(request: PoolRequest) -> None:
     """Raise InputError for what TGI does not serve."""
+    no_pascal(request, "TGI")
     lacks = f"TGI has no model with recurrent, indexed or compressed layers such as {request.arch.name}"
     no_layers(request, ("linear", "sparse"), lacks)
     if request.structured and request.flags.get("disable_grammar_support"):

@@ -75,6 +75,7 @@ def costs_of(
             fp32_router=version.fp32_router,
             latent_launches=latent_launches(request.formats.kv_cache),
             recurrent_launches=recurrent_launches(request.device_name, version.number),
+            parts_tokens=_parts_tokens(request, version.number),
             splits_graphs=True,
             fills_selection=version.fills_selection,
             chunked_decodes=version.chunked_decodes,
@@ -92,6 +93,16 @@ def costs_of(
         adapters=adapters,
         masks=_masks(request, version, serving, said) if request.structured else None,
     )
+
+
+PARTING = (0, 11)
+"""The first version whose tensor ranks each take a part of their tokens to experts that data-parallel ranks share. kind:
+datasheet, source: vLLM, `use_sequence_parallel_moe` (public copies, read 2026-11); which release had it first is recalled."""
+
+
+def _parts_tokens(request: PoolRequest, number: tuple[int, ...]) -> bool:
+    """Whether each device takes a part of its rank's tokens to the experts, as with most backends of the exchange."""
+    return number >= PARTING and min(request.data_parallel, request.tensor_parallel, request.expert_parallel) > 1
 
 
 def _host(request: PoolRequest, serving: Serving, host: HostOverhead) -> HostOverhead:

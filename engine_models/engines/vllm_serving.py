@@ -11,6 +11,7 @@ from engine_models.engines.vllm_runner import second_runner
 from engine_models.engines.vllm_versions import Version, graph_sizes, scheduling_switches
 from engine_models.model.overrides import served_context
 from engine_models.parts.batch import ContinuousRules
+from engine_models.refusals import no_pascal
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
@@ -121,6 +122,7 @@ class Serving:
 def _refuse_devices(request: PoolRequest) -> None:
     """Raise InputError for devices that no vLLM runs on, and formats without a kernel there."""
     device, weights = load_device(request.device_name), request.formats.weights.name
+    no_pascal(request, "vLLM")
     if device.architecture in _AMD_BEFORE:
         raise InputError(
             f"vLLM runs on AMD's GPUs from MI200 and RX 7900 on, not on {device.title}",

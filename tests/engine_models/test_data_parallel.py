@@ -19,6 +19,8 @@ from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.kernels import operations_of
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
 from tests.step_times import lockstep, step_time
 
 MIXTRAL = load_architecture("mistralai/Mixtral-8x7B-v0.1")
@@ -183,6 +185,36 @@ def test_an_exchange_over_all_devices_is_the_reduction_of_their_sums_too(tensor:
     held, launched = (shared_parts_s(over_all, m, captured=held)["exchange between ranks"] for held in (True, False))
     assert (held > shared_parts_s(plain, m)["exchange between ranks"]).all()
     assert launched[1] > 1.3 * held[1]
+
+
+def test_parted_tokens_are_exchanged_by_all_devices_and_gathered_by_tensor_ranks() -> None:
+    """Four ranks of two devices: over eight, one sum a layer instead of two, and the tokens of a rank are gathered again."""
+    plain = own_of(4, expert_parallel=8, tensor_parallel=2).shard
+    parted = replace(plain, terms=replace(plain.terms, parts_tokens=True))
+    m = np.array([4, 4096])
+    assert (plain.reduces, parted.reduces) == (64, 32)
+    assert parted.launches() - plain.launches() == 32 * (2 - 1)
+    ops, whole = plain.ops, m * 4096 * 2.0
+    choices = CHOICE_BYTES * 2 * m
+    own_s = ops.all_gather_s(8, whole + choices) + ops.reduce_scatter_s(8, whole) + ops.all_gather_s(2, whole / 4)
+    assert shared_parts_s(parted, m)["exchange between ranks"] == pytest.approx(32 * (own_s + 3 * HOST.reduce_wait_s))
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags", "parts"),
+    [
+        ("vllm", {}, True),
+        ("vllm@0.10.2", {}, False),
+        ("vllm", {"enable_expert_parallel": False}, False),
+        ("vllm", {"data_parallel_size": 1}, False),
+    ],
+)
+def test_vllm_parts_tokens_where_ranks_of_several_devices_split_experts(engine: str, flags: dict[str, Any], parts: bool) -> None:
+    args = {"data_parallel_size": 2, "enable_expert_parallel": True, **flags}
+    deployment = {"engine": engine, "hardware": "h100-sxm-80gb", "tensor_parallel": 2, "engine_args": args}
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 16, "output_tokens": 2}
+    found = prepare(load_scenario({"model": "mistralai/Mixtral-8x7B-v0.1", "deployment": deployment, "workload": load}))
+    assert found.plan.costs.terms.parts_tokens is parts
 
 
 @settings(max_examples=60, derandomize=True)

@@ -12,6 +12,7 @@ from engine_models.engines.known import BUILT_IN, engine_named
 from engine_models.model.formats import FORMATS
 from hardware_profiles.device import all_devices, device_names, load_device
 from hardware_profiles.device_laws import LawOps, weight_bytes
+from hardware_profiles.errors import InputError
 from hardware_profiles.instinct import BLOCK_S, LINK_LATENCY_S, ROW_S
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.kernels import TABLED, operations_in_node, operations_of
@@ -360,6 +361,78 @@ def test_a_gpu_without_matrix_units_of_bytes_widens_weights_for_many_rows() -> N
         assert 0.85 < tokens / step_s / rate < 1.35  # the products alone
     few = [float(ops.gemm_s("q5_0", rows, 28672, 4096)) for rows in (32, 63, 64, 65, 512)]
     assert few == sorted(few)
+
+
+def test_experts_under_sycl_are_widened_and_multiplied_one_after_another() -> None:
+    """512 tokens of a layer of Qwen3-30B-A3B touch nearly all of its experts, each of which starts by itself; eight do not."""
+    ops = operations_of(load_device("arc-pro-b70-32gb"), "llama_cpp")
+    assert isinstance(ops, LawOps)
+    at_once = replace(ops, law=replace(ops.law, library_start_s=0.0))
+
+    def started_s(tokens: float, experts: int) -> float:
+        one, other = (float(of.moe_s("q4_k_m", 2048, 768, 8, experts, 1, 1, tokens)) for of in (ops, at_once))
+        return one - other
+
+    assert 120 * ops.law.library_start_s < started_s(512, 128) <= 128 * ops.law.library_start_s
+    assert started_s(512, 256) > 1.8 * started_s(512, 128)
+    assert started_s(1, 128) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "model", "weights", "metric", "tok_s"),
+    [
+        ("arc-b390-32gb", "llama_cpp", "Qwen/Qwen3-8B", "q4_k_m", "prompt", 1022),
+        ("arc-pro-b65-32gb", "llama_cpp", "Qwen/Qwen3.5-27B", "q4_k_m", "long prompt", 16384 / 20.5),
+        ("arc-graphics-8c-32gb", "llama_cpp", "meta-llama/Llama-2-7b-hf", "q4_0", "decoding", 16),
+        ("arc-140t-32gb", "llama_cpp", "meta-llama/Llama-2-7b-hf", "q4_0", "decoding", 17),
+        ("arc-graphics-8c-32gb", "openarc", "Qwen/Qwen3-8B", "nncf_int4_sym_channel", "decoding", 16.5),
+    ],
+)
+def test_published_rates_of_intels_graphics(
+    name: str, engine: str, model: str, weights: str, metric: str, tok_s: float
+) -> None:
+    """Within a quarter (sources: law_constants.py, and llama.cpp pull request 27471, 2026-08; its SYCL page, 2025-02)."""
+    prompt, output = {"prompt": (512, 1), "long prompt": (16384, 1), "decoding": (16, 64)}[metric]
+    args = "{parallel: 1, ctx_size: 16640, ubatch_size: 2048}" if metric == "long prompt" else "{}"
+    run = simulate(
+        load_scenario(
+            f"model: {model}\n"
+            f"deployment: {{engine: {engine}, hardware: {name}, weights: {weights}, engine_args: {args}}}\n"
+            f"workload: {{arrivals: {{kind: batch}}, requests: 1, prompt_tokens: {prompt}, output_tokens: {output}}}\n"
+        )
+    )
+    metrics = run.result["metrics"]
+    found = 1e3 / metrics["tpot_ms"]["mean"] if metric == "decoding" else 1e3 * prompt / metrics["ttft_ms"]["mean"]
+    assert found == pytest.approx(tok_s, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "fmt", "tok_s"),
+    [
+        ("tesla-p40-24gb", 6.6e9, "q4_0", 56.8),
+        ("tesla-p40-24gb", 6.6e9, "q3_k_s", 30.9),
+        ("gtx-1050-ti-4gb", 3.2e9, "q4_k_m", 20.8),
+    ],
+)
+def test_what_unpacks_takes_the_place_of_arithmetic_before_turing(name: str, weights: float, fmt: str, tok_s: float) -> None:
+    """One product as large as llama-7B or Llama-3.2-3B is within a quarter of a measured step; an RTX 3060 reads more."""
+    ops, later = operations_of(load_device(name), "llama_cpp"), operations_of(load_device("rtx-3060-12gb"), "llama_cpp")
+    assert isinstance(ops, LawOps)
+    assert isinstance(later, LawOps)
+    step_s = float(ops.product_s(fmt, weights, np.ones(1), 1.0, 0.0)[0])
+    assert 0.75 < step_s * tok_s < 1.25
+    held = weights * weight_bytes(fmt)
+    assert step_s * ops.peaks.hbm_bytes_per_s > 1.3 * held
+    later_s = float(later.product_s(fmt, weights, np.ones(1), 1.0, 0.0)[0])
+    assert later_s * later.peaks.hbm_bytes_per_s < 0.9 * step_s * ops.peaks.hbm_bytes_per_s
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tgi", "trtllm", "lmdeploy", "exllamav2"])
+def test_servers_without_kernels_for_pascal_say_so(engine: str) -> None:
+    deployment = {"engine": engine, "hardware": "gtx-1080-ti-11gb"}
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 10, "output_tokens": 10}
+    with pytest.raises(InputError, match="from Volta on, not on gtx-1080-ti-11gb"):
+        simulate(load_scenario({"model": "meta-llama/Llama-3.2-1B", "deployment": deployment, "workload": load}))
 
 
 def test_a_token_under_openvino_costs_its_arithmetic_beside_the_weights() -> None:
