@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class RunResult:
 
     result: dict[str, Any]
     requests: Mapping[str, Column] | Path
-    timeline: dict[str, NDArray[Any]]
+    make_timeline: Callable[[], dict[str, NDArray[Any]]] = field(repr=False)
     manifest: dict[str, Any]
     name: str
     digest: str
@@ -90,6 +90,11 @@ class RunResult:
     scratch: Scratch | None = field(repr=False, default=None)
     cache: dict[str, Any] | None = field(repr=False, default=None)
     """What the prefix caches hold at the end, where that was asked for."""
+
+    @cached_property
+    def timeline(self) -> dict[str, NDArray[Any]]:
+        """Columns of the timeline, made when they are first asked for."""
+        return self.make_timeline()
 
     @property
     def gaps(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -141,8 +141,8 @@ class StepCosts:
         return tuple(f"attention backend {word}: the tables do not hold it, or not heads so wide" for word in sorted(lacking))
 
 
-KEPT = 64
-"""Step times kept for later runs, some 0.7 MB each (assumed)."""
+KEPT = 128
+"""Step times kept for later runs, some 0.4 MB each (assumed)."""
 _kept: dict[tuple[StepCosts, int, int], tuple[Ops, StepTimeModel]] = {}
 """By what they follow from, the operations by identity; each thread has its own, as what a step took is read after it."""
 

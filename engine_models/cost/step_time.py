@@ -26,6 +26,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -88,12 +89,18 @@ class Launches:
 
     def tables_s(self, max_tokens: int) -> tuple[list[float], list[float]]:
         """`least_s` for 0 to `max_tokens` tokens, of steps that only decode and of those that prefill."""
-        tokens, host = np.arange(max_tokens + 1), self._host
-        held = tokens <= self.largest if self._exact is None else np.isin(tokens, self.sizes)
-        step_s = np.where(held, 0.0, self._step_s)
-        eager_s = np.maximum(step_s, self._prefill_s)
-        prefill_s = np.where(tokens <= host.prefill_graph_tokens, self._graph_s, eager_s)
-        return step_s.tolist(), prefill_s.tolist()
+        begins = {0, self.largest + 1, self._host.prefill_graph_tokens + 1, max_tokens + 1}
+        if self._exact is not None:
+            begins |= {at for size in self._exact for at in (size, size + 1)}
+        stretches = list(pairwise(sorted(at for at in begins if at <= max_tokens + 1)))
+
+        def table(prefills: bool) -> list[float]:
+            found: list[float] = []
+            for at, to in stretches:
+                found += [self.least_s(at, prefills)] * (to - at)
+            return found
+
+        return table(False), table(True)
 
     def captured(self, tokens: int, prefills: bool) -> bool:
         """Whether a graph may hold the step of ranks in lockstep."""

@@ -68,7 +68,7 @@ LOST = {
 CHUNK = 1024
 """Requests that are made at once when their arrivals are known beforehand."""
 SLICES = 64
-"""Stretches of simulated time in which independent replicas take turns, so that a stopped run has all of them equally far."""
+"""Stretches of simulated time in which independent replicas take turns where a run may be stopped: then all are equally far."""
 
 
 YOUNG_OBJECTS = 500_000
@@ -437,7 +437,8 @@ class Cluster:
         """Let the requests of a block arrive, up to `until_s`, when the last with a known arrival reaches the engine."""
         router = self._router
         if isinstance(router, InTurn) and not self._limited and self._timeout_s is None and not self._linked:
-            slices = np.linspace(self._limit_s, until_s, 1 + (SLICES if len(self.replicas) > 1 else 1))
+            some = SLICES if self._should_stop is not None and len(self.replicas) > 1 else 1
+            slices = np.linspace(self._limit_s, until_s, 1 + some)
             self._limit_s = until_s
             for feed, rank, mine in zip(
                 self._feeds, self.ranks, rows.deal(len(self.ranks), router.chosen), strict=True

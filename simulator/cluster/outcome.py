@@ -17,7 +17,7 @@ from engine_models.lengths import Lengths, judged
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import TierCount, counted
 from hardware_profiles.records import dataclass
-from simulator.serving.emissions import Emissions
+from simulator.serving.emissions import Emissions, logs_of
 from simulator.serving.log import StepLog
 from simulator.serving.rank import Rank
 from simulator.serving.replica import Replica
@@ -330,10 +330,8 @@ def _sent_s(tokens: tuple[NDArray[np.int32], IntArray], ranks: list[Rank], after
     """When the client has tokens, named by log and step; NaN where the step has not begun."""
     log_of, step = tokens
     found = np.full(len(step), np.nan)
-    for number, rank in enumerate(ranks):
-        mine = np.flatnonzero(log_of == number)
-        if not len(mine):
-            continue
+    for number in logs_of(log_of):
+        rank, mine = ranks[number], np.flatnonzero(log_of == number)
         sent = np.frombuffer(rank.log.sent_s, dtype=np.float64)
         place = step[mine] - rank.log.retired_steps
         there = place < len(sent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from simulator.planning.store import RUNS
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
+    from simulator.prepared import Prepared
     from simulator.workload.columns import Workload
 
 
@@ -39,6 +41,33 @@ class PlannedPoint:
         """Simulate it, in the folder of its sweep."""
         assert self.scenario is not None
         return run_point(self.scenario, folder / RUNS / self.name, command_line, self.headroom)
+
+
+KEPT = 128
+"""Deployments kept for later points (assumed)."""
+_resolved: dict[str, Prepared] = {}
+"""The last ones, each by all of its scenario but when requests arrive, which decides nothing before a run."""
+
+
+def shared_deployment(scenario: Scenario) -> Prepared:
+    """Return the scenario resolved, once for points that differ in when requests arrive: that is all that is replaced.
+
+    Several pools, and replicas that come and go, hold the scenario in further places: they are resolved each time.
+    """
+    from simulator.prepare import prepare
+
+    load = scenario.workload
+    rest = scenario.model_copy(update={"workload": load.model_copy(update={"arrivals": None})})
+    key = rest.model_dump_json(exclude_unset=True)  # what is said and equals a default is not what is left unsaid
+    found = _resolved.get(key)
+    if found is not None:
+        return replace(found, scenario=scenario)
+    made = prepare(scenario)
+    if made.elastic is None and not made.pools:
+        if len(_resolved) >= KEPT:
+            _resolved.pop(next(iter(_resolved)), None)
+        _resolved[key] = made
+    return made
 
 
 _built: dict[str, Workload] = {}
@@ -71,11 +100,10 @@ def run_point(
     What the scenario itself forbids becomes a status. Errors of the place of writing (a full disk) are raised.
     """
     from simulator.planning.headroom import headroom as find_headroom
-    from simulator.prepare import prepare
     from simulator.run import run_prepared
 
     try:
-        prepared = prepare(scenario)
+        prepared = shared_deployment(scenario)
         run = run_prepared(prepared, workload=shared_workload(scenario))
         if with_headroom:
             run.result["headroom"] = find_headroom(prepared, run).as_dict()

@@ -390,15 +390,19 @@ class Collector:
         self._began = np.concatenate([self._began, block.arrival_s[finished | (status == UNFINISHED)]])
         self._ended = np.concatenate([self._ended, ended])
         for spans in kept_ranges(block.emissions, np.arange(len(status)), self._logs):
-            for number, covered in enumerate(self._tokens):
+            for number in spans.logs():
                 begin, last = spans.of_log(number)
-                covered.add(begin, last + 1, len(self._logs[number].end_s))
+                self._tokens[number].add(begin, last + 1, len(self._logs[number].end_s))
 
     def retire(self, before_s: float) -> None:
         """Count and drop what no block that is still to come can name: all requests of those arrive at `before_s` or later."""
         done = np.isinf(before_s)
         records, steps = [], []
         for number, log in enumerate(self._logs):
+            if not log.end_s:
+                records.append(0)
+                steps.append(0)
+                continue
             ends = np.frombuffer(log.end_s, dtype=np.float64)
             reached = np.cumsum(log.column("steps"), dtype=np.int64)
             sent = int(np.searchsorted(reached, len(log.sent_s), side="right"))
@@ -546,9 +550,9 @@ class Collector:
             else 0,
         )
 
-    def timeline(self, end_of_run_s: float, ranks: int | None = None) -> dict[str, NDArray[Any]]:
-        """Columns of `timeline.parquet`, of the first `ranks`, all if None."""
-        return table(self._bins[:ranks], end_of_run_s)
+    def timeline(self, end_of_run_s: float, ranks: int | None = None) -> Callable[[], dict[str, NDArray[Any]]]:
+        """What makes the columns of `timeline.parquet`, of the first `ranks`, all if None."""
+        return partial(table, self._bins[:ranks], end_of_run_s)
 
 
 def is_batch(spec: WorkloadSpec) -> bool:

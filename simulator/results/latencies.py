@@ -10,8 +10,6 @@ a step weighs as many rows as emitted in it and in the step before).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from hardware_profiles.records import dataclass
 from simulator.cluster.outcome import FINISHED, ClusterResult, Handovers
 from simulator.results.statistics import BATCHES, PART, BoolArray, FloatArray, IntArray, parts
-from simulator.serving.emissions import Emissions, Ranges
+from simulator.serving.emissions import Emissions, Ranges, logs_of
 from simulator.serving.log import StepLog
 
 OF_FIRST_TOKEN = ("ttft_front_ms", "ttft_queue_ms", "ttft_launch_ms", "ttft_kernel_ms")
@@ -90,7 +88,8 @@ def first_token_parts_s(result: ClusterResult, extra_s: float) -> tuple[FloatArr
         return before_s, queue_s, np.zeros(len(queue_s)), kernel_s
     began_s, ended_s, launch_s = (np.full(len(before_s), np.nan) for _ in range(3))
     log_of, step = result.emissions.firsts()
-    for number, log in enumerate(result.logs):
+    for number in logs_of(log_of):
+        log = result.logs[number]
         mine = np.flatnonzero((log_of == number) & ~np.isnan(result.first_token_s))
         if not len(mine):
             continue
@@ -163,12 +162,10 @@ class TokenGaps:
         """Take in the tokens of the chosen requests."""
         clocks = clocks_of(self._logs)
         for spans in kept_ranges(emissions, np.flatnonzero(rows), self._logs):
-            for number, ends in enumerate(clocks):
+            for number in spans.logs():
                 first, last = spans.of_log(number)
-                if not len(first):
-                    continue
                 # tokens in [first, last] have gaps that end with the steps first + 1 to last, number `first` to `last - 1` here
-                self._covered[number].add(first, last, len(ends))
+                self._covered[number].add(first, last, len(clocks[number]))
                 pauses = pauses_s(spans, clocks, number)
                 if len(pauses[0]):
                     self._pauses[number].append(pauses)
@@ -180,13 +177,16 @@ class TokenGaps:
         """
         gaps: list[FloatArray] = []
         weights: list[IntArray] = []
-        stops: list[IntArray] = []  # of each array, the places of the edges of the stretches
+        stretches: list[NDArray[np.uint8]] = []  # of each gap, the one in which it ends
         clocks = [ends[:n] for ends, n in zip(clocks_of(self._logs), steps, strict=True)]
         began = min((float(c[0]) for c in clocks if len(c)), default=0.0)
         ended = max((float(c[-1]) for c in clocks if len(c)), default=0.0)
         edges = np.linspace(began, ended, STRETCHES + 1)[1:-1]
-        for number, (log, n) in enumerate(zip(self._logs, steps, strict=True)):
-            ends = np.frombuffer(log.sent_s, dtype=np.float64)[: n + 1]
+        numbers = [number for number, n in enumerate(steps) if n or self._pauses[number]]
+        joins = len(numbers) > 1 or any(self._pauses[number] for number in numbers)
+        for number in numbers:
+            n = steps[number]
+            ends = np.frombuffer(self._logs[number].sent_s, dtype=np.float64)[: n + 1]
             weight = self._covered[number].take(n)[: max(len(ends) - 1, 0)]
             found = np.empty(int(np.count_nonzero(weight)))
             filled = 0
@@ -198,8 +198,9 @@ class TokenGaps:
             gaps.append(found)
             small = np.int16 if weight.max(initial=0) <= np.iinfo(np.int16).max else np.int32
             weights.append(weight[weight > 0].astype(small))
-            places = [0, *np.searchsorted(ends[1:], edges).tolist(), len(weight)]
-            stops.append(np.cumsum([0, *(int(np.count_nonzero(weight[a:b])) for a, b in pairwise(places))]))
+            if joins:
+                places = np.searchsorted(ends[1:], edges)
+                stretches.append(_stretch_of(np.searchsorted(np.flatnonzero(weight), places), len(found)))
             del weight
             if self._pauses[number]:
                 pauses, resumed = (
@@ -210,10 +211,11 @@ class TokenGaps:
                 pauses, resumed = pauses[order], resumed[order]
                 gaps.append(pauses)
                 weights.append(np.ones(len(pauses), dtype=np.int32))
-                stops.append(np.array([0, *np.searchsorted(resumed, edges).tolist(), len(pauses)]))
-        if len(gaps) == 1:
-            return gaps[0], weights[0]
-        return _by_stretch(gaps, stops), _by_stretch(weights, stops)
+                stretches.append(_stretch_of(np.searchsorted(resumed, edges), len(pauses)))
+        if not joins:
+            return (gaps[0], weights[0]) if gaps else (np.zeros(0), np.zeros(0, dtype=np.int16))
+        order = np.argsort(np.concatenate(stretches), kind="stable")
+        return np.concatenate(gaps)[order], np.concatenate(weights)[order]
 
 
 def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntArray]:
@@ -238,10 +240,6 @@ def pauses_s(spans: Ranges, clocks: list[FloatArray], number: int) -> tuple[Floa
     return resumed - left, resumed
 
 
-def _by_stretch(arrays: Sequence[NDArray[Any]], stops: Sequence[IntArray]) -> NDArray[Any]:
-    """Join arrays stretch by stretch: the first stretch of all, then the second; `stops` are the edges' places in each."""
-    pieces = zip(
-        *([array[a:b] for a, b in pairwise(at.tolist())] for array, at in zip(arrays, stops, strict=True)),
-        strict=True,
-    )
-    return np.concatenate([piece for stretch in pieces for piece in stretch])
+def _stretch_of(edges: IntArray, gaps: int) -> NDArray[np.uint8]:
+    """The stretch of each of so many gaps in order of time, by the places at which the second and all later ones begin."""
+    return np.repeat(np.arange(STRETCHES, dtype=np.uint8), np.diff(edges, prepend=0, append=gaps))

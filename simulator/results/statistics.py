@@ -39,6 +39,9 @@ def percentile_name(percent: float) -> str:
     return "p" + f"{percent:g}".replace(".", "_")
 
 
+PERCENTILE_NAMES = tuple(map(percentile_name, PERCENTILES))
+
+
 def percentiles(values: FloatArray, percents: Sequence[float]) -> list[float]:
     """`np.percentile` of finite values, equal to the bit: quicker where they are few.
 
@@ -162,9 +165,8 @@ def around(value: float, values: FloatArray) -> list[float]:
 
 def statistics(values: FloatArray, unit: str, weights: IntArray | None = None) -> dict[str, Any]:
     """Summary of a metric: mean, std, min, percentiles, max, count; all null for no values."""
-    names = [percentile_name(p) for p in PERCENTILES]
     out: dict[str, Any] = {"unit": unit, "mean": None, "std": None, "min": None}
-    out.update(dict.fromkeys(names))
+    out.update(dict.fromkeys(PERCENTILE_NAMES))
     out.update({"max": None, "count": 0, "ci95": None, "interval": None})
     if weights is None:
         values = values[~np.isnan(values)]
@@ -191,7 +193,7 @@ def statistics(values: FloatArray, unit: str, weights: IntArray | None = None) -
         batches = weighted_batches(values, weights)
         out["ci95"] = None if batches is None else around(mean, batches)
     out["min"], out["max"] = float(values.min()), float(values.max())
-    out.update(zip(names, quantiles, strict=True))
+    out.update(zip(PERCENTILE_NAMES, quantiles, strict=True))
     return out
 
 

@@ -18,6 +18,12 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 
+def logs_of(named: NDArray[np.int32]) -> list[int]:
+    """The logs that are named, in order, each once; -1 names none."""
+    found: list[int] = np.flatnonzero(np.bincount(named + 1)[1:]).tolist()
+    return found
+
+
 class Ranges(NamedTuple):
     """Ranges that are not empty, request by request in order of time: log, first and last step, and the request's row."""
 
@@ -32,6 +38,10 @@ class Ranges(NamedTuple):
             return self.first, self.last
         mine = self.log == number
         return (self.first, self.last) if mine.all() else (self.first[mine], self.last[mine])
+
+    def logs(self) -> list[int]:
+        """The logs that they are in."""
+        return logs_of(self.log)
 
 
 class Emissions:

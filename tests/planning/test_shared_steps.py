@@ -7,6 +7,7 @@ from pathlib import Path
 from engine_models.cost import settings
 from simulator.config.load import load_scenario, read_scenario
 from simulator.io.text import plain
+from simulator.planning import one_point
 from simulator.prepare import prepare
 from simulator.prepared import Prepared
 from simulator.run import run_prepared
@@ -44,6 +45,29 @@ def test_no_more_step_times_are_kept_than_said() -> None:
     for tokens in range(2048, 2048 + settings.KEPT + 3):
         prepared_at(8, tokens).times()
     assert len(settings._kept) == settings.KEPT
+
+
+def test_points_that_differ_in_their_arrivals_share_a_deployment_and_no_more() -> None:
+    one_point._resolved.clear()
+    alone = [prepared_at(rate, tokens) for rate in (8, 60) for tokens in (2048, 4096)]
+    shared = [one_point.shared_deployment(each.scenario) for each in alone]
+    assert len(one_point._resolved) == 2
+    assert shared[2].kernels is shared[0].kernels
+    assert shared[2].scenario is alone[2].scenario
+    for mine, own in zip(shared, alone, strict=True):
+        assert plain(run_prepared(mine).result) == plain(run_prepared(own).result)
+    for said in ([], ["deployment.router=round_robin"]):  # the default too
+        one_point.shared_deployment(load_scenario(SCENARIO, said))
+    assert len(one_point._resolved) == 4
+    one_point.shared_deployment(load_scenario(SCENARIO, ["deployment.failures={mtbf_h: 1000, of: replica}"]))
+    assert len(one_point._resolved) == 4
+
+
+def test_no_more_deployments_are_kept_than_said() -> None:
+    one_point._resolved.clear()
+    for tokens in range(2048, 2048 + one_point.KEPT + 3):
+        one_point.shared_deployment(prepared_at(8, tokens).scenario)
+    assert len(one_point._resolved) == one_point.KEPT
 
 
 def test_a_scenario_that_was_read_before_is_the_same_and_stays_as_it_was() -> None:
