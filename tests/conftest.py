@@ -1,8 +1,13 @@
-"""What holds for all tests: how long an example takes decides nothing."""
+"""What holds for all tests: how long an example takes decides nothing, and a process computes on one core."""
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+import os
+
+for library in ("OPENBLAS", "OMP", "MKL"):  # read as numpy is imported; threads of several workers wait for each other
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -5,7 +5,7 @@ Every key that a reader asks for is noted; what is left, and is not known to lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -140,12 +140,17 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, list | dict | str) and not value)
 
 
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
+
+
 @dataclass(frozen=True)
 class ConfigReader:
     """A config with the family's defaults behind it, and the place errors should name.
 
     layer : the layer that is read, where layers differ: of a list of one value a layer its entry counts, and the layer's own
-        entry of ``per_layer_config`` comes first.  seen : keys asked for so far.
+        entry of ``per_layer_config`` comes first.  seen : keys asked for so far.  told_apart : what was asked of the layer, and
+        the answers: another layer of which all of it has the same answers reads the same (`alike`).
     """
 
     config: Config
@@ -154,15 +159,29 @@ class ConfigReader:
     layer: int | None = None
     own: Config = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    told_apart: list[tuple[Callable[[int], Any], Any]] = field(default_factory=list)
 
     def at(self, layer: int) -> ConfigReader:
         """The same for one layer."""
         listed = self.config.get("per_layer_config")
-        own: Config = {}
-        if isinstance(listed, Mapping):
-            own = next((v for k, v in listed.items() if str(k).isdigit() and int(k) == layer), {})
         self.seen.add("per_layer_config")
-        return replace(self, layer=layer, own=own if isinstance(own, Mapping) else {})
+        told = replace(self, layer=layer, told_apart=[])
+        if not isinstance(listed, Mapping):
+            return told
+        own = told.of_layer(lambda at: next((v for k, v in listed.items() if str(k).isdigit() and int(k) == at), {}), {})
+        return replace(told, own=own if isinstance(own, Mapping) else {})
+
+    def of_layer(self, ask: Callable[[int], Any], otherwise: Any) -> Any:
+        """What `ask` says of the layer that is read, noted in `told_apart`; `otherwise` where none is."""
+        if self.layer is None:
+            return otherwise
+        answer = ask(self.layer)
+        self.told_apart.append((ask, answer))
+        return answer
+
+    def alike(self, layer: int) -> bool:
+        """Whether all that was read at this layer so far would be the same at another."""
+        return all(_same(ask(layer), answer) for ask, answer in self.told_apart)
 
     def raw(self, *keys: str) -> Any:
         """The first of the keys that is given and not null, else the family's default, else None."""
@@ -170,12 +189,13 @@ class ConfigReader:
         for source in (self.own, self.config, self.defaults):
             for key in keys:
                 if source.get(key) is not None:
-                    return self._of_layer(source[key])
+                    return self._entry(source[key])
         return None
 
-    def _of_layer(self, value: Any) -> Any:
-        if self.layer is not None and isinstance(value, list) and value and not isinstance(value[0], list):
-            return value[self.layer] if self.layer < len(value) else value[-1]
+    def _entry(self, value: Any) -> Any:
+        """The layer's entry of a list of one value a layer; any other value whole."""
+        if isinstance(value, list) and value and not isinstance(value[0], list):
+            return self.of_layer(lambda layer: value[min(layer, len(value) - 1)], value)
         return value
 
     def whole(self, value: Any, key: str, least: int, most: int = MOST) -> int:

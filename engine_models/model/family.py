@@ -222,7 +222,7 @@ def _indexed(read: ConfigReader, block: AttentionBlock, hidden: int, query_input
     sparse = read.raw("sparse_attention_config")  # MiniMax-M3: blocks of tokens, chosen in the layers listed
     if isinstance(sparse, Mapping) and sparse.get("use_sparse_attention", True):
         layers = sparse.get("sparse_attention_freq")
-        if isinstance(layers, list) and read.layer is not None and not layers[read.layer]:
+        if isinstance(layers, list) and not read.of_layer(lambda layer: layers[layer], True):
             return block
         topk = int(sparse["sparse_topk_blocks"]) * int(sparse["sparse_block_size"])
         return mixers.with_indexer(
@@ -237,11 +237,9 @@ def _indexed(read: ConfigReader, block: AttentionBlock, hidden: int, query_input
         read.aside("index_topk", "index_n_heads", "indexer_types", "index_block_size", "index_topk_blocks")
         read.aside("index_topk_freq", "index_skip_topk_offset")  # the rule by which `indexer_types` was made
     kinds = read.config.get("layer_types")
-    word = (
-        kinds[read.layer]
-        if isinstance(kinds, list) and read.layer is not None and read.layer < len(kinds)
-        else None
-    )
+    word = None
+    if isinstance(kinds, list):
+        word = read.of_layer(lambda layer: kinds[layer] if layer < len(kinds) else None, None)
     dimension = read.raw("index_head_dim", "indexer_head_dim")
     if dimension is None or word in ("sliding_attention", "full_attention"):
         return block
@@ -481,7 +479,8 @@ def _added(mixers_of: Mixers, linears: tuple[Linear, ...], vectors: tuple[Vector
 def _shares_cache(read: ConfigReader) -> bool:
     """Whether this layer reads the keys and values of an earlier one (the last `num_kv_shared_layers` do)."""
     shared = read.number("num_kv_shared_layers", 0)
-    return read.layer is not None and read.layer >= read.count("layers") - shared > 0
+    own = read.count("layers") - shared
+    return bool(read.of_layer(lambda layer: layer >= own > 0, False))
 
 
 def _without_cache(block: AttentionBlock) -> AttentionBlock:

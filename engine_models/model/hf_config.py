@@ -66,10 +66,16 @@ def _layers(read: ConfigReader, family: Family, gated: bool, context: int) -> li
     is_moe = (
         layer_kinds.moe_layers(read, layers, family.chunked) if experts and not beside else [False] * layers
     )
-    found = []
+    found: list[tuple[Mixers, Mlps]] = []
+    before: dict[tuple[str, str], list[tuple[ConfigReader, int]]] = {}  # layers that were read, each unlike the others
     for layer in range(layers):
-        at = read.at(layer)
         kind, mlp = kinds[layer], settled[layer] or ("moe" if is_moe[layer] else "dense")
+        same = next((first for reader, first in before.get((kind, mlp), ()) if reader.alike(layer)), None)
+        if same is not None:
+            found.append(found[same])
+            continue
+        at = read.at(layer)
+        before.setdefault((kind, mlp), []).append((at, layer))
         of_layer = _mixers(at, family, kind, context)
         mlps: Mlps = ()
         if mlp == "moe":

@@ -33,8 +33,10 @@ from engine_models.model.architecture import (
     weight_bytes_per_rank,
 )
 from engine_models.model.catalogue import catalogue, model_names
+from engine_models.model.config import ConfigReader
 from engine_models.model.expert_groups import group_spread, reached_share
 from engine_models.model.formats import FORMATS, format_named
+from engine_models.model.hf_config import _architecture
 from engine_models.model.stored_format import kv_quantization
 from hardware_profiles.errors import InputError
 
@@ -368,6 +370,23 @@ def test_possible_splits_pass() -> None:
 
 
 # -- reading configs ----------------------------------------------------------------------------------------
+
+
+UNLIKE = [
+    *("openai/gpt-oss-20b", "google/gemma-3n-E2B-it", "deepseek-ai/DeepSeek-V3.2", "zai-org/GLM-5", "MiniMax-M3"),
+    *("stepfun-ai/Step-3.5-Flash", "Qwen/Qwen3-Next-80B-A3B-Instruct", "google/gemma-4-E4B-it", "DeepSeek-V4-Flash"),
+    "dots-studio/dots3-note-prev",
+]
+"""Models whose layers differ: by lists of one value a layer, by their number, by lists in a nested mapping."""
+
+
+@pytest.mark.parametrize("names", [UNLIKE, pytest.param(model_names(), marks=pytest.mark.slow)], ids=["unlike", "all"])
+def test_layers_that_are_read_once_are_what_each_of_them_says(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    once = [load_architecture(name) for name in names]
+    monkeypatch.setattr(ConfigReader, "alike", lambda self, layer: False)
+    _architecture.cache_clear()
+    assert [load_architecture(name) for name in names] == once
+    _architecture.cache_clear()
 
 
 def test_inline_fields_and_files_read_alike(tmp_path: Path) -> None:
