@@ -146,6 +146,10 @@ class DevicePeaks:
             return self.rate(fmt)
         return max(self.rate(fmt), integers / INT8_RATIO[kind])
 
+    def reached(self, fmt: str, share: float) -> float:
+        """FLOP/s of a kernel that reaches so large a `share` of the tensor cores: of :meth:`pipe_rate`, at most :meth:`rate`."""
+        return max(min(self.pipe_rate(fmt) * share, self.rate(fmt)), self.rate(fmt) * share)
+
 
 def peaks_of(device: Device) -> DevicePeaks:
     """Datasheet rates of a device, for the physics of kernels that nobody measured on it."""
@@ -286,7 +290,7 @@ def decode_base_s(
     if warm:
         memory = memory * cache_factor(p, peaks, memory)
     memory = memory / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
-    compute = 4.0 * batch * heads * dim * span / (peaks.rate("bfloat16") * p["compute_efficiency"])
+    compute = 4.0 * batch * heads * dim * span / peaks.reached("bfloat16", p["compute_efficiency"])
     return p["latency_s"] + batch * kv * p["unit_s"] + np.sqrt(compute * compute + memory * memory)
 
 
@@ -586,14 +590,14 @@ def mla_base_s(
         flops = 2.0 * batch * heads * tokens * (2.0 * MLA_KV_RANK + MLA_ROPE)
         moved = latent_bytes(batch, tokens, kv_fmt)
         rows = batch
-    compute = flops / (peaks.rate(compute_fmt) * p["compute_efficiency"])
+    compute = flops / peaks.reached(compute_fmt, p["compute_efficiency"])
     memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
     t = p["latency_s"] + np.sqrt(compute * compute + memory * memory)
     if scope == "module":
         weights = MLA_HIDDEN * (MLA_Q_RANK + MLA_KV_RANK + MLA_ROPE) + heads * (
             MLA_Q_RANK * (MLA_NOPE + MLA_ROPE) + MLA_KV_RANK * (MLA_NOPE + MLA_V) + MLA_V * MLA_HIDDEN
         )
-        work = 2.0 * rows * weights / (peaks.rate(gemm) * p["gemm_efficiency"])
+        work = 2.0 * rows * weights / peaks.reached(gemm, p["gemm_efficiency"])
         read = weights * WEIGHT_BYTES[gemm] / peaks.hbm_bytes_per_s
         t = t + np.sqrt(work * work + read * read)
     return t
@@ -639,7 +643,7 @@ def recurrence_context_base_s(
     moved = batch * (new * 4.0 * (key_heads * key + heads * value) + 2.0 * state_bytes)
     memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
     flops = batch * blocks * heads * (2.0 * size * size * (key + value + size) + 6.0 * size * key * value)
-    compute = flops / (peaks.rate("bfloat16") * p["compute_efficiency"])
+    compute = flops / peaks.reached("bfloat16", p["compute_efficiency"])
     serial = blocks * p["unit_s"] * np.maximum(1.0, batch * heads / peaks.multiprocessors)
     return p["latency_s"] + _third_powers(memory, compute, serial)
 
@@ -724,19 +728,19 @@ def sparse_base_s(
     """
     rows, rate = batch * new, peaks.hbm_bytes_per_s
     weights = kind.fixed_weights + heads * kind.head_weights
-    work = 2.0 * rows * weights / (peaks.rate(gemm_fmt) * p["compute_efficiency"])
+    work = 2.0 * rows * weights / peaks.reached(gemm_fmt, p["compute_efficiency"])
     read = weights * WEIGHT_BYTES[gemm_fmt] / (rate * p["memory_efficiency"])
     entries = (past + new) / kind.entry_tokens
     mean = np.maximum((past + 0.5 * (new + 1.0)) / kind.entry_tokens, 1.0)
     attended = np.minimum(mean, kind.attended_tokens)
     flops = kind.flops * rows * attended * np.maximum(heads, SPARSE_PADDED_HEADS)
-    attend = flops / (peaks.rate("bfloat16") * p["attend_efficiency"])
+    attend = flops / peaks.reached("bfloat16", p["attend_efficiency"])
     once = np.minimum(entries, new * attended)  # no entry is read twice by a sequence
     kv = batch * once * kind.width * WEIGHT_BYTES[kv_fmt] / (rate * p["memory_efficiency"])
     total = p["latency_s"] + rows * p["unit_s"] + np.hypot(work, read) + np.hypot(attend, kv)
     if not kind.index_heads:
         return np.asarray(total, dtype=np.float64)
-    index = 2.0 * rows * mean * kind.index_heads * kind.index_width / (peaks.rate("fp8") * p["index_efficiency"])
+    index = 2.0 * rows * mean * kind.index_heads * kind.index_width / peaks.reached("fp8", p["index_efficiency"])
     keys = batch * entries * INDEX_KEY_BYTES / (rate * p["memory_efficiency"])
     return np.asarray(total + np.hypot(index, keys), dtype=np.float64)
 

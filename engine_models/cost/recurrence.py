@@ -2,15 +2,20 @@
 
 A decoding row reads its state and writes it back, and its convolution the last inputs. A prompt chunk is computed in blocks, one
 after the other: within a block products of the tensor cores, between blocks the state. The times are the device's
-(:meth:`~hardware_profiles.ops.Ops.recurrent_decode_s`): gated delta nets and Kimi delta attention by kernels measured on it, the
-scan of Mamba, lightning attention and others by the same physics without a measurement.
+(:meth:`~hardware_profiles.ops.Ops.recurrent_decode_s`): gated delta nets and Kimi delta attention by kernels measured on it,
+Mamba-2, lightning attention and others by the same physics without a measurement. Mamba's prompts have no blocks: each channel
+scans its tokens by itself, in 32 bits, state by state (:func:`scan_s`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from engine_models.cost.tables import FloatArray
+from engine_models.cost.terms import fp32_rate
 from engine_models.model.architecture import state_bytes_of
 from engine_models.model.blocks import AttentionBlock
 from hardware_profiles.ops import Ops, Recurrence
@@ -35,6 +40,25 @@ def layer_of(block: AttentionBlock, tensor: int) -> Recurrence:
     )
 
 
+SCANNED = "Mamba"
+"""Mechanism whose channels scan their tokens."""
+SCAN_FLOPS = 9.0
+"""Operations of a scan by token, channel and value of its state. kind: by count, source: state-spaces/mamba issue 110, 2024."""
+SCAN_SHARE = 0.4
+"""Share of the rate in 32 bits that a scan reaches. kind: inferred, 2026-11, source: on A100 one of 4,096 channels of 16 values
+takes as long as FlashAttention 2 of half the width at 2,048 tokens (Gu and Dao 2023, figure 8; state-spaces/mamba issue 27), by
+its rate 0.1 ms: 0.58; others measured twice that time there: 0.29."""
+SCAN_PASSES = 4.0
+"""Values of 16 bits that a token moves by channel: input, step, gate, output."""
+
+
+def scan_s(ops: Ops, layer: Recurrence, new_tokens: FloatArray) -> FloatArray:
+    """Seconds of Mamba's scan for one prompt chunk of `new_tokens`: its arithmetic, or what it moves."""
+    channels = np.asarray(new_tokens, dtype=np.float64) * layer.heads
+    computed_s = SCAN_FLOPS * channels * layer.key_dim / (SCAN_SHARE * fp32_rate(ops))
+    return np.maximum(computed_s, ops.elementwise_s(2.0 * SCAN_PASSES * channels + 2.0 * layer.state_bytes))
+
+
 def decode_s(ops: Ops, block: AttentionBlock, tensor: int, rows: FloatArray) -> FloatArray:
     """Seconds of one layer for `rows` decoding rows."""
     return ops.recurrent_decode_s(layer_of(block, tensor), rows)
@@ -55,4 +79,7 @@ def beside_prompt_s(ops: Ops, block: AttentionBlock, tensor: int, rows: FloatArr
 
 def chunk_s(ops: Ops, block: AttentionBlock, tensor: int, new_tokens: FloatArray) -> FloatArray:
     """Seconds of one layer for one prompt chunk of `new_tokens`."""
-    return ops.recurrent_context_s(layer_of(block, tensor), new_tokens)
+    layer = layer_of(block, tensor)
+    if block.mechanism == SCANNED:
+        return scan_s(ops, layer, new_tokens) + ops.recurrent_context_s(replace(layer, state_bytes=0.0), new_tokens)
+    return ops.recurrent_context_s(layer, new_tokens)

@@ -398,7 +398,7 @@ def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
         return narrow_s + shard.ops.elementwise_s((2.0 + QUANTISED_BYTES[fmt]) * np.asarray(m, dtype=np.float64) * gemm.k)
     if format_of_part(shard.stage, shard.formats.weights, gemm.part).name != "fp32":
         return narrow_s
-    computed_s = m.astype(np.float64) * (2.0 * gemm.n * gemm.k / (FP32_EFFICIENCY * _fp32_rate(shard.ops)))
+    computed_s = m.astype(np.float64) * (2.0 * gemm.n * gemm.k / (FP32_EFFICIENCY * fp32_rate(shard.ops)))
     return np.maximum(2.0 * narrow_s, computed_s)
 
 
@@ -415,14 +415,14 @@ def fp32_gemm_s(ops: Ops, how: Fp32Router, in_bf16_s: FloatArray, m: IntArray, n
         rate = TF32_EFFICIENCY * ops.peaks.rate("bfloat16") / 2
         per_depth = np.where(m <= SPLIT_ROWS, TF32_SPLIT_DEPTH_S, TF32_DEPTH_S)
     else:
-        rate = FP32_EFFICIENCY * _fp32_rate(ops)
+        rate = FP32_EFFICIENCY * fp32_rate(ops)
         per_depth = np.where(m <= SPLIT_ROWS, FP32_SPLIT_DEPTH_S, FP32_DEPTH_S)
     product = np.maximum(in_bf16_s, per_depth * k + 2.0 * m * n * k / rate)
     total_s: FloatArray = ops.elementwise_s(6.0 * m * k) + product
     return np.where(m <= SMALL_ROUTER_ROWS, in_bf16_s, total_s) if how == "small" else total_s
 
 
-def _fp32_rate(ops: Ops) -> float:
+def fp32_rate(ops: Ops) -> float:
     """FLOP/s of the device in float32; a fifteenth of bf16 where unknown (A100 and H100: 1/16 and 1/15; datasheets)."""
     from hardware_profiles.device import load_device
 
@@ -662,6 +662,7 @@ __all__ = [
     "Shard",
     "Terms",
     "experts_s",
+    "fp32_rate",
     "kernel_format",
     "parts_s",
     "sum_s",

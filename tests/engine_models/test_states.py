@@ -233,6 +233,21 @@ def test_prompts_pay_for_recurrent_layers() -> None:
     )
 
 
+def test_a_scan_by_channel_costs_its_arithmetic_and_less_than_its_projections() -> None:
+    """Channels are no heads that wait for a multiprocessor each: 4,096 of them scan 2,048 tokens in 0.1 to 0.2 ms on A100, and on
+    no device do recurrences of Jamba take longer than the products around them.
+    """
+    arch = load_architecture("ai21labs/AI21-Jamba-Mini-1.7")
+    block = next(b for b in arch.attention if b.kind == "linear")
+    ops = operations_of(load_device("a100-sxm-80gb"), "vllm")
+    assert 1e-4 < float(recurrence.scan_s(ops, recurrence.layer_of(block, 2), np.array([2048.0]))[0]) < 2.1e-4
+    tokens = np.array([512.0, 16_384.0])
+    for device in ("a100-sxm-80gb", "b200-sxm-180gb", "mi300x-192gb", "rtx-4090-24gb"):
+        ops = operations_of(load_device(device), "vllm")
+        products_s = sum(ops.gemm_s("bf16", tokens, *linear.shape(1)) for linear in block.linears)
+        assert (recurrence.chunk_s(ops, block, 1, tokens) < 0.5 * products_s).all(), device
+
+
 def test_states_cost_the_same_at_every_context() -> None:
     attention = DecodeAttention(shard(replace(SMALL, attention=(LINEAR,))), 64, 65_536)
     few, many = (attention.batch_s(Batch(0, 32, 32, tokens, tokens=32)) for tokens in (32 * 100, 32 * 60_000))

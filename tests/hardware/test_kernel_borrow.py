@@ -20,6 +20,7 @@ from hardware_profiles.errors import InputError
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
 from hardware_profiles.kernel_physics import peaks_of
 from hardware_profiles.kernels import operations_in_node, operations_of
+from hardware_profiles.ops import Ops, Recurrence
 from hardware_profiles.roofline import Roofline
 from simulator import load_scenario, simulate
 from simulator.prepare import prepare
@@ -363,6 +364,24 @@ def test_devices_with_tables_are_priced_at_their_datasheet() -> None:
     for name in ("a100-sxm-80gb", "h100-sxm-80gb", "l40s-48gb", "b200-sxm-180gb", "rtx-pro-6000-96gb", "b300-sxm-288gb"):
         peaks = peaks_of(load_device(name))
         assert all(peaks.pipe_rate(fmt) == peaks.rate(fmt) for fmt in ("bfloat16", "fp8", "int4_wo", "sq"))
+
+
+def test_a_card_whose_sums_are_halved_is_as_quick_as_its_twin_where_memory_decides() -> None:
+    """RTX 5090 and RTX PRO 6000 have one memory; kernels that reach a tenth of the tensor cores do not feel that half of them is
+    closed: recurrences in blocks, decoding rows of many query heads, latent attention."""
+    halved, whole = (operations_of(load_device(name), "vllm") for name in ("rtx-5090-32gb", "rtx-pro-6000-96gb"))
+    rule = Recurrence("gdn", 16, 32, 128, 128, 32 * 128 * 128 * 4.0, 8192)
+
+    def times_s(ops: Ops) -> list[float]:
+        recurrent_s = ops.recurrent_context_s(rule, 8192.0)
+        few_s = ops.decode_attention_s("bf16", 48, 1, 128, 0, 32.0, 4096.0)
+        latent_s = ops.mla_decode_s("bf16", "bf16", 16, 32.0, 4096.0)
+        return [float(each) for each in (recurrent_s, few_s, latent_s)]
+
+    assert times_s(halved) == pytest.approx(times_s(whole), rel=0.15)
+    peaks = halved.peaks
+    assert peaks.reached("bfloat16", 0.9) == peaks.rate("bfloat16")
+    assert peaks.reached("bfloat16", 0.1) == pytest.approx(0.1 * peaks.pipe_rate("bfloat16"))
 
 
 def test_a_borrower_finds_its_own_framework_by_name() -> None:
