@@ -388,7 +388,7 @@ def _by_support(table: Any) -> dict[tuple[str, str], list[str]]:
     """Names of a table by where they are supported, and the source."""
     out: dict[tuple[str, str], list[str]] = {}
     for name, support in table.items():
-        out.setdefault((", ".join(sorted(support.kinds)), support.source), []).append(name)
+        out.setdefault((support.words.replace(" ", ", ", len(support.kinds) - 1), support.source), []).append(name)
     return out
 
 

@@ -351,10 +351,21 @@ class Said:
 
 @dataclass(frozen=True)
 class Support:
-    """Where an engine has something: the kinds of devices, and the source that says so."""
+    """Where an engine has something: kinds of devices, the source that says so, and architectures (all where none is named)."""
 
     kinds: frozenset[DeviceKind]
     source: str
+    architectures: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The kinds, and the architectures where few have it."""
+        kinds = " ".join(sorted(self.kinds))
+        return f"{kinds} ({', '.join(self.architectures)})" if self.architectures else kinds
+
+    def on(self, device: Device) -> bool:
+        """Whether the engine has it on a device."""
+        return device.kind in self.kinds and (not self.architectures or device.architecture in self.architectures)
 
 
 @dataclass(frozen=True)

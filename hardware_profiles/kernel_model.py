@@ -39,6 +39,7 @@ from hardware_profiles.kernel_physics import (
     MARLIN_DEPTH,
     MARLIN_WIDTH,
     SPARSE_KINDS,
+    STANDS_FOR,
     WEIGHT_BYTES,
     Array,
     DevicePeaks,
@@ -257,9 +258,9 @@ class KernelModel(Ops):
 
     def _alike(self, fmt: str) -> tuple[str, ...]:
         """Formats whose products stand for those of `fmt` where only theirs were measured: as many bytes, the same peak,
-        activations quantised alike (8-bit integers by 8-bit floats)."""
+        activations quantised alike (8-bit integers by 8-bit floats; those of :data:`STANDS_FOR` by their own bytes)."""
         alike = fmt == "sq" and self.peaks.rate("fp8") == self.peaks.rate("sq")
-        return ("fp8",) if alike else ()
+        return ("fp8",) if alike else STANDS_FOR.get(fmt, ())
 
     def _backend(
         self, key: str, surface: Surface, shape: tuple[float, ...], named: str | None = None
@@ -353,7 +354,7 @@ class KernelModel(Ops):
         """
         if self.framework not in ("vllm", "sglang"):
             return None
-        if fmt == "nvfp4" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
+        if fmt in ("nvfp4", "nvfp4a16") and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
             tables: tuple[KernelModel, ...] = (self, *self._others)
         elif fmt in (MARLIN_FLOOR_FORMAT, "w4a16_mxfp4"):
             tables = (*self._others, *filter(None, [self._sisters.get("vllm")]))
@@ -699,7 +700,7 @@ class KernelModel(Ops):
             return self._sibling(framework).moe_s(
                 fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, name, spread
             )
-        key, p = self._group("moe", fmt)
+        key, p = self._group("moe", fmt, *STANDS_FOR.get(fmt, ()))
         if condition == "serving" and key and (other := self.groups[key].get("serving_as")):
             framework, as_fmt = other
             owner = self if framework == self.framework else self._sibling(framework)

@@ -42,6 +42,9 @@ WEIGHT_BYTES: Mapping[str, float] = {
     "w4a16_mxfp4": 0.53125,
     "w4a8_mxfp4_mxfp8": 0.53125,
     "w4a4_mxfp4": 0.53125,
+    "mxfp8": 1.03125,
+    "w4afp8": 0.515625,
+    "nvfp4a16": 0.5625,
     **{name: packed.bits_per_weight / 8 for name, packed in PACKED_FORMATS.items()},
 }
 #: The arithmetic a format runs in: the key into :attr:`DevicePeaks.flops_per_s`.
@@ -57,6 +60,9 @@ COMPUTE_FORMAT: Mapping[str, str] = {
     "w4a16_mxfp4": "bfloat16",
     "w4a8_mxfp4_mxfp8": "fp8",
     "w4a4_mxfp4": "fp4",
+    "mxfp8": "fp8",
+    "w4afp8": "fp8",
+    "nvfp4a16": "bfloat16",
     **dict.fromkeys(PACKED_FORMATS, "bfloat16"),
 }
 _ALIASES: Mapping[str, str] = {
@@ -74,8 +80,17 @@ _ALIASES: Mapping[str, str] = {
     "gptq": "int4_wo",
     "fp4": "nvfp4",
     "mxfp4": "w4a16_mxfp4",
+    "fp8a16": "int8_wo",
     "auto": "bfloat16",
 }
+
+
+STANDS_FOR: Mapping[str, tuple[str, ...]] = {
+    "mxfp8": ("fp8_block", "fp8"),
+    "w4afp8": ("fp8", "fp8_block"),
+}
+"""Formats that no table times, and those whose kernels stand for theirs, the first there is: the same arithmetic and activations
+made narrow in blocks alike, by their own bytes. kind: assumed, 2026-11-30; how far off is not known."""
 
 
 def canonical_format(fmt: str) -> str:

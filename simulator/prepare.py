@@ -137,7 +137,7 @@ def resolve_formats(
         notes.append(f"weights in {weights.name}, as most files for {engine.title} are; `weights` states another format")
     if pool.weights is None and filed is not None:
         notes.append(f"weights in {weights.name}, as files for {engine.title} are of checkpoints in {arch.quantization}")
-    native = set(device.formats)
+    native = set(device.formats) | ({"mxfp8"} if "fp4" in device.formats else set())  # blocks are scaled by the same cores
     version, of_activations = engine.release(split(pool.engine)[1]), engine.activation_format
     quantised = of_activations(device, arch, weights, flags.values, version) if of_activations is not None else None
     wide = weights.weight_only or (weights.name == "mxfp4" and device.vendor == "nvidia")  # priced so, unless an engine says so
@@ -170,7 +170,7 @@ def resolve_formats(
     since = engine.keeps_stated_kv
     if own and by_engine is None and arch.kv_quantization in native and since is not None and version >= since:
         auto = str(arch.kv_quantization)
-        notes.append(f"the KV cache is kept in {auto}, as the checkpoint states for {engine.title} (assumed of all of NVIDIA's)")
+        notes.append(f"the KV cache is kept in {auto}, as the checkpoint states for {engine.title}")
     elif own and by_engine is None and arch.kv_quantization and since is not None and version >= since:
         notes.append(
             f"the checkpoint states a KV cache in {arch.kv_quantization}, for which {device.title} has no arithmetic: here it is "
@@ -476,11 +476,11 @@ def _check_format(engine: Engine, device: Device, formats: Formats, of_model: st
     """Refuse weights in a format that the engine does not load, or not on this kind of device; `of_model`: that of its name."""
     name, kv = formats.weights.name, formats.kv_cache
     support = engine.formats.get(name) or engine.formats.get(formats.weights.family)
-    if support is None or device.kind not in support.kinds:
+    if support is None or not support.on(device):
         able = [
             f"{EXAMPLES[key]} (and others of {key})" if key in EXAMPLES else key
             for key, entry in engine.formats.items()
-            if device.kind in entry.kinds
+            if entry.on(device)
         ]
         on_device = f" on {device.title}" if support is not None else ""
         named = ", the format of what `model` names" if of_model == name else ""

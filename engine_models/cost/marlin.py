@@ -20,8 +20,8 @@ in five within 151 to 160), L40S 239 (6), H100 263 and 281 (12). That dense prod
 published of the kernel of 2024 (vLLM pull request 2497)."""
 
 
-PACKED = ("awq", "gptq", "int4", "int8_wo")
-"""Formats that no hardware multiplies as they are."""
+PACKED = ("awq", "gptq", "int4", "int8_wo", "fp8a16", "nvfp4a16")
+"""Formats that no hardware multiplies as they are, or whose files have nothing to make activations narrow by."""
 
 
 def share_of(device: Device, weights: Format, *, machete: tuple[str, ...] = ()) -> float:
@@ -32,7 +32,8 @@ def share_of(device: Device, weights: Format, *, machete: tuple[str, ...] = ()) 
     """
     if device.vendor != "nvidia":
         return 0.0
-    lacking = {"ampere": ("fp8", "fp4"), "ada": ("fp4",), "hopper": ("fp4",)}.get(device.architecture, ())
+    blocks = ("fp4", "mxfp8")
+    lacking = {"ampere": ("fp8", *blocks), "ada": blocks, "hopper": blocks}.get(device.architecture, ())
     elsewhere = machete if device.architecture == "hopper" else ()
     packed = weights.name in PACKED and weights.name not in elsewhere
     return SHARES.get(device.architecture, 0.0) if packed or weights.compute in lacking else 0.0

@@ -357,9 +357,12 @@ class Shard:
 def kernel_format(arch: Architecture, formats: Formats, part: str) -> str:
     """Format in which the kernel of a part runs (its weights', or bf16 where the checkpoint keeps that).
 
-    Experts in mxfp4 multiply in bf16, or in fp8 where the activations are quantised to it.
+    Experts in mxfp4 multiply in bf16, or in fp8 where the activations are quantised to it; weights in mxfp8 are widened where
+    these are in 16 bits (Marlin in vLLM, as 8-bit weights).
     """
     fmt = format_of_part(arch, formats.weights, part)
+    if fmt.name == "mxfp8" and formats.activations.compute in ("bf16", "fp16"):
+        return "fp8a16"
     if fmt.name == "mxfp4" and part == "experts" and formats.activations.compute == "fp8":
         return "w4a8_mxfp4_mxfp8"
     return "bf16" if fmt.name in ("fp16", "bf16", "fp32") else fmt.name

@@ -28,7 +28,7 @@ from engine_models.engines.sglang_costs import costs_of, first_use_of, front_of
 from engine_models.engines.sglang_drafts import draft_defaults
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
 from engine_models.engines.sglang_handover import handover_of
-from engine_models.engines.sglang_kernels import activation_format, compiles_products
+from engine_models.engines.sglang_kernels import ONLY_ON, activation_format, compiles_products
 from engine_models.engines.sglang_memory import as_loaded, kv_format, memory_of
 from engine_models.engines.sglang_notes import say_beside, say_steps
 from engine_models.engines.sglang_ranks import limits_of, pair_replay_of, rank_of, replay_of
@@ -107,7 +107,7 @@ ENGINE: Engine = Engine(
     versions=VERSIONS,
     oldest="0.5",
     devices=dict.fromkeys(("gpu", "apu"), _DOCS),
-    formats={name: Support(_KINDS, _DOCS) for name in FORMATS},
+    formats={name: Support(_KINDS, _DOCS, ONLY_ON.get(name, ())) for name in FORMATS},
     kv_formats=("fp8", "nvfp4"),
     kv_format=kv_format,
     features={

@@ -323,6 +323,8 @@ _QUANTIZED_WEIGHTS = {
     "nvfp4_online": "nvfp4",
     "petit_nvfp4": "nvfp4",
     "w8a8_int8": "int8",
+    "mxfp8": "mxfp8",
+    "w4afp8": None,
     **dict.fromkeys(("compressed-tensors", "quark", "modelopt_mixed", "moe_wna16", "auto-round", "auto-round-int8", "unquant")),
 }
 """Values of SGLang's ``--quantization`` and the weights' format that they fix, None for that of the checkpoint."""

@@ -19,6 +19,10 @@ from hardware_profiles.device import Device, load_device, stacked_blackwell
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
+_MARLIN = ("ampere", "ada", "hopper", "blackwell")
+ONLY_ON = {"mxfp8": ("blackwell", "cdna4"), "w4afp8": ("hopper",), "fp8a16": _MARLIN, "nvfp4a16": _MARLIN}
+"""Formats with kernels on few architectures. kind: datasheet, 2026-11, source: SGLang 0.5.23's `quantization/fp8.py` (mxfp8 from
+SM100 on, and gfx95), `w4afp8.py` (CUTLASS's grouped kernels of SM90), `compressed_tensors` (Marlin)."""
 _FP8, _FP4, _WIDE = ("fp8", "fp8_block"), ("nvfp4",), ("bf16", "fp16")
 
 

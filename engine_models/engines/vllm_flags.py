@@ -234,6 +234,8 @@ _QUANTIZED_WEIGHTS = {
     "mxfp4": "mxfp4",
     "gpt_oss_mxfp4": "mxfp4",
     "deepgemm_fp8": "fp8_block",
+    "mxfp8": "mxfp8",
+    "modelopt_mxfp8": "mxfp8",
     "fp8_per_tensor": "fp8",
     "fp8_per_block": "fp8_block",
     **dict.fromkeys(

@@ -62,6 +62,16 @@ otherwise (0.11.0: CUTLASS; 0.12 was not read). FP8 blocks on data-centre Blackw
 DEEPGEMM_SINCE, PADDED = (0, 11), ((0, 10, 2), (0, 11, 1))
 """DeepGEMM is used unless an environment variable says no, before only where it says so (`envs.py` of 0.10.1, 0.10.2, 0.11.0).
 Since and before which CUTLASS's products of FP8 blocks copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
+_MARLIN = ("ampere", "ada", "hopper", "blackwell")
+ONLY_ON = {
+    "mxfp8": (*_MARLIN, "cdna4"),
+    "w4afp8": ("hopper",),
+    "fp8a16": _MARLIN,
+    "nvfp4a16": _MARLIN,
+}
+"""Formats with kernels on few architectures. kind: datasheet, 2026-11, source: vLLM 0.33's `kernels/linear` (products in mxfp8 on
+Blackwell and gfx950, widened by Marlin elsewhere; on older AMD cards they are emulated) and `compressed_tensors.py` (integers of
+4 bits with activations in fp8: CUTLASS's kernels of SM90)."""
 MACHETE, AWQ_CHOOSES_SINCE = ("gptq", "int4", "int8_wo"), (0, 19)
 """Formats of dense products that Machete takes on Hopper before Marlin does (`mixed_precision/` of 0.11 to 0.33), and since when
 AWQ with its zero points is offered to it too: `awq_marlin.py` of 0.18.0 calls Marlin itself, of 0.19.0 it asks the list (pull
@@ -151,7 +161,9 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
         if generation == "hopper" and version >= TRITON_MXFP4_SINCE:
             return "triton"
         return "trtllm" if newest == "trtllm" else "marlin"
-    return "marlin" if fmt == "int4" else None
+    if fmt == "mxfp8":
+        return newest or "marlin"
+    return "marlin" if fmt in ("int4", "nvfp4a16") else None
 
 
 def _asked(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> bool | None:

@@ -48,6 +48,10 @@ class Format:
 #              (AWQ arXiv:2306.00978; GPTQ arXiv:2210.17323; the files' qweight, qzeros, scales)
 #   nvfp4      group of 16, one fp8 scale: 4 + 8/16 (NVIDIA NVFP4; the fp32 scale of a tensor is < 1e-6)
 #   mxfp4      group of 32, one 8-bit exponent: 4 + 8/32 (OCP Microscaling Formats v1.0, 2023-09)
+#   mxfp8      the same with 8 bits: 8 + 8/32; tensor cores scale its blocks where they scale those of fp4 (compute "mxfp8")
+#   w4afp8     4-bit integers in groups of 128 with one 16-bit scale, multiplied in fp8: 4 + 16/128 (SGLang's `w4afp8.py`, vLLM's
+#              `compressed_tensors_w4a8_fp8.py`, ModelOpt's W4A8_AWQ)
+#   fp8a16, nvfp4a16  the files of fp8 and nvfp4 without activations in them: widened to 16 bits before the product
 # A checkpoint that states another group size carries its own bits (`Architecture.quantization_bits`).
 FORMATS: dict[str, Format] = {
     f.name: f
@@ -65,6 +69,10 @@ FORMATS: dict[str, Format] = {
         Format("gptq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
         Format("nvfp4", 4.0 + 8.0 / 16, "fp4", weight_only=False, kv_cache=True),
         Format("mxfp4", 4.0 + 8.0 / 32, "fp4", weight_only=False),
+        Format("mxfp8", 8.0 + 8.0 / 32, "mxfp8", weight_only=False),
+        Format("w4afp8", 4.0 + 16.0 / 128, "fp8", weight_only=False),
+        Format("fp8a16", 8.0, "bf16", weight_only=True),
+        Format("nvfp4a16", 4.0 + 8.0 / 16, "bf16", weight_only=True),
     )
 }
 
@@ -82,6 +90,7 @@ _ALIASES = {
     "w8a16": "int8_wo",
     "w4a16": "int4",
     "fp4": "nvfp4",
+    "w4a8_awq": "w4afp8",
     "f16": "fp16",
     "f32": "fp32",
 }

@@ -8,67 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.model.config import Config
+from engine_models.model.dialects import MODELOPT, REFUSED, Found, of_quantization, of_quark, of_tensors
 from hardware_profiles.errors import InputError
-from hardware_profiles.packed_formats import MLX_BITS
 from hardware_profiles.records import dataclass
-
-
-def _group_bits(bits: int, group: Any, zero_bits: int) -> float:
-    """Bits a weight with one 16-bit scale and `zero_bits` of zero point each `group` weights (<=0: none)."""
-    if not isinstance(group, int) or group <= 0:
-        return float(bits)
-    return bits + (16 + zero_bits) / group
-
-
-def _compressed_tensors(weights: Config, weight_only: bool) -> tuple[str, float] | None:
-    """Format and bits of the weights entry of a compressed-tensors or modelopt config group, without activations or with."""
-    bits, kind, group = weights.get("num_bits"), weights.get("type", "float"), weights.get("group_size")
-    if kind == "float" and bits == 8:
-        return ("fp8_block" if weights.get("strategy") == "block" else "fp8"), 0.0
-    if kind == "float" and bits == 4:
-        return ("mxfp4" if group == 32 else "nvfp4"), 0.0
-    if kind == "int" and bits == 8:
-        return ("int8_wo", _group_bits(8, group, 0)) if weight_only else ("int8", 0.0)
-    if kind == "int" and bits == 4:
-        return "int4", _group_bits(4, group, 0 if weights.get("symmetric", True) else 4)
-    return None
-
-
-def _stored_format(quantization: Config) -> tuple[str, float] | None:
-    """Format name and bits (0: the format's own) of a ``quantization_config``; None if not recognised."""
-    method = str(quantization.get("quant_method", "")).lower()
-    algorithm = str(quantization.get("quant_algo", "")).upper()
-    bits = quantization.get("bits", quantization.get("w_bit"))
-    group = quantization.get("group_size", quantization.get("q_group_size"))
-    if algorithm in ("FP8", "NVFP4"):
-        return algorithm.lower(), 0.0
-    if algorithm == "FP8_PB_WO":
-        return "fp8_block", 0.0
-    if method == "fp8":
-        return ("fp8_block" if quantization.get("weight_block_size") else "fp8"), 0.0
-    if method in ("fbgemm_fp8", "ptpc_fp8"):
-        return "fp8", 0.0
-    if method == "mxfp4":
-        return "mxfp4", 0.0
-    if method in ("awq", "gptq", "auto-round", "auto_round"):
-        if bits == 8:
-            return "int8_wo", _group_bits(8, group, 8)
-        if bits in (None, 4):
-            return ("awq" if method == "awq" else "gptq"), _group_bits(4, group or 128, 4)
-        return None
-    if method == "bitsandbytes":
-        return ("int8" if quantization.get("load_in_8bit") else "nf4"), 0.0
-    if not method and not algorithm and isinstance(bits, int) and isinstance(group, int) and bits in MLX_BITS:
-        if quantization.get("mode", "affine") == "affine":  # MLX: a 16-bit scale and a 16-bit bias a group
-            return f"mlx_{bits}bit", bits + 32 / group
-        return ("mxfp4", 0.0) if quantization["mode"] == "mxfp4" else None
-    groups = quantization.get("config_groups")
-    if isinstance(groups, Mapping) and groups:
-        group = next(iter(groups.values()))
-        weights = group.get("weights")
-        weight_only = group.get("input_activations") is None
-        return _compressed_tensors(weights, weight_only) if isinstance(weights, Mapping) else None
-    return None
 
 
 def _matches(module: str, pattern: str) -> bool:
@@ -79,18 +21,11 @@ def _matches(module: str, pattern: str) -> bool:
     return f".{pattern}." in f".{module}."
 
 
-def _unquantized(
-    quantization: Config,
-    dense: list[int],
-    moe: list[int],
-    layers: int,
-    recurrence: str = "linear_attn.out_proj",
-) -> tuple[str, ...]:
-    """The parts whose main matrices the checkpoint leaves alone, probed by their usual module names."""
-    ignored: list[str] = []
-    for key in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers"):
-        value = quantization.get(key)
-        ignored += [str(v) for v in value] if isinstance(value, list) else []
+_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+
+
+def _probes(dense: list[int], moe: list[int], layers: int, recurrence: str) -> dict[str, tuple[str, ...]]:
+    """Usual names of a module of each part, with all beginnings. dense, moe : layers with such an MLP."""
     middle = layers // 2
     plain = dense[len(dense) // 2] if dense else 0
     routed = next((i for i in moe if i >= middle), middle)
@@ -100,7 +35,7 @@ def _unquantized(
     )
     if routed in dense:  # beside an MLP
         experts = (f"layers.{routed}.experts.0.down_proj",)
-    probes = {
+    names = {
         "attention": (f"layers.{middle}.self_attn.o_proj",),
         "linear_attention": (f"layers.{middle}.{recurrence}",),
         "mlp": (f"layers.{plain}.mlp.down_proj",),
@@ -111,14 +46,16 @@ def _unquantized(
             f"layers.{routed}.feed_forward.shared_expert.down_proj",
         ),
     }
-    prefixes = ("model.", "language_model.model.", "model.language_model.")
-    return tuple(
-        part
-        for part, names in probes.items()
-        if any(
-            _matches(prefix + name, pattern) for name in names for prefix in prefixes for pattern in ignored
-        )
-    )
+    return {part: tuple(prefix + name for name in found for prefix in _PREFIXES) for part, found in names.items()}
+
+
+def _unquantized(quantization: Config, probes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The parts whose main matrices the checkpoint leaves alone, probed by their usual module names."""
+    ignored: list[str] = []
+    for key in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers", "exclude"):
+        value = quantization.get(key)
+        ignored += [str(v) for v in value] if isinstance(value, list) else []
+    return tuple(part for part, names in probes.items() if any(_matches(name, pattern) for name in names for pattern in ignored))
 
 
 _PARTS = (
@@ -129,31 +66,20 @@ _PARTS = (
     ("mlp", re.compile(r"mlp|ffn|feed_forward|mixer\.(up|down)_proj")),
 )
 """Parts of a model by the names of their modules, the first that fits."""
-_ALGORITHMS = {
-    "FP8": "fp8",
-    "FP8_PB_WO": "fp8_block",
-    "NVFP4": "nvfp4",
-    "W4A16_NVFP4": "nvfp4",
-    "MXFP8": "fp8",
-    "MXFP4": "mxfp4",
-}
-"""ModelOpt's words of number formats. MXFP8 (scales of 32 values) is counted as FP8 (assumed; 3 % more bytes)."""
-
-
 def _mixed(quantization: Config, where: str) -> dict[str, str]:
     """Format of each part of a checkpoint that lists its layers one by one (ModelOpt's MIXED_PRECISION)."""
     found: dict[str, str] = {}
     for module, entry in quantization["quantized_layers"].items():
         algorithm = str(entry.get("quant_algo", "")).upper() if isinstance(entry, Mapping) else str(entry)
-        if algorithm not in _ALGORITHMS:
+        if algorithm not in MODELOPT:
             raise InputError(
                 f"'quant_algo' {algorithm or '(none)'} of '{module}' is not known",
                 where=where,
-                mend=f"known are {', '.join(_ALGORITHMS)}; or name one format with 'weights' in the deployment",
+                mend=f"known are {', '.join(MODELOPT)}; or name one format with 'weights' in the deployment",
             )
         part = next((part for part, names in _PARTS if names.search(module)), None)
         if part is not None:
-            found.setdefault(part, _ALGORITHMS[algorithm])
+            found.setdefault(part, MODELOPT[algorithm])
     return found
 
 
@@ -167,13 +93,18 @@ class Stored:
     part_formats: tuple[tuple[str, str], ...] = ()
 
 
+_STATES_KV = ("modelopt", "compressed-tensors")
+"""Beginnings of `quant_method` of checkpoints whose statement on the KV cache engines keep to (vLLM 0.33's `attention.py`, SGLang
+0.5.23's `compressed_tensors.py`)."""
+
+
 def kv_quantization(config: Config) -> str | None:
-    """Format in which ModelOpt's checkpoint wants its KV cache, or None.
+    """Format in which the checkpoint of ModelOpt or compressed-tensors wants its KV cache, or None.
 
     `hf_quant_config.json` says ``kv_cache_quant_algo``, and `config.json` ``kv_cache_scheme``, as a word or as what it is.
     """
     quantization = config.get("quantization_config")
-    if not isinstance(quantization, Mapping) or not str(quantization.get("quant_method", "")).startswith("modelopt"):
+    if not isinstance(quantization, Mapping) or not str(quantization.get("quant_method", "")).startswith(_STATES_KV):
         return None
     stated = quantization.get("kv_cache_quant_algo") or quantization.get("kv_cache_scheme")
     if isinstance(stated, Mapping):
@@ -190,19 +121,76 @@ def stored_format(config: Config, dense: list[int], moe: list[int], layers: int,
         return Stored()
     if isinstance(quantization.get("quantized_layers"), Mapping):
         return _stored_mixed(quantization, where)
-    stored = _stored_format(quantization)
-    if stored is None:
+    inner = config.get("text_config")
+    kimi = "linear_attn_config" in {**config, **(inner if isinstance(inner, Mapping) else {})}
+    probes = _probes(dense, moe, layers, "self_attn.o_proj" if kimi else "linear_attn.out_proj")
+    found = _by_parts(quantization, probes)
+    if found is None:
+        reason = REFUSED.get(str(quantization.get("quant_method")).lower()) or _unknown_group(quantization)
         raise InputError(
-            f"quantization method '{quantization.get('quant_method')}' of the model config is not known",
+            f"quantization method '{quantization.get('quant_method')}' of the model config is not "
+            + (f"modelled: {reason}" if reason else "known"),
             where=where,
             mend="name the format with 'weights' in the deployment and drop 'quantization_config'",
         )
-    name, bits = stored
-    parts = (("experts", "mxfp4"),) if config.get("expert_dtype") == "fp4" and name != "mxfp4" else ()
-    inner = config.get("text_config")
-    kimi = "linear_attn_config" in {**config, **(inner if isinstance(inner, Mapping) else {})}
-    recurrence = "self_attn.o_proj" if kimi else "linear_attn.out_proj"
-    return Stored(name, bits, _unquantized(quantization, dense, moe, layers, recurrence), parts)
+    left = _unquantized(quantization, probes)
+    there = [part for part, kept in (("experts", moe), ("mlp", dense)) if kept and part not in left and part in found]
+    name, bits = found[there[0]] if there else next(iter(found.values()))
+    parts = {part: stored for part, (stored, _) in found.items() if part not in left and stored != name}
+    if config.get("expert_dtype", quantization.get("expert_dtype")) == "fp4" and name != "mxfp4":
+        parts["experts"] = "mxfp4"
+    return Stored(name, bits, left, tuple(parts.items()))
+
+
+def _unknown_group(quantization: Config) -> str | None:
+    """In words, what a group of tensors has that is not known; None where it is something else."""
+    groups = quantization.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights, inputs = (group.get(key) for key in ("weights", "input_activations"))
+        if isinstance(weights, Mapping) and of_tensors(weights, inputs) is None:
+            kinds = [f"{each.get('num_bits')}-bit {each.get('type', 'float')}" for each in (weights, inputs) if each]
+            return "no kernel is known of weights in " + " with activations in ".join(kinds)
+    return None
+
+
+def _by_parts(quantization: Config, probes: Mapping[str, tuple[str, ...]]) -> dict[str, Found] | None:
+    """Format and bits of each part; None where one is not known."""
+    method, groups = str(quantization.get("quant_method", "")).lower(), quantization.get("config_groups")
+    if method == "w4afp8":  # SGLang's: experts alone, what else there is in blocks of FP8 (`w4afp8.py`)
+        return {part: ("w4afp8" if part == "experts" else "fp8_block", 0.0) for part in probes}
+    if method == "quark":
+        return _of_layers(quantization.get("layer_quant_config"), quantization.get("global_quant_config"), probes)
+    alone = of_quantization(quantization)
+    if alone is not None:
+        return dict.fromkeys(probes, alone)
+    if not isinstance(groups, Mapping) or not groups:
+        return None
+    read = [
+        (group.get("targets") or [], of_tensors(group["weights"], group.get("input_activations")))
+        for group in groups.values()
+        if isinstance(group, Mapping) and isinstance(group.get("weights"), Mapping)
+    ]
+    if not read or any(found is None for _, found in read):
+        return None
+    whole = next((found for targets, found in read if not targets or "Linear" in targets), read[0][1])
+    return {part: found for part, names in probes.items() if (found := _targeted(read, names) or whole) is not None}
+
+
+def _targeted(read: list[tuple[Any, Found | None]], names: tuple[str, ...]) -> Found | None:
+    """The first group whose targets name one of `names`."""
+    for targets, found in read:
+        if any(_matches(name, str(target)) for name in names for target in targets if target != "Linear"):
+            return found
+    return None
+
+
+def _of_layers(listed: Any, whole: Any, probes: Mapping[str, tuple[str, ...]]) -> dict[str, Found] | None:
+    """Quark: the first pattern of ``layer_quant_config`` that names a part, else ``global_quant_config``."""
+    entries = [([pattern], of_quark(entry)) for pattern, entry in listed.items()] if isinstance(listed, Mapping) else []
+    others = of_quark(whole) if isinstance(whole, Mapping) else None
+    if others is None or any(found is None for _, found in entries):
+        return None
+    return {part: _targeted(entries, names) or others for part, names in probes.items()}
 
 
 def _stored_mixed(quantization: Config, where: str) -> Stored:

@@ -387,7 +387,7 @@ def _show_engine(name: str) -> dict[str, Any]:
         report["recorded steps equal"] = project.steps or "none recorded: timelines worked by hand"
     for key, offered in (("formats", engine.formats), ("features", engine.features)):
         report[key] = [
-            {"name": name, "devices": " ".join(sorted(support.kinds)), "source": support.source}
+            {"name": name, "devices": support.words, "source": support.source}
             for name, support in offered.items()
         ]
     if switches:

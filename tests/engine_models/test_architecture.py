@@ -68,8 +68,8 @@ def test_bits_follow_from_the_storage_layouts() -> None:
 
 
 def test_an_unknown_format_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="unknown number format 'mxfp5'") as caught:
-        format_named("mxfp5", where="deployment.weights")
+    with pytest.raises(InputError, match="unknown number format 'mxpf4'") as caught:
+        format_named("mxpf4", where="deployment.weights")
     assert caught.value.mend is not None
     assert "'mxfp4'" in caught.value.mend
     assert caught.value.where == "deployment.weights"
@@ -429,12 +429,23 @@ def test_modelopt_states_its_format_beside_the_config(tmp_path: Path) -> None:
         ({"num_bits": 4, "type": "float", "dynamic": False}, "modelopt", None),
         ("FP8", "modelopt_fp4", "fp8"),
         (None, "modelopt", None),
-        ({"num_bits": 8, "type": "float"}, "compressed-tensors", None),
+        ({"num_bits": 8, "type": "float"}, "compressed-tensors", "fp8"),
+        ({"num_bits": 8, "type": "float"}, "quark", None),
     ],
 )
 def test_modelopts_config_states_the_cache_by_a_scheme(stated: Any, method: str, wanted: str | None) -> None:
     quantization = {"quant_method": method, "quant_algo": "NVFP4", "kv_cache_scheme": stated}
     assert kv_quantization({"quantization_config": quantization}) == wanted
+
+
+def groups(weights: dict[str, Any], inputs: dict[str, Any] | None) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+def quark(weights: Any, inputs: dict[str, Any] | None) -> dict[str, Any]:
+    whole = {"weight": weights, "input_tensors": inputs}
+    return {"quant_method": "quark", "global_quant_config": whole, "layer_quant_config": {}}
 
 
 @pytest.mark.parametrize(
@@ -471,14 +482,59 @@ def test_modelopts_config_states_the_cache_by_a_scheme(stated: Any, method: str,
                 "quant_method": "compressed-tensors",
                 "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}},
             },
-            "nvfp4",
+            "nvfp4a16",
             0.0,
         ),
+        (groups({"num_bits": 4, "type": "float", "group_size": 16}, {"num_bits": 4, "type": "float"}), "nvfp4", 0.0),
+        (groups({"num_bits": 8, "type": "float", "strategy": "channel"}, {"num_bits": 8, "type": "float"}), "fp8", 0.0),
+        (groups({"num_bits": 8, "type": "float", "strategy": "channel"}, None), "fp8a16", 0.0),
+        (groups({"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}, {"num_bits": 8}), "mxfp8", 0.0),
+        (groups({"num_bits": 4, "type": "float", "group_size": 32}, {"num_bits": 4}), "mxfp4", 0.0),
+        (groups({"num_bits": 4, "type": "int", "group_size": 128}, {"num_bits": 8, "type": "float"}), "w4afp8", 4.125),
+        (groups({"num_bits": 4, "type": "int", "group_size": 32, "symmetric": False}, None), "int4", 4.625),
+        ({"quant_method": "modelopt", "quant_algo": "MXFP8"}, "mxfp8", 0.0),
+        ({"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, "fp8", 0.0),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ", "group_size": 64}, "w4afp8", 4.25),
+        ({"quant_algo": "NVFP4", "config_groups": {"g": {"weights": {}, "input_activations": None}}}, "nvfp4a16", 0.0),
+        ({"quant_method": "mxfp8"}, "mxfp8", 0.0),
+        ({"quant_method": "fp8", "weight_block_size": [1, 32]}, "mxfp8", 0.0),
+        ({"quant_method": "auto-round", "bits": 4, "group_size": 32, "data_type": "mx_fp"}, "mxfp4", 0.0),
+        ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}, "int8_wo", 8.0),
+        ({"quant_method": "torchao", "quant_type": "float8_dynamic_activation_float8_weight"}, "fp8", 0.0),
+        (quark({"dtype": "fp4", "qscheme": "per_group", "group_size": 32}, {"dtype": "fp4"}), "mxfp4", 0.0),
+        (quark({"dtype": "fp8_e4m3", "qscheme": "per_channel"}, {"dtype": "fp8_e4m3"}), "fp8", 0.0),
+        (quark({"dtype": "uint4", "qscheme": "per_group", "group_size": 128}, None), "int4", 4.15625),
+        (quark([{"dtype": "fp8_e4m3"}, {"dtype": "int4"}], {"dtype": "fp8_e4m3"}), "w4afp8", 0.0),
     ],
 )
 def test_quantization_configs(quantization: dict[str, Any], name: str, bits: float) -> None:
     arch = architecture_from_config({**TINY, "quantization_config": quantization}, "tiny")
     assert (arch.quantization, arch.quantization_bits) == (name, bits)
+
+
+def test_groups_of_tensors_are_formats_of_parts() -> None:
+    """Experts in nvfp4 and attention in blocks of fp8, as llm-compressor and Quark write such mixtures."""
+    moe = {**TINY, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    narrow = {"weights": {"num_bits": 4, "group_size": 16}, "input_activations": {"num_bits": 4}}
+    blocks = {"weights": {"num_bits": 8, "strategy": "block"}, "input_activations": {"num_bits": 8}}
+    for targets in (["re:.*mlp.experts.*"], ["re:.*experts.*proj$"]):
+        config_groups = {"a": {**blocks, "targets": ["re:.*self_attn.*"]}, "b": {**narrow, "targets": targets}}
+        stated = {"quant_method": "compressed-tensors", "config_groups": config_groups}
+        arch = architecture_from_config({**moe, "quantization_config": stated}, "mixed")
+        assert (arch.quantization, dict(arch.part_formats)["attention"]) == ("nvfp4", "fp8_block")
+    fp8, fp4 = {"dtype": "fp8_e4m3", "qscheme": "per_channel"}, {"dtype": "fp4", "qscheme": "per_group", "group_size": 32}
+    listed = {"*self_attn*": {"weight": fp8, "input_tensors": fp8}}
+    stated = {**quark(fp4, fp4), "layer_quant_config": listed, "exclude": ["lm_head"]}
+    arch = architecture_from_config({**moe, "quantization_config": stated}, "mixed")
+    assert (arch.quantization, arch.part_formats) == ("mxfp4", (("attention", "fp8"),))
+
+
+def test_experts_alone_in_four_bits() -> None:
+    """SGLang's w4afp8: experts are integers of 4 bits, what else there is in blocks of FP8."""
+    moe = {**TINY, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    arch = architecture_from_config({**moe, "quantization_config": {"quant_method": "w4afp8"}}, "mixed")
+    assert arch.quantization == "w4afp8"
+    assert dict(arch.part_formats)["attention"] == "fp8_block"
 
 
 def test_older_key_names() -> None:
