@@ -62,6 +62,8 @@ otherwise (0.11.0: CUTLASS; 0.12 was not read). FP8 blocks on data-centre Blackw
 DEEPGEMM_SINCE, PADDED = (0, 11), ((0, 10, 2), (0, 11, 1))
 """DeepGEMM is used unless an environment variable says no, before only where it says so (`envs.py` of 0.10.1, 0.10.2, 0.11.0).
 Since and before which CUTLASS's products of FP8 blocks copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
+NARROW = ("nf4", "fp8", "fp8_block", "nvfp4", "mxfp4")
+"""Formats that accelerators alone load."""
 _MARLIN = ("ampere", "ada", "hopper", "blackwell")
 ONLY_ON = {
     "mxfp8": (*_MARLIN, "cdna4"),

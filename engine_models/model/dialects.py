@@ -176,7 +176,7 @@ def _weights_alone(quantization: Config) -> bool:
 
 
 REFUSED = {
-    "hqq": "no server that is modelled loads HQQ's files (vLLM 0.33 and SGLang 0.5.23 have no reader of them)",
+    "hqq": "no server that is modelled loads HQQ's files",
     "fp_quant": "FP-Quant's rotations before each product are not modelled",
     "aqlm": "AQLM's code books are not modelled",
     "quip": "QuIP's code books are not modelled",
