@@ -461,7 +461,10 @@ def llamacpp_gpu(row: Row, number: str) -> Case:
     device = device_of(text)
     if name == "llama_cpp" and early(row) and load_device(device).vendor == "nvidia":
         name = EARLY
-    return bench(number, row, name, model_of(row["model"]), weights, device, test, row["tok_s"], note=engine)
+    args: dict[str, object] = {}
+    if name == "llama_cpp" and load_device(device).vendor == "amd" and (by := re.search(r"Vulkan|ROCm|HIP", f"{engine} {text}")):
+        args["device"] = "Vulkan0" if by[0] == "Vulkan" else "ROCm0"
+    return bench(number, row, name, model_of(row["model"]), weights, device, test, row["tok_s"], note=engine, args=args)
 
 
 def llamacpp_batched(row: Row, number: str) -> Case:

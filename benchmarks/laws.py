@@ -160,6 +160,8 @@ def rate_of(ops: LawOps, work: Work, host_s: float) -> float:
     t = work.launches * ops.launch_s + work.steps * host_s
     t += law.traffic_factor * work.moved_bytes / (law.read.get("16", law.read[""]) * bandwidth)
     for (fmt, expert), (times, weights, rows, matrices) in work.products.items():
+        if expert and work.tokens >= law.expert_tile_from:
+            rows = np.maximum(rows, law.expert_tile_tokens * matrices)
         t += float(times @ ops.product_s(fmt, weights, rows, matrices, law.expert_fill_tokens if expert else law.fill_tokens))
     read_bytes, flops, cells = work.attended
     t += max(read_bytes / (law.kv_share * bandwidth), (flops + law.attend[1] * cells) / (law.attend[0] * ops.fp32_flops_per_s))

@@ -75,6 +75,8 @@ class Law:
     arithmetic : of the matrix kernels, by whether the weights are packed: key of the datasheet's peaks and a factor on it.
     matrix : share of that peak, likewise ("" and "16").
     fill_tokens, expert_fill_tokens : rows that a matrix kernel is short of work by, for a matrix and for one of an expert.
+    expert_tile_tokens, expert_tile_from : rows that each touched expert's product is padded to from so many tokens on, by engines
+        that have no kernel for few rows of experts; 0: such products are those of other matrices.
     start_s : what a matrix kernel takes beside its work: rows are brought into its format, the last tiles run alone.
     widened_bytes, library_rows, library_share : moved to widen a packed weight to 16 bit before a matrix product, by engines
     without kernels for it, or from so many rows on; the share that a library then reaches, None: `matrix`'s.
@@ -110,6 +112,8 @@ class Law:
     kv_share: float
     attention_share: float
     arithmetic: Mapping[str, tuple[str, float]]
+    expert_tile_tokens: float = 0.0
+    expert_tile_from: int = 2
     start_s: float = 0.0
     widened_bytes: float = 0.0
     library_rows: int = 0
@@ -288,6 +292,8 @@ class LawOps(Roofline):
             into, out = packed.of_rows(hidden), packed.of_rows(intermediate)
             bits = (inputs * into.bits_per_weight + out.bits_per_weight) / (inputs + 1.0)
             packed = replace(into, bits_per_weight=bits)
+        if tile := self.law.expert_tile_tokens:
+            assigned = np.where(count >= self.law.expert_tile_from, np.maximum(assigned, tile * active), assigned)
         product_s = self.product_s(fmt, weights, assigned, active, self.law.expert_fill_tokens, packed)
         t = EXPERT_LAUNCHES * self.launch_s + product_s
         t = np.maximum(t, 2.0 * weights * assigned / self._most(fmt))

@@ -180,19 +180,24 @@ AMD_APU_ROCM = replace(
     within=Within(decode_width=0.33, batch_width=0.4, few_width=0.55, prompt_width=0.75),
 )
 #: By Vulkan: each query head passes by itself, 16 tokens at a time (ggml-vulkan, `coopmat_block_rows`; kind: fitted, 2026-11, the
-#: same rows, RADV alone; AMD's own driver, withdrawn, is a factor of 2 to 4 slower in builds of 2026). Products of bf16 have no
-#: matrix units there, those of fp16 are taken to be ROCm's (assumed).
+#: same rows, RADV alone; AMD's own driver, withdrawn, is a factor of 2 to 4 slower in builds of 2026). Operations start sooner:
+#: decoding of six models, each left out 5 to 22 % off (ROCm's ask for 7.5 us). Products of bf16 have no matrix units there, those
+#: of fp16 are taken to be ROCm's (assumed); experts in bf16 have no kernel for few rows (`ggml_vk_use_mul_mat_vec_id` in the
+#: sources that llama-cpp-python 0.3.36 ships), and a row of one costs a tile (kind: by eye, decoding of two models).
 AMD_APU_VULKAN = replace(
     AMD_APU,
     title="AMD processors with a GPU inside under llama.cpp by Vulkan",
     off_pct=(8.9, 30.7),
     within=Within(decode_width=0.33, batch_width=0.4, few_width=0.55, prompt_width=0.75),
+    launch_s=5.3e-6,
     matrix={"": 0.32, "16": 0.49},
     attention_share=0.171,
     latent_share=0.0,
     grouped=False,
 )
-AMD_APU_VULKAN_BF16 = replace(AMD_APU_VULKAN, matrix={"": 0.32, "16": 0.112})
+AMD_APU_VULKAN_BF16 = replace(
+    AMD_APU_VULKAN, matrix={"": 0.32, "16": 0.112}, expert_tile_tokens=110.0, expert_tile_from=1
+)
 
 #: The same before 2026, when products of packed weights did not use the matrix units well. kind: fitted, 2026-11, source: builds
 #: of July 2025, 7 models, by Vulkan and ROCm alike.
@@ -210,7 +215,8 @@ AMD_APU_2025 = replace(
     latent_share=0.0,
     tile_tokens=0.0,
 )
-#: By Vulkan K formats are read a tenth quicker, the rest is the same; by ROCm kernels for packed weights serve up to 63 rows,
+#: By Vulkan K formats are read a tenth quicker, and experts have a kernel for one token alone: two and more are padded to tiles
+#: (kind: by eye, 2 to 64 tokens of two models); by ROCm kernels for packed weights serve up to 63 rows,
 #: from 64 on weights are widened and a library multiplies (ggml-cuda's `MMQ_DP4A_MAX_BATCH_SIZE`): hipBLASLt, or, by default
 #: on these, rocBLAS's own kernels, a factor of four slower. kind: fitted, 2026-11, the same rows, 6 models, each left out: 6
 #: and 21 % in the median.
@@ -220,6 +226,7 @@ AMD_APU_2025_VULKAN = replace(
     off_pct=(5.4, 20.8),
     within=Within(decode_width=0.2, batch_width=0.4, few_width=1.1, prompt_width=0.64),
     read={**AMD_APU_2025.read, "": 0.79},
+    expert_tile_tokens=32.0,
 )
 AMD_APU_2025_ROCM = replace(
     AMD_APU_2025,
@@ -253,9 +260,25 @@ AMD_CARD = replace(
     expert_fill_tokens=26.5,
     held_bytes=6.4e7,
 )
-#: By Vulkan: attention as on the processors.
+#: By Vulkan: attention as on the processors. Launches: kind: by eye, 2026-11, Llama-2-7B in Q4_0 on four cards (the scoreboard);
+#: tried on an R9700: Qwen3.5-35B-A3B and 27B (llama.cpp discussion 21043, 2026): decoding 4 and 5 % off, prompts of 128 to 8,192
+#: tokens 2 to 19; with 2,048 tokens at once experts are 80 to 95 % too quick. By ROCm: kind: by eye, RX 7900 XTX, two models
+#: (issue 20934, 2026-03), gpt-oss-20b on an RX 7900 XT.
 AMD_CARD_VULKAN = replace(
-    AMD_CARD, title="AMD cards under llama.cpp by Vulkan", attention_share=0.171, latent_share=0.0, grouped=False
+    AMD_CARD,
+    title="AMD cards under llama.cpp by Vulkan",
+    launch_s=3.0e-6,
+    attention_share=0.171,
+    latent_share=0.0,
+    grouped=False,
+)
+AMD_CARD_ROCM = replace(
+    AMD_CARD,
+    title="AMD cards under llama.cpp by ROCm",
+    off_pct=(15.0, 20.0),
+    read={"": 0.73, "16": 0.8, "q8_0": 0.82, "q4_0": 0.86, "w4a16_mxfp4": 0.8},
+    launch_s=7.4e-6,
+    matrix={"": 0.42, "16": 0.45, **dict.fromkeys(_PLAIN, 0.47), "w4a16_mxfp4": 0.47},
 )
 
 #: llama.cpp on AMD's GPUs with stacked memory: 8-bit arithmetic, of which MI50 (dot products) and MI100 (matrix units) reach the
@@ -576,7 +599,7 @@ def law_of(device: Device, framework: str) -> Law | None:
             return _APU[before_2026].get(backend, AMD_APU_2025 if before_2026 else AMD_APU)
         if stacked:
             return AMD_HBM
-        return AMD_CARD_VULKAN if backend.startswith("vulkan") else AMD_CARD
+        return AMD_CARD_VULKAN if backend.startswith("vulkan") else AMD_CARD_ROCM if backend else AMD_CARD
     return {"xe2": XE2, "xe3": XE2, "xe-hpg": XE_HPG}.get(device.architecture, GENERIC)
 
 

@@ -172,6 +172,29 @@ def test_tiles_of_prompts_pass_over_keys_that_no_cache_holds() -> None:
     assert after(vulkan, 1024, 8) < 1.3 * after(rocm, 1024, 8)
 
 
+def test_experts_by_vulkan_pay_for_tiles_where_no_kernel_takes_few_rows() -> None:
+    """Builds of 2025 from two tokens on, bf16 from the first; ROCm and today's other formats never."""
+
+    def per_token(family: str, fmt: str) -> list[float]:
+        ops = operations_of(load_device(APU), family)
+        return [float(ops.moe_s(fmt, 4096, 1408, 8, 128, 1, 1, tokens)) / tokens for tokens in (1, 2)]
+
+    one, two = per_token("llama_cpp_2025_vulkan", "q4_k_m")
+    assert two > 2.0 * one
+    for family, fmt in (("llama_cpp_vulkan", "q4_k_m"), ("llama_cpp_2025_rocm", "q4_k_m"), ("llama_cpp_rocm", "bf16")):
+        one, two = per_token(family, fmt)
+        assert two < 1.1 * one
+    by_tiles, by_rows = per_token("llama_cpp_vulkan-bf16", "bf16")[0], per_token("llama_cpp_rocm", "bf16")[0]
+    assert by_tiles > 2.0 * by_rows
+
+
+def test_ways_to_compute_on_a_card_differ() -> None:
+    """By ROCm a step of small products takes longer and a prompt less than by Vulkan."""
+    ops = {way: operations_of(load_device("rx-7900-xtx-24gb"), f"llama_cpp_{way}") for way in ("vulkan", "rocm")}
+    assert float(ops["rocm"].gemm_s("q4_0", 1, N, K)) > 1.05 * float(ops["vulkan"].gemm_s("q4_0", 1, N, K))
+    assert float(ops["rocm"].gemm_s("q4_k_m", 512, N, K)) < 0.85 * float(ops["vulkan"].gemm_s("q4_k_m", 512, N, K))
+
+
 def test_bf16_by_vulkan_has_no_matrix_units_on_a_processor() -> None:
     wide, half = (operations_of(load_device(APU), f"llama_cpp_{b}") for b in ("vulkan-bf16", "vulkan"))
     assert float(wide.gemm_s("bf16", 512, N, K)) > 3 * float(half.gemm_s("bf16", 512, N, K))
