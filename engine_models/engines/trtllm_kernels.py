@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine_models.cost import marlin
+from engine_models.cost.one_sided import joined
 from engine_models.cost.terms import HostOverhead, Terms
 from engine_models.declaration import PoolRequest
 from engine_models.engines.trtllm_flags import group
@@ -133,10 +134,9 @@ def gathered_bytes(request: PoolRequest) -> float:
 def one_sided(request: PoolRequest, version: Mapping[str, Any], backend: str | None) -> bool:
     """Whether ranks of attention data parallelism write into each other's memory: whole experts on each of them, over one NVLink
     switch (`MnnvlMemory.supports_mnnvl`: all links of a device are up), and not where kernels gather (`trtllm_versions`)."""
-    device = load_device(request.device_name)
-    switched = device.link is not None and device.link.kind.startswith("nvlink") and device.link.topology == "all_to_all"
-    fits = 1 < request.data_parallel == request.expert_parallel <= device.node_size.value
-    return switched and fits and backend in version["one_sided"]
+    ranks = request.data_parallel
+    whole = 1 < ranks == request.expert_parallel
+    return whole and joined(load_device(request.device_name), ranks) and backend in version["one_sided"]
 
 
 def as_run(request: PoolRequest) -> Architecture:

@@ -12,6 +12,7 @@ from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.declaration import FrontEnd, PoolRequest, Said
 from engine_models.engines.vllm_attention import TRITON, forces_triton
+from engine_models.engines.vllm_exchange import exchange
 from engine_models.engines.vllm_kernels import (
     PADDED,
     cutlass_products,
@@ -72,6 +73,7 @@ def costs_of(
             attention_by_flag=triton,
             fixed_grid_attention=not triton and _fixed_grid_attention(request),
             lone_tokens_decode=request.speculation is None,
+            **exchange(request, said),
             fp32_router=version.fp32_router,
             latent_launches=latent_launches(request.formats.kv_cache),
             recurrent_launches=recurrent_launches(request.device_name, version.number),

@@ -28,12 +28,16 @@ from engine_models.flags import (
 from engine_models.launcher import Launcher
 from hardware_profiles.errors import InputError
 
+GATHER, ONE_SIDED = "allgather_reducescatter", "flashinfer_nvlink_one_sided"
+"""Values of `all2all_backend` that are modelled: ranks gather all tokens and scatter the sums, or write to each other."""
+
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
     "tensor_parallel_size": Flag("int", 1, low=1),
     "pipeline_parallel_size": Flag("int", 1, low=1),
     "data_parallel_size": Flag("int", 1, low=1),
     "enable_expert_parallel": Flag("bool", False),
+    "all2all_backend": Flag("str", GATHER),
     "max_num_seqs": Flag("int", None, low=1),
     "max_num_batched_tokens": Flag("count", None, low=1),
     "max_model_len": Flag("count", None, low=1, special=(-1, "auto")),
@@ -163,7 +167,7 @@ _CHANGING = {
         kv_sharing_fast_prefill model_class_overrides
     """,
     "the speed of the exchange between devices": """
-        all2all_backend disable_custom_all_reduce disable_nccl_for_dp_synchronization enable_dbo dbo_decode_token_threshold
+        disable_custom_all_reduce disable_nccl_for_dp_synchronization enable_dbo dbo_decode_token_threshold
         dbo_prefill_token_threshold dp_sync_interval=16|32 ubatch_size=0|1 elastic_ep_max_dp_size enable_elastic_ep
     """,
     "the balance of the experts": """

@@ -201,14 +201,14 @@ def test_flags_that_are_not_modelled_warn_and_harmless_ones_do_not() -> None:
         "vllm",
         "VLLM_USE_V1=1 VLLM_FUSED_MOE_CHUNK_SIZE=8 VLLM_USE_DEEP_GEMM=0 vllm serve m"
         " --enable-eplb --api-key k --max-num-seqs 1 --max-num-seqs 2"
-        " --all2all-backend deepep --disable-custom-all-reduce --linear-backend auto --no-enable-dbo",
+        " --enable-elastic-ep --disable-custom-all-reduce --linear-backend auto --no-enable-dbo",
     )
     assert flags.values == {"max_num_seqs": 2, "use_deep_gemm": False, "use_v1": True}
     assert [w.split(" not modelled")[0] for w in flags.warnings] == [
         "`--max-num-seqs` is given twice; the last value, 2, counts as in the engine",
         "environment variable VLLM_FUSED_MOE_CHUNK_SIZE is",
         "vllm flag `enable_eplb` is",
-        "vllm flags `all2all_backend`, `disable_custom_all_reduce` are",
+        "vllm flags `enable_elastic_ep`, `disable_custom_all_reduce` are",
     ]
 
 

@@ -324,3 +324,29 @@ def test_a_prompt_of_latent_attention_launches_what_prompts_and_decoding_rows_ne
     shard = Shard(costs.arch, operations_of(wanted.device, "vllm"), costs.formats, costs.parallel, terms)
     without = Shard(costs.arch, shard.ops, costs.formats, costs.parallel, costs.with_terms(latent_launches=0.0).terms)
     assert shard.launches() - without.launches() == pytest.approx(61 * (10.0 + more))
+
+
+@pytest.mark.parametrize(
+    ("hardware", "weights", "flags", "one_sided", "sent"),
+    [
+        ("b200-sxm-180gb", "nvfp4", {}, True, 0.5625),
+        ("h200-sxm-141gb", "fp8_block", {}, True, 1.03125),
+        ("b200-sxm-180gb", "bf16", {}, True, 2.0),
+        ("b200-sxm-180gb", "nvfp4", {"all2all_backend": "allgather_reducescatter"}, False, 2.0),
+        ("b200-sxm-180gb", "nvfp4", {"all2all_backend": "deepep_low_latency"}, False, 2.0),
+        ("b200-sxm-180gb", "nvfp4", {"enable_expert_parallel": False}, False, 2.0),  # experts split by width
+        ("b200-sxm-180gb", "nvfp4", {"data_parallel_size": 2}, False, 2.0),  # of two devices
+        ("rtx-pro-6000-96gb", "nvfp4", {}, False, 2.0),  # no switch between them
+    ],
+)
+def test_ranks_write_to_each_other_where_the_flag_says_so(
+    hardware: str, weights: str, flags: dict[str, Any], one_sided: bool, sent: float
+) -> None:
+    args = {"data_parallel_size": 4, "enable_expert_parallel": True, "all2all_backend": "flashinfer_nvlink_one_sided"} | flags
+    split = {"tensor_parallel": 4 // args["data_parallel_size"], "engine_args": args}
+    found = prepared("Qwen/Qwen3-30B-A3B", "0.33.0", hardware, weights=weights, **split).plan
+    terms = found.costs.terms
+    assert (terms.one_sided, terms.gathered_bytes) == (one_sided, sent)
+    told = any("all2all_backend" in warning for warning in found.warnings)
+    assert told is (not one_sided and args["all2all_backend"] != "allgather_reducescatter")
+    assert any("over NVLink" in note for note in found.notes) is one_sided
