@@ -17,7 +17,7 @@ import numpy as np
 from engine_models.cost.tables import FloatArray
 from engine_models.cost.terms import fp32_rate
 from engine_models.model.architecture import state_bytes_of
-from engine_models.model.blocks import AttentionBlock
+from engine_models.model.blocks import Architecture, AttentionBlock
 from hardware_profiles.ops import Ops, Recurrence
 
 KEPT_INPUTS = 3
@@ -62,6 +62,20 @@ def scan_s(ops: Ops, layer: Recurrence, new_tokens: FloatArray) -> FloatArray:
 def decode_s(ops: Ops, block: AttentionBlock, tensor: int, rows: FloatArray) -> FloatArray:
     """Seconds of one layer for `rows` decoding rows."""
     return ops.recurrent_decode_s(layer_of(block, tensor), rows)
+
+
+LAUNCHES: Mapping[str, float] = {"short convolution": 9.0, "Mamba": 15.0, "Mamba-2": 42.0, "lightning": 30.0}
+"""Mechanisms other than delta rules -> launches of a layer beside its products in a step with a prompt, counted in plain
+operations, a Triton kernel as five: two gates, the convolution and copies; the convolution, three norms, the scan and casts; the
+convolution, six kernels of blocks, a gated norm and the states' copies; four kernels of blocks, a norm, a gate and copies by
+request. kind: by count, 2026-11, source: vLLM 0.11 to 0.33, `layers/mamba/` (`short_conv.py`, `mamba_mixer.py`,
+`mamba_mixer2.py` with `ops/ssd_combined.py`, `linear_attn.py`); SGLang's, which took them over, are assumed alike."""
+
+
+def launches(arch: Architecture, delta_rule_launches: float) -> float:
+    """Launches of a recurrent layer beside its products in a step with a prompt; else those of an engine's delta rule."""
+    found = [LAUNCHES.get(block.mechanism, delta_rule_launches) for block in arch.attention if block.kind == "linear"]
+    return max(found, default=delta_rule_launches)
 
 
 STATE_PASSES: Mapping[str, float] = {"gated delta net": 6.0, "Kimi delta attention": 4.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine_models.cost import marlin
+from engine_models.cost import marlin, recurrence
 from engine_models.cost.adapters import Adapters
 from engine_models.cost.overheads import Overheads, own_overheads
 from engine_models.cost.settings import StepCosts
@@ -126,7 +126,7 @@ def _terms(
         marlin_share=marlin.share_of(load_device(request.device_name), request.formats.weights),
         expert_launches=EXPERT_LAUNCHES.get(own_experts or "triton"),
         latent_launches=latent_launches(request),
-        recurrent_launches=RECURRENT_LAUNCHES,
+        recurrent_launches=recurrence.launches(request.arch, RECURRENT_LAUNCHES),
         selection_kernels=kernels,
         selection_passes=passes,
         token_tiles=tiled,

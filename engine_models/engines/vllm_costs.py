@@ -76,7 +76,7 @@ def costs_of(
             **exchange(request, said),
             fp32_router=version.fp32_router,
             latent_launches=latent_launches(request.formats.kv_cache),
-            recurrent_launches=recurrent_launches(request.device_name, version.number),
+            recurrent_launches=recurrent_launches(request, version.number),
             parts_tokens=_parts_tokens(request, version.number),
             splits_graphs=True,
             fills_selection=version.fills_selection,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from engine_models.cost import recurrence
 from engine_models.declaration import PoolRequest, Said
 from engine_models.model.formats import Format
 from hardware_profiles.device import load_device, stacked_blackwell
@@ -87,7 +88,7 @@ RECURRENT_LAUNCHES, FLASHINFER_RECURRENT_LAUNCHES = 58.0, 35.0
 """Launches of a gated delta net beside its products in a step with a prompt, counted in plain operations, a Triton kernel as
 five: convolution, gates, two norms (20), the prompts' rule (30, or one kernel of FlashInfer's), and what PyTorch does by itself:
 copies of queries, keys, values, states and outputs, masks. kind: by count, 2026-11, source: vLLM 0.17.1 `qwen3_next.py`; assumed
-of later versions and other recurrences. SGLang's, fitted to a time to first token, are 57."""
+of later versions and Kimi delta attention. SGLang's, fitted to a time to first token, are 57."""
 FLASHINFER_RECURRENT_SINCE = (0, 17)
 """On Hopper (0.16 was not read)."""
 LATENT_LAUNCHES, NARROW_LATENT_LAUNCHES = 10.0, 3.0
@@ -104,10 +105,10 @@ def latent_launches(kv_cache: Format) -> float:
     return LATENT_LAUNCHES + (NARROW_LATENT_LAUNCHES if kv_cache.name.startswith("fp8") else 0.0)
 
 
-def recurrent_launches(device_name: str, version: tuple[int, ...]) -> float:
+def recurrent_launches(request: PoolRequest, version: tuple[int, ...]) -> float:
     """Launches of a recurrent layer in a step with a prompt."""
-    flashinfer = load_device(device_name).architecture == "hopper" and version >= FLASHINFER_RECURRENT_SINCE
-    return FLASHINFER_RECURRENT_LAUNCHES if flashinfer else RECURRENT_LAUNCHES
+    flashinfer = load_device(request.device_name).architecture == "hopper" and version >= FLASHINFER_RECURRENT_SINCE
+    return recurrence.launches(request.arch, FLASHINFER_RECURRENT_LAUNCHES if flashinfer else RECURRENT_LAUNCHES)
 
 
 def experts(

@@ -350,3 +350,22 @@ def test_ranks_write_to_each_other_where_the_flag_says_so(
     told = any("all2all_backend" in warning for warning in found.warnings)
     assert told is (not one_sided and args["all2all_backend"] != "allgather_reducescatter")
     assert any("over NVLink" in note for note in found.notes) is one_sided
+
+
+JAMBA, NANO = "ai21labs/AI21-Jamba-Mini-1.7", "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
+
+
+@pytest.mark.parametrize("model", ["LiquidAI/LFM2-1.2B", JAMBA, NANO, "inclusionAI/Ling-2.6-flash"])
+def test_recurrences_other_than_delta_rules_are_launched_by_kernels_of_their_own(model: str) -> None:
+    """FlashInfer's kernel on Hopper is one of delta rules: a short prompt of other mixers waits for as many launches on B200, and
+    under SGLang for no more."""
+    waits_s = []
+    for engine, hardware in (("vllm", "h100-sxm-80gb"), ("vllm", "b200-sxm-180gb"), ("sglang", "b200-sxm-180gb")):
+        deployment = {"engine": engine, "hardware": hardware, "tensor_parallel": 4}
+        found = prepare(load_scenario({"model": model, "deployment": deployment, "workload": WORKLOAD}))
+        costs = found.plan.costs
+        shard = Shard(costs.arch, found.kernels, costs.formats, costs.parallel, costs.terms)
+        waits_s.append(shard.recurrent_launches)
+    assert len(set(waits_s)) == 1
+    layers = sum(block.layers for block in found.arch.attention if block.kind == "linear")
+    assert waits_s[0] < 58 * layers
