@@ -113,6 +113,9 @@ _NOT_MODELLED = (
     ),
     (r"nemotron-(super-49b|ultra-253b)", "its layers are of unequal shape"),
     (r"llama-3\.2-(11|90)b-vision", "its decoder attends to the image across stacks"),
+    (r"(^|/)deepseek-v4\.1", "its layers share caches and read tables of n-grams, which are not modelled"),
+    (r"qwen3\.8-flash-next|(^|/)qwen4-exp", "its layers read tables of n-grams and mix streams as none that is modelled"),
+    (r"(^|/)inkling-small", "the heads of its windows stand nowhere that could be read; its config.json as `model` is exact"),
     (r"unlimited-ocr", "its windows keep the image's tokens, which is not modelled"),
 )
 

@@ -226,7 +226,7 @@ class ConfigReader:
         if prefix:
             keys = (*(prefix + key for key in keys), *keys)
         value = self.raw(*keys)
-        if value is None:
+        if value is None or (what == "head_dim" and value == 0):  # GLM-5.3-Flash writes 0 where latent attention says it
             if default is not None:
                 return default
             raise self.lacks(SPELLINGS[what][0], SPELLINGS[what][1:])

@@ -14,6 +14,7 @@ from engine_models.model.config import MOST
 from engine_models.model.family import (
     SINK_KEYS,
     Family,
+    experts_of_images,
     gemma_tables,
     hyper_connections,
     kimi_delta_layer,
@@ -21,6 +22,7 @@ from engine_models.model.family import (
     mamba1_layer,
     mamba2_layer,
     mixture_of_heads,
+    narrow_queries,
     own_inputs,
     short_convolutions,
     twice_a_layer,
@@ -66,6 +68,18 @@ _MAMBA = Family(
     recurrence=mamba1_layer,
     mlps=False,
     defaults={"block_types": ["recurrent"], "max_position_embeddings": MOST},
+)
+_MIMO_V2 = Family(
+    sinks="windows", router_bias=True, window_kv_factor=2, ignored=("attention_chunk_size", *SINK_KEYS)
+)
+_ERNIE_VL = Family(
+    qkv_bias_key="use_bias",
+    out_bias_key="use_bias",
+    mlp_bias_key="use_bias",
+    tied=True,
+    router_bias=True,
+    of_text=("moe_intermediate_size", "moe_num_experts", "moe_layer_start_index", "moe_layer_end_index"),
+    extras=experts_of_images,
 )
 _MINIMAX_M3 = Family(qk_norm="head", router_bias=True)
 _INKLING = Family(
@@ -166,18 +180,19 @@ FAMILIES: dict[str, Family] = {
     "hy_v4": Family(gate="channels", router_bias=True, adjust=hyper_connections),
     "kimi_linear": _KIMI_LINEAR,
     "kimi_k3": _KIMI_LINEAR,
+    "glm5_next_text": replace(_KIMI_LINEAR, adjust=hyper_connections),
     "bailing_hybrid": Family(router_bias=True, recurrence=ling_layer, gate="heads"),
     "longcat_flash": Family(router_bias=True, norms_per_layer=4, adjust=twice_a_layer),
     "minimax_m2": Family(qk_norm="full", router_fp32=True),
     **dict.fromkeys(("minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"), _MINIMAX_M3),
-    "mimo_v2_flash": Family(
-        sinks="windows", router_bias=True, window_kv_factor=2, ignored=("attention_chunk_size", *SINK_KEYS)
-    ),
+    **dict.fromkeys(("mimo_v2_flash", "mimo_v2"), _MIMO_V2),
     **dict.fromkeys(("step3p5", "step3p7"), _STEP),
+    "step3_text": Family(adjust=narrow_queries),
     "ernie4_5": Family(qkv_bias_key="use_bias", out_bias_key="use_bias", mlp_bias_key="use_bias", tied=True),
     "ernie4_5_moe": Family(
         qkv_bias_key="use_bias", out_bias_key="use_bias", mlp_bias_key="use_bias", tied=True, router_bias=True
     ),
+    **dict.fromkeys(("ernie4_5_vl_moe", "ernie4_5_vl_moe_text", "ernie4_5_moe_vl"), _ERNIE_VL),
     "exaone4": Family(qk_norm="head"),
     "exaone_moe": Family(qk_norm="head", router_bias=True),
     "seed_oss": Family(out_bias_key="attention_out_bias", qkv_bias=True),
@@ -347,6 +362,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("hrm_text", "dory", "inkling2_loop_text", "ouro"), _LOOPS),
     **dict.fromkeys(("zamba", "zamba2"), _SHARED),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for another model"),
+    **dict.fromkeys(("deepseek_v41", "deepseek_v41_text"), "its layers share caches and read tables of n-grams"),
     **dict.fromkeys(("rwkv", "rwkv7", "xlstm", "recurrent_gemma", "reformer", "xlnet"), _STATE),
     **dict.fromkeys(
         ("blt", "cpmant", "ctrl", "gpt_neox_japanese", "zaya", "qwen4_exp_text", "fuyu", "moshi_depth"),

@@ -39,7 +39,7 @@ class Family:
     position_offset : rows of the learned position table beyond the context.
     sinks : a learned sink a head, in all layers or in those with a window.
     defaults : config keys the family may leave out.
-    nested : keys whose mappings hold more of the shape.
+    nested : keys whose mappings hold more of the shape. of_text : keys whose lists give the language model's number first.
     router_fp32 : engines compute the router in float32.
     window_kv_factor : layers with a window have so many times the KV heads, where no key of their own says otherwise.
     rounds_heads : an absent `head_dim` is hidden size over heads, rounded down.
@@ -86,6 +86,7 @@ class Family:
     router_fp32: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     nested: tuple[str, ...] = ()
+    of_text: tuple[str, ...] = ()
     recurrence: Callable[[ConfigReader], AttentionBlock] | None = None
     beside: Callable[[ConfigReader], AttentionBlock] | None = None
     adjust: Callable[[ConfigReader, Family, Mixers, Mlps], tuple[Mixers, Mlps]] | None = None
@@ -214,6 +215,8 @@ def _gate(read: ConfigReader, family: Family) -> Gate:
         return family.gate
     if not asked:
         return "none"
+    if asked == "per-element":  # Laguna's `gating`, else per head
+        return "channels"
     return family.gate if family.gate != "none" else "channels"
 
 
@@ -603,3 +606,31 @@ def short_convolutions(read: ConfigReader, family: Family, found: Mixers, mlps: 
         conv=past,
     )
     return (conv,), mlps
+
+
+def narrow_queries(read: ConfigReader, family: Family, found: Mixers, mlps: Mlps) -> tuple[Mixers, Mlps]:
+    """Step3: queries of all heads from a narrow one, keys and values of one head (SGLang 0.5.23, `models/step3_vl.py`)."""
+    width, block = read.number("share_q_dim", 0), found[0]
+    if not width:
+        return found, mlps
+    _, *rest = block.linears
+    hidden, inner = replicated(read.count("hidden")), Width(block.kv_heads, 2 * block.head_dim)
+    narrow = Linear("qkv", (replicated(width), inner), hidden)
+    widened = Linear("q_up", (Width(block.heads, block.head_dim),), replicated(width))
+    vectors = (*block.vectors, Vector(replicated(width)))
+    return (replace(block, linears=(narrow, widened, *rest), vectors=vectors),), mlps
+
+
+IMAGES = "images_"
+"""Before a key whose list gives the language model's number first, for that of the experts of images."""
+
+
+def experts_of_images(read: ConfigReader) -> tuple[Extra, ...]:
+    """ERNIE-4.5-VL: experts that tokens of images alone take, in memory beside those of text (transformers 5.24,
+    `modeling_ernie4_5_vl_moe.py`)."""
+    width = read.number(f"{IMAGES}moe_intermediate_size", 0)
+    first = read.number("dense_layers", 0)
+    experts = read.number(f"{IMAGES}moe_num_experts", read.count("experts"))
+    read.aside(f"{IMAGES}moe_layer_start_index", f"{IMAGES}moe_layer_end_index")
+    rows = Width(experts, 3 * width * (read.count("layers") - first))
+    return (Extra("experts of images", "experts", rows, read.count("hidden"), read=False),) if width else ()

@@ -29,6 +29,7 @@ from engine_models.model.catalogue import find_model, nearest_names, why_not_mod
 from engine_models.model.config import Config, ConfigReader
 from engine_models.model.families import FAMILIES, REFUSED, REFUSED_KEYS
 from engine_models.model.family import (
+    IMAGES,
     NORMS_BESIDE_EXPERTS,
     Family,
     Mixers,
@@ -218,6 +219,9 @@ def _unnested(config: dict[str, Any], family: Family) -> dict[str, Any]:
     nested = [config[key] for key in family.nested if isinstance(config.get(key), Mapping)]
     for part in nested:
         config = {**part, **config}
+    for key in family.of_text:
+        if isinstance(config.get(key), list) and len(config[key]) > 1:
+            config = {**config, key: config[key][0], f"{IMAGES}{key}": config[key][1]}
     return config
 
 

@@ -51,8 +51,18 @@ QUOTED = {
     "allenai/OLMo-2-1124-7B": 7_298_617_344,
 }
 
-# Totals of tensors as Hugging Face states them (the table of llmfit 1.1.17, 2026-10), which corrected the shapes of these.
+# Totals of tensors as Hugging Face states them (the table of llmfit 1.1.17, 2026-10), which corrected or settled these shapes.
 TABLED = {
+    "poolside/Laguna-M.1": 225_795_725_568,
+    "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": 3_973_556_832,
+    "ibm-granite/granite-4.1-8b": 8_791_592_960,
+    "ibm-granite/granite-4.1-30b": 28_865_728_512,
+    "openbmb/MiniCPM5-2B": 2_516_756_480,
+    "utter-project/EuroLLM-22B-Instruct-2512": 22_637_328_384,
+    "tencent/Hunyuan-4B-Instruct": 4_221_757_440,
+    "tiiuae/Falcon-H1-1.5B-Deep-Instruct": 1_554_874_768,
+    "tiiuae/Falcon-H1-3B-Instruct": 3_149_392_384,
+    "tiiuae/Falcon-H1-Tiny-90M-Instruct": 91_131_072,
     "allenai/Olmo-3-7B-Instruct": 7_298_011_136,
     "allenai/Olmo-3-32B-Think": 32_233_522_176,
     "arcee-ai/AFM-4.5B": 4_619_189_760,
@@ -276,6 +286,13 @@ WITH_TOWERS = {
     "rednote-hilab/dots.ocr": (3.04, 0.0),
     "zai-org/GLM-4.1V-9B-Thinking": (10.2928, 0.0),
     "zai-org/GLM-4.5V": (107.711, 0.0),
+    "mistralai/Mistral-Medium-3.5-128B": (127.704, 0.162),  # its merger and second projection
+    "XiaomiMiMo/MiMo-V2.5": (310.775, 0.73 + 0.26 + 0.33 * 3),  # towers of images and sound, multi-token prediction
+    "baidu/ERNIE-4.5-VL-28B-A3B-PT": (29.399, 0.0),
+    "baidu/ERNIE-4.5-VL-424B-A47B-PT": (423.526, 0.0),
+    "stepfun-ai/step3": (320.970, 0.0),
+    "zai-org/GLM-5.3-Flash": (321.323, 289 * 3 * 4096 * 2048 / 1e9),  # the experts of multi-token prediction
+    "Qwen/Qwen3.8-2.4T-A95B": (2446.183, 513 * 3 * 8192 * 2048 / 1e9),
     "zai-org/GLM-OCR": (1.3253, 0.218),  # a layer of multi-token prediction with tables of its own
 }
 
@@ -303,6 +320,9 @@ def test_parameters_with_towers_are_the_published_total(name: str, published: tu
         ("nvidia/Llama-3_3-Nemotron-Super-49B-v1_5", "unequal shape"),
         ("meta-llama/Llama-3.2-11B-Vision-Instruct", "across stacks"),
         ("baidu/Unlimited-OCR", "windows"),
+        ("deepseek-ai/DeepSeek-V4.1-Flash", "tables of n-grams"),
+        ("nvidia/Qwen3.8-Flash-Next-NVFP4", "tables of n-grams"),
+        ("thinkingmachines/Inkling-Small", "heads of its windows"),
     ],
 )
 def test_what_is_no_decoder_is_refused_by_its_reason(name: str, reason: str) -> None:
@@ -568,3 +588,26 @@ def test_shapes_that_follow_remembered_ones_are_remembered_too() -> None:
         base = stored.get(entry.get("like", ""), {"source": ""})
         if "from memory" in base["source"] and "config" not in entry["source"]:
             assert "from memory" in entry["source"], (key, entry["source"])
+
+
+def test_experts_of_images_take_memory_alone() -> None:
+    """ERNIE-4.5-VL: 28 billion parameters, 3 of them active, as the language model of its kin without images."""
+    text, seen = load_architecture("baidu/ERNIE-4.5-21B-A3B-PT"), load_architecture("baidu/ERNIE-4.5-VL-28B-A3B-PT")
+    assert seen.mlp == text.mlp
+    assert active_parameters(seen) == pytest.approx(active_parameters(text), rel=0.25)  # and its projector
+    assert parameters(seen) - parameters(text) == pytest.approx(64 * 3 * 512 * 2560 * 27, rel=1e-6)
+
+
+def test_step3_keeps_one_head_and_widens_narrow_queries() -> None:
+    """321 billion parameters, 38 of them active, and a cache of one key and one value of 256 a layer (its report)."""
+    arch = load_architecture("step3")
+    assert active_parameters(arch) / 1e9 == pytest.approx(38, rel=0.01)
+    assert [(block.heads, block.kv_heads, block.head_dim) for block in arch.attention] == [(64, 1, 256)]
+    assert sum(width.units * width.size for block in arch.attention for width in block.cache) == 2 * 256
+
+
+def test_gates_of_channels_by_the_key_of_laguna() -> None:
+    """Active parameters as the recipes of its servers state them."""
+    assert active_parameters(load_architecture("Laguna-M.1")) / 1e9 == pytest.approx(23, rel=0.01)
+    assert active_parameters(load_architecture("MiMo-V2.5")) / 1e9 == pytest.approx(15, rel=0.02)
+    assert active_parameters(load_architecture("MiMo-V2.5-Pro")) / 1e9 == pytest.approx(42, rel=0.03)
