@@ -150,21 +150,10 @@ def _sla(given: features.DynamoScaler) -> Sla:
 
 def _judge(prepared: Prepared, sla: Sla) -> Judge:
     """What sizes a pool by itself, by its role."""
-    _check_drafts(prepared)
     if prepared.pool.role == "mixed":
         return JudgeOfBoth(_mixed_passes(prepared), sla)
     passes = _passes(prepared, prepared)
     return JudgeOfPrompts(passes, sla) if prepared.pool.role == "prefill" else JudgeOfAnswers(passes, sla)
-
-
-def _check_drafts(prepared: Prepared) -> None:
-    """Refuse answers with drafts, a pass of which yields several tokens of each."""
-    if prepared.plan.speculation is not None and prepared.pool.role != "prefill":
-        raise InputError(
-            "optimization_target: sla beside drafts is not modelled yet: their passes yield several tokens",
-            where=f"{WHERE}.optimization_target",
-            mend="use throughput (the default) or latency, another kind, or no drafts",
-        )
 
 
 def _saturation(given: features.WvaScaler) -> Saturation:
@@ -323,13 +312,12 @@ def _together(
     if given.optimization_target != "sla":
         context = pools[0].plan.limits.context_tokens
         return partial(PairPlanner, given.optimization_target, context, budget, every_s=given.load_adjustment_interval_s)
-    _check_drafts(pools[1])
     return partial(SlaPlanner, _passes(*pools), _sla(given), budget)
 
 
 def _passes(prefill: Prepared, decode: Prepared) -> Passes:
     """What the planner knows of workers: the engine's own times of forward passes."""
-    first, second = prefill.times(), decode.times()
+    first, second, accepted_tokens = prefill.times(), decode.times(), _accepted(decode)
 
     def prefill_s(tokens: int) -> float:
         batch = Batch(0)
@@ -337,13 +325,10 @@ def _passes(prefill: Prepared, decode: Prepared) -> Passes:
         return _pass_s(first, batch, prefill.plan.executor.depth)
 
     def decode_s(rows: int, kv_tokens: int) -> float:
-        batch = Batch(0, rows)
-        batch.decode_rows = batch.decode_tokens = rows
-        batch.decode_kv_tokens = kv_tokens
-        return _pass_s(second, batch, decode.plan.executor.depth)
+        return _pass_s(second, _decodes(decode, rows, kv_tokens), decode.plan.executor.depth)
 
     limits = decode.plan.limits
-    return Passes(prefill_s, prefill.plan.limits.step_tokens, decode_s, limits.rows, limits.kv_tokens)
+    return Passes(prefill_s, prefill.plan.limits.step_tokens, decode_s, limits.rows, limits.kv_tokens, accepted_tokens)
 
 
 def _mixed_passes(prepared: Prepared) -> MixedPasses:
@@ -351,12 +336,31 @@ def _mixed_passes(prepared: Prepared) -> MixedPasses:
     times, limits = prepared.times(), prepared.plan.limits
 
     def pass_s(tokens: int, rows: int, kv_tokens: int) -> float:
-        batch = Batch(0, rows, rows, kv_tokens, tokens=rows)
+        batch = _decodes(prepared, rows, kv_tokens)
         if tokens:
             batch.serve(tokens, 0, decodes=False)
         return _pass_s(times, batch, prepared.plan.executor.depth)
 
-    return MixedPasses(pass_s, limits.step_tokens, limits.rows, limits.kv_tokens)
+    return MixedPasses(pass_s, limits.step_tokens, limits.rows, limits.kv_tokens, _accepted(prepared))
+
+
+def _accepted(prepared: Prepared) -> float:
+    """Tokens that a pass yields of a row on average, its drafts among them."""
+    drafts = prepared.plan.speculation
+    if drafts is not None and drafts.lengths:
+        raise InputError(
+            "optimization_target: sla beside drafts whose number goes by the rows is not modelled yet",
+            where=f"{WHERE}.optimization_target",
+            mend="use throughput (the default) or latency, another kind, or one number of drafts",
+        )
+    return 1.0 if drafts is None else drafts.mean_length
+
+
+def _decodes(prepared: Prepared, rows: int, kv_tokens: int) -> Batch:
+    """A batch of rows that decode, with their drafts."""
+    drafts = prepared.plan.speculation
+    each = 1 if drafts is None else drafts.row_tokens
+    return Batch(0, rows, rows * each, kv_tokens + rows * (each - 1), tokens=rows * each)
 
 
 def _pass_s(cost: StepCost, batch: Batch, depth: int) -> float:
@@ -375,5 +379,10 @@ def words(given: features.Scaler, made: Autoscaler | JointScaler) -> list[str]:
         said.append(
             "the planner is taken to know the engine's times of forward passes, which it fits to those that it observes, and to "
             f"predict load by load_predictor: {given.load_predictor} (its default, arima, is not modelled)"
+        )
+    if isinstance(made, SlaPlanner | LoneSlaPlanner) and made.accepted_tokens > 1:
+        said.append(
+            f"the planner divides the time of a pass by the {made.accepted_tokens:.3g} tokens that it yields of a row on "
+            "average, as workers report it; it is taken to be one that knows drafts"
         )
     return said

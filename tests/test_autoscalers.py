@@ -27,6 +27,7 @@ from simulator.cluster.scaling.dynamo_sla import (
     Passes,
     Sla,
     SlaPlanner,
+    by_itl,
 )
 from simulator.cluster.scaling.hpa import (
     DOWN,
@@ -418,6 +419,21 @@ def test_dynamo_serves_in_one_pool_what_keeps_both_latencies() -> None:
     assert mixed_passes(step_tokens=32).per_s(1000, 200, 1e6, 50) == pytest.approx(
         27 / (200 * (10 + 0.05 * 32 + 0.1 * 27 + 0.11 * 27) / 1e3)
     )
+
+
+def test_dynamo_divides_a_pass_by_the_tokens_that_it_yields_of_a_row() -> None:
+    """Three a pass: r rows bring 15 r prompt tokens, 10 + 0.96 r ms, a third of it a token."""
+    found = mixed_passes(accepted_tokens=3.0)
+    assert found.per_s(1000, 200, 1e6, 30) == pytest.approx(3 * 83 / (200 * (10 + 0.96 * 83) / 1e3))
+    # passes of 320 tokens: 20 rows with 15 prompt tokens each fill one
+    small = mixed_passes(accepted_tokens=3.0, step_tokens=320)
+    assert small.per_s(1000, 200, 1e6, 50) == pytest.approx(3 * 20 / (200 * (10 + 0.96 * 20) / 1e3))
+    decode = Passes(lambda tokens: 0.01, 2048, lambda rows, kv: (10 + rows) / 1e3, 1024, 400_000, 2.0)
+    assert decode.decode_per_s(1000, 200, 0.02) == pytest.approx(2 * 30 / (200 * 0.04))
+    readings = [Reading(50, 0, 0.1, 400_000, 0)] * 2
+    assert by_itl(decode, readings, 2, 20) == 3, "60 ms a pass are 30 a token"
+    assert by_itl(decode, readings, 2, 35) == 2
+    assert by_itl(decode, readings, 2, 70) == 1, "110 ms a pass with one less, under four fifths of 140"
 
 
 def lone(**more: Any) -> LoneSlaPlanner:

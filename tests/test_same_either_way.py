@@ -137,3 +137,17 @@ def test_what_drafts_have_given_when_the_drain_ends_is_the_same(seed: int) -> No
     for duration in (1.0, 1.35, 1.62):
         load = {"arrivals": {"kind": "closed_loop", "concurrency": 3}, "prompt_tokens": 300, "output_tokens": 190, "drain_s": 0.0}
         jumps_as_it_steps(scenario(pool, seed, {}, duration=duration, **load))
+
+
+def test_who_gives_up_while_a_run_hears_nobody_had_been_heard() -> None:
+    """OpenArc computes to the end for who leaves before the first token: for one that waits behind a run too."""
+    names = ["meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"]
+    pool = {"engine": "openarc", "hardware": "xeon-8480-2s", "models": names, "swap_s": 0.7}
+    arrivals = {"kind": "onoff", "rate_on": 12.0, "rate_off": 0.5, "on_s": 1, "off_s": 1}
+    prompts = {"kind": "lognormal", "mean": 300, "p99": 2500, "max": 3000}
+    kinds = [{"name": name, "model": name, **LOAD, "arrivals": arrivals, "prompt_tokens": prompts} for name in names]
+    for seed in range(4):
+        data = scenario(pool, seed, {"timeout_s": 5.0})
+        data["workload"] = {"classes": kinds, "duration": 4.0}
+        del data["model"]
+        jumps_as_it_steps(data)

@@ -30,7 +30,7 @@ from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
 from simulator.scaled import _mixed_passes
 from simulator.validation.schedules import RecordedClock
-from tests.clusters import is_refused
+from tests.clusters import jumps_as_it_steps
 from tests.guard.cases import CHATS, TIGHT, args, given, poisson
 from tests.invariants.core_cases import CLOCK, Case, cases, plain_workload, plan_of, workload_of
 
@@ -163,18 +163,27 @@ def test_dynamo_by_an_sla_sizes_pools_of_roles_each_by_itself() -> None:
 
 
 @pytest.mark.parametrize("roles", [("mixed",), ("prefill", "decode")])
-def test_dynamo_by_an_sla_beside_drafts_is_refused(roles: tuple[str, ...]) -> None:
-    """A pass yields several tokens of a row there; a prefill pool by itself has none that matter."""
-    drafts = {"method": "eagle3", "num_speculative_tokens": 2, "acceptance": 0.6}
-    own = {"engine": "vllm", "hardware": "h100-sxm-80gb", "speculative": drafts}
-    pools: list[dict[str, Any]] = [{**own, "name": role, "role": role} for role in roles]
-    data = {"model": "meta-llama/Llama-3.1-8B-Instruct", "workload": {"arrivals": poisson(5), **LENGTHS, "duration": 10}}
-    is_refused({**data, "deployment": {"pools": pools, "autoscaler": SLA}}, "optimization_target: sla beside drafts")
-    pools[0]["autoscaler"] = SLA
-    if roles == ("mixed",):
-        is_refused({**data, "deployment": {"pools": pools}}, "optimization_target: sla beside drafts")
-    else:
-        prepare(load_scenario({**data, "deployment": {"pools": pools}}))
+def test_dynamo_by_an_sla_counts_what_a_pass_with_drafts_yields(roles: tuple[str, ...]) -> None:
+    """The more is accepted, the fewer replicas carry as many requests within the same ITL; drafts in vain take more than none."""
+
+    def most(rate: float | None) -> int:
+        drafts = {"method": "eagle3", "num_speculative_tokens": 2, "acceptance": rate}
+        own: dict[str, Any] = {"engine": "vllm", "hardware": "h100-sxm-80gb"}
+        own |= {} if rate is None else {"speculative": drafts}
+        pools = [{**own, "name": role, "role": role} for role in roles]
+        scaler = {**SLA, "ttft_ms": 500, "itl_ms": 8.0, "start_up": 0}
+        work = {"arrivals": {"kind": "constant", "rate": 150}, **LENGTHS, "duration": 40}
+        around = {"pools": pools, "autoscaler": scaler}
+        data = {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": around, "workload": work}
+        if rate == 0.8:
+            said = " ".join(prepare(load_scenario(data)).assumptions)
+            assert "divides the time of a pass by the 2.44 tokens" in said
+            jumps_as_it_steps(data)
+        fleet = simulate(data).result["fleet"]
+        return max((fleet["pools"][-1] if len(roles) > 1 else fleet)["over_time"]["up"])
+
+    assert most(0.8) < most(0.3) < most(0.05)
+    assert most(None) < most(0.05)
 
 
 QUEUEING = {"alpha_ms": 10, "beta_ms": 0.4, "gamma_ms": 5, "delta_ms": 0.01, "ttft_ms": 200, "itl_ms": 14}

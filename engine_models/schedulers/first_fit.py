@@ -164,6 +164,7 @@ class FirstFitScheduler(Scheduler):
         self._starved: list[tuple[_Row, int]] = []
         self._stopped = False  # nobody new until a row ends
         self._last: FirstFitBatch | None = None
+        self._before: FirstFitBatch | None = None  # the last
         self._places = 0
         self._asleep_until_s = 0.0
         self._now_s = 0.0
@@ -197,8 +198,9 @@ class FirstFitScheduler(Scheduler):
 
     def cancel(self, seq: Sequence) -> bool:
         """As of the base; tokens in flight count as got."""
-        if self._last is not None and self._flying() and seq in self._last.finishing:
-            return False
+        for batch in (self._before, self._last):
+            if batch is not None and batch.number > self.processed_number and seq in batch.finishing:
+                return False
         row = self._rows.pop(seq)
         if row.since >= 0:
             self._leave_set(row)
@@ -322,7 +324,7 @@ class FirstFitScheduler(Scheduler):
         batch.gathers = not batch.fast_path and (
             batch.decode_rows > 0 or any(prior for _, prior in batch.prefill)
         )
-        self._last = batch
+        self._before, self._last = self._last, batch
         self.next_number += 1
 
     def _padded(self, tokens: int, *, fast: bool) -> int:
@@ -712,7 +714,7 @@ class FirstFitScheduler(Scheduler):
             batch.completing = self._due_rows(end)
         batch.finishing = decodes.pop_ended()
         batch.order_finishing()
-        self._last = batch
+        self._before, self._last = self._last, batch
         return batch, held, used
 
     # -- results --------------------------------------------------------------------------------------------

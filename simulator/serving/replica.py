@@ -169,12 +169,16 @@ class Replica:
 
         Who came while a run heard nobody waits too: as many as had come when its last step was formed.
         """
-        formed_s = max([batch.t_sched for _, batches, _ in self._in_flight for batch in batches], default=-INFINITY)
+        formed_s = self._formed_s()
         found = []
         for rank in self.ranks:
             running, waiting, used, whole = rank.scheduler.state()
             found.append((running, waiting + sum(1 for _ in rank.arrivals_until(formed_s)), used, whole))
         return found
+
+    def _formed_s(self) -> float:
+        """When the last step under way was formed: who had come by then has been heard, also in a run that hears nobody."""
+        return max([batch.t_sched for _, batches, _ in self._in_flight for batch in batches], default=-INFINITY)
 
     def next_event_s(self) -> float:
         """A time before which nothing that another part could see will happen here."""
@@ -367,6 +371,8 @@ class Replica:
         """
         self._priced = None
         self._asleep_until_s = 0.0
+        if seq.arrival_s <= (formed_s := self._formed_s()):
+            rank.receive(formed_s)
         if rank.forget(seq):
             return True
         forgotten = rank.scheduler.cancel(seq)

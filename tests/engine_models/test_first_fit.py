@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.memory.sector_kv import LayerGroup, SectorKV, SectorPool
+from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.first_fit import FirstFitBatch, FirstFitRules, FirstFitScheduler
 from simulator.validation.schedules import RecordedClock
 from tests.engine_models.fed import Fed, sharing
@@ -224,3 +225,16 @@ def test_a_row_whose_last_token_is_in_flight_ends_once() -> None:
     served = Served({**ROOMY, "safety_margin_share": 0.0}, kv, asked, depth=2)
     assert [len(tokens) for tokens in served.tokens] == [18, 40]
     assert served.seqs[1].preemptions == 1
+
+
+def test_who_leaves_when_the_last_token_is_two_steps_back_ends_by_himself() -> None:
+    kv = SectorKV(sectors=40, block_tokens=16, groups=ALL_SEE_ALL, sharing=False)
+    scheduler = FirstFitScheduler(FirstFitRules(**ROOMY), kv)
+    first, other = Sequence(0, 20, 1, 0.0), Sequence(1, 20, 9, 0.0)
+    scheduler.add(first)
+    scheduler.add(other)
+    batches = [scheduler.schedule(0.0), scheduler.schedule(0.1)]  # the second is formed while the first is under way
+    assert [batch.finishing for batch in batches if batch is not None] == [[first], []]
+    assert not scheduler.cancel(first)
+    assert scheduler.cancel(other)
+    assert [scheduler.settle(batch) for batch in batches if batch is not None] == [[first], []]

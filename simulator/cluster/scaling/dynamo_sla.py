@@ -11,7 +11,9 @@ decisions an inference: it averages those that it sees).
 
 Source: `dynamo/planner/core/{throughput_scaling,load_scaling}.py`, `core/perf_model/{prefill,decode}.py`,
 `core/load/predictors.py` and `config/defaults.py` of `ai-dynamo` 1.6.1; of one pool `core/perf_model/agg.py`, `_throughput_agg`
-and `_advance_load_agg` of public copies of 2026 (their discount for prefix hits is left out).
+and `_advance_load_agg` of public copies of 2026 (their discount for prefix hits is left out). Drafts:
+`core/perf_model/aic_adapter.py` and `core/load_scaling.py` of later public copies, whose capacity and ITL are of a pass over the
+tokens that it yields of a row (`accept_length`, observed; here its mean), where the workers tell how many they draft.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ class Passes:
     """What the planner knows of workers.
 
     prefill_s : time of a pass over so many prompt tokens, `step_tokens` at most [s]. decode_s : time of a decode step by rows and
-    their KV tokens [s]; a decode worker takes `rows` and `kv_tokens` at most.
+    their KV tokens [s]; a decode worker takes `rows` and `kv_tokens` at most. A step yields `accepted_tokens` of each row.
     """
 
     prefill_s: Callable[[int], float]
@@ -118,6 +120,7 @@ class Passes:
     decode_s: Callable[[int, int], float]
     rows: int
     kv_tokens: int
+    accepted_tokens: float = 1.0
 
     def prompts_s(self, tokens: float) -> float:
         """Time to compute so many prompt tokens, in passes."""
@@ -134,8 +137,12 @@ class Passes:
         low, high = 1, max(1, min(int(self.kv_tokens / context), self.rows))
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.decode_s(middle, int(middle * context)) <= itl_s else (low, middle - 1)
-        return low / (answer_tokens * self.decode_s(low, int(low * context)))
+            low, high = (middle, high) if self.itl_s(middle, int(middle * context)) <= itl_s else (low, middle - 1)
+        return low / (answer_tokens * self.itl_s(low, int(low * context)))
+
+    def itl_s(self, rows: int, kv_tokens: int) -> float:
+        """Time of a step for each token that it yields of a row [s]."""
+        return self.decode_s(rows, kv_tokens) / self.accepted_tokens
 
 
 @dataclass(frozen=True)
@@ -143,13 +150,14 @@ class MixedPasses:
     """What the planner knows of workers that compute prompts and answers.
 
     pass_s : time of a pass over so many prompt tokens beside so many rows that decode and their KV tokens [s]; it takes
-    `step_tokens` prompt tokens at most, a worker `rows` and `kv_tokens`.
+    `step_tokens` prompt tokens at most, a worker `rows` and `kv_tokens`. A pass yields `accepted_tokens` of each row.
     """
 
     pass_s: Callable[[int, int, int], float]
     step_tokens: int
     rows: int
     kv_tokens: int
+    accepted_tokens: float = 1.0
 
     def prompts_s(self, tokens: float, rows: int, kv_tokens: float) -> float:
         """Time to compute so many prompt tokens, in passes, while such rows decode."""
@@ -159,16 +167,21 @@ class MixedPasses:
 
     def beside(self, rows: float, prompt_tokens: float, answer_tokens: float) -> int:
         """Prompt tokens of a pass beside so many rows where as many requests come as end."""
-        return int(min(rows * prompt_tokens / answer_tokens, self.step_tokens)) if answer_tokens > 0 else 0
+        if answer_tokens <= 0:
+            return 0
+        return int(min(rows * self.accepted_tokens * prompt_tokens / answer_tokens, self.step_tokens))
 
     def per_s(self, prompt_tokens: float, answer_tokens: float, ttft_ms: float, itl_ms: float) -> float:
         """Requests a second that a worker serves with the most rows that keep both latencies, or with one.
 
-        There are no more rows than its cache and its limit hold, nor so many that too little of a pass is left for prompts.
+        There are no more rows than its cache and its limit hold, nor so many that too little of a pass is left for prompts:
+        beside drafts by what the prompts of all rows take of it, else by those of one.
         """
         context = prompt_tokens + answer_tokens / 2
         held = min(max(1, int(self.kv_tokens / max(context, 1.0))), self.rows, self.step_tokens - 1)
         balanced = math.floor(self.step_tokens - prompt_tokens / answer_tokens)
+        if self.accepted_tokens > 1:
+            balanced = math.floor(self.step_tokens / (1 + self.accepted_tokens * prompt_tokens / answer_tokens))
         low, high = 1, max(1, min(held, balanced))
 
         def pass_s(rows: int) -> float:
@@ -176,13 +189,13 @@ class MixedPasses:
 
         def keeps(rows: int) -> bool:
             ahead = self.beside(rows, prompt_tokens, answer_tokens) + prompt_tokens
-            in_time = pass_s(rows) * 1e3 <= itl_ms
+            in_time = pass_s(rows) * 1e3 <= itl_ms * self.accepted_tokens
             return in_time and self.prompts_s(ahead, rows, rows * context) * 1e3 <= ttft_ms
 
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if keeps(middle) else (low, middle - 1)
-        return low / (answer_tokens * pass_s(low))
+        return low * self.accepted_tokens / (answer_tokens * pass_s(low))
 
 
 class Demand:
@@ -244,8 +257,8 @@ def by_itl(passes: Passes, readings: Series[Reading], count: int, itl_ms: float)
     """One more or less by ITL: what waits decodes too, and has to fit into fewer caches."""
     more = count / (count - 1) if count > 1 else 1.0
     loads = [(each.running + each.waiting, each.kv_share * each.kv_tokens + each.queued_tokens) for each in readings]
-    now_ms = [passes.decode_s(max(rows, 1), int(kv)) * 1e3 for rows, kv in loads]
-    then_ms = [passes.decode_s(max(math.ceil(rows * more), 1), int(kv * more)) * 1e3 for rows, kv in loads]
+    now_ms = [passes.itl_s(max(rows, 1), int(kv)) * 1e3 for rows, kv in loads]
+    then_ms = [passes.itl_s(max(math.ceil(rows * more), 1), int(kv * more)) * 1e3 for rows, kv in loads]
     wanted = by_estimates(now_ms, then_ms, count, itl_ms)
     full = any(kv * more >= passes.kv_tokens for _, kv in loads)
     return count if wanted < count and full else wanted
@@ -261,6 +274,7 @@ class SlaPlanner(JointScaler):
 
     def __init__(self, passes: Passes, sla: Sla, bounds: Bounds) -> None:
         self._passes, self._sla, self._bounds = passes, sla, bounds
+        self.accepted_tokens = passes.accepted_tokens
         self._demand = Demand(sla.predictor, sla.throughput_s)
         self._least = (0, 0)
         self.every_s = self.collect_s = sla.every_s
@@ -297,7 +311,9 @@ class SlaPlanner(JointScaler):
 
 
 class Judge(ABC):
-    """How many replicas a pool needs that the planner sizes by itself."""
+    """How many replicas a pool needs that the planner sizes by itself; a pass yields `accepted_tokens` of each row there."""
+
+    accepted_tokens = 1.0
 
     @abstractmethod
     def by_demand(self, per_s: float, prompt_tokens: float, answer_tokens: float) -> int | None:
@@ -327,7 +343,7 @@ class JudgeOfAnswers(Judge):
     """Of workers that compute answers alone."""
 
     def __init__(self, passes: Passes, sla: Sla) -> None:
-        self._passes, self._sla = passes, sla
+        self._passes, self._sla, self.accepted_tokens = passes, sla, passes.accepted_tokens
 
     def by_demand(self, per_s: float, prompt_tokens: float, answer_tokens: float) -> int | None:
         """As of the base."""
@@ -344,7 +360,7 @@ class JudgeOfBoth(Judge):
     """Of workers that compute prompts and answers: one more by either latency, one less by both."""
 
     def __init__(self, passes: MixedPasses, sla: Sla) -> None:
-        self._passes, self._sla = passes, sla
+        self._passes, self._sla, self.accepted_tokens = passes, sla, passes.accepted_tokens
 
     def by_demand(self, per_s: float, prompt_tokens: float, answer_tokens: float) -> int | None:
         """As of the base."""
@@ -364,7 +380,8 @@ class JudgeOfBoth(Judge):
 
         def itl_ms(each: Reading, held_tokens: float, spread: float) -> float:
             rows = max(math.ceil((each.running + each.waiting) * spread), 1)
-            return passes.pass_s(passes.beside(rows, prompt_tokens, answer_tokens), rows, int(held_tokens * spread)) * 1e3
+            beside = passes.beside(rows, prompt_tokens, answer_tokens)
+            return passes.pass_s(beside, rows, int(held_tokens * spread)) * 1e3 / passes.accepted_tokens
 
         waits_ms = [ttft_ms(each, held, each.queued_tokens, 1.0) for each, held in zip(found, kv, strict=True)]
         steps_ms = [itl_ms(each, held, 1.0) for each, held in zip(found, kv, strict=True)]
@@ -394,7 +411,7 @@ class LoneSlaPlanner(Autoscaler):
     def __init__(
         self, judge: Judge, sla: Sla, each: int, *, least_gpus: int, most_gpus: int, min_endpoint: int
     ) -> None:
-        self._judge, self._sla = judge, sla
+        self._judge, self._sla, self.accepted_tokens = judge, sla, judge.accepted_tokens
         self._each, self._bounds, self._fewest = each, (least_gpus, most_gpus), min_endpoint
         self._demand = Demand(sla.predictor, sla.throughput_s)
         self._least = 0
