@@ -47,7 +47,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if the weights do not fit or no KV cache is left, InputError on flags out of range.
     """
     version, number, said = ENGINE.version(version_text), ENGINE.release(version_text), Said()
-    request = as_loaded(request)
+    request = as_loaded(request, number)
     serving = Serving.of(request, number, said)
     adapters = adapters_of_pool(request)
     lora_bytes = adapters.memory_bytes if adapters is not None else 0

@@ -22,8 +22,9 @@ from engine_models.model.architecture import (
     with_state_values,
 )
 from engine_models.model.blocks import Architecture
+from engine_models.model.mixers import with_plain_latents
 from engine_models.refusals import no_pascal
-from hardware_profiles.device import Device
+from hardware_profiles.device import Device, load_device, stacked_blackwell
 from hardware_profiles.errors import InfeasibleError, InputError
 
 SLOTS_A_ROW, SLOTS_A_ROW_UNCACHED = 3, 1
@@ -39,12 +40,24 @@ def default_running(tokens: int, context_tokens: int) -> int:
     return max(1, min(max(2048, min(4096, tokens * 512 // context_tokens)), tokens // 2))
 
 
-def as_loaded(request: PoolRequest) -> PoolRequest:
-    """The pool with its states in float32 unless the flag says otherwise, whatever the model's config asks for (datasheet:
-    `server_args.py`, 0.5)."""
+PLAIN_SINCE = (0, 5, 10)
+"""First version whose sparse attention runs on TensorRT-LLM's kernels by itself where the cache is 8-bit on data-centre
+Blackwell, which keep a byte a value; others keep a scale for each 128 values and the rotary part in 16 bit (datasheet:
+`_set_default_nsa_backends` of 0.5.9 and 0.5.10, `calculate_mla_kv_cache_dim`)."""
+
+
+def plain_latents(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    """Whether 8-bit latents of sparse attention take a byte a value."""
+    return request.device_kind == "gpu" and version >= PLAIN_SINCE and stacked_blackwell(load_device(request.device_name))
+
+
+def as_loaded(request: PoolRequest, version: tuple[int, ...]) -> PoolRequest:
+    """The pool with its latents as its kernels keep them, and its states in float32 unless the flag says otherwise, whatever the
+    model's config asks for (datasheet: `server_args.py`, 0.5)."""
     no_pascal(request, "SGLang")
     wide = str(request.flags.get("mamba_ssm_dtype") or "float32") == "float32"
-    return replace(request, arch=with_state_values(request.arch, 4 if wide else 2))
+    arch = with_plain_latents(request.arch) if plain_latents(request, version) else request.arch
+    return replace(request, arch=with_state_values(arch, 4 if wide else 2))
 
 
 def state_bytes(request: PoolRequest) -> int:

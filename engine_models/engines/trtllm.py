@@ -9,6 +9,8 @@ Version 1.0 is the same rules with its CUDA-graph sizes, compared with nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.draft_methods import chains_only
 from engine_models.cost.drafting import summary_note
@@ -28,6 +30,7 @@ from engine_models.engines.trtllm_serving import Serving, flags_said, limits_of,
 from engine_models.engines.trtllm_states import with_states
 from engine_models.engines.trtllm_tiers import host_of
 from engine_models.engines.trtllm_versions import VERSIONS
+from engine_models.model.mixers import with_plain_latents
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.device import DeviceKind
 
@@ -41,6 +44,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     version = ENGINE.switches(name)
     refuse(request)
     request = with_states(request, by_config=version["states_by_config"])
+    request = replace(request, arch=with_plain_latents(request.arch))  # `DSACacheManager.get_cache_size_per_token`
     serving = Serving.of(request, version)
     memory, adapters = memory_of(request, serving)
     context = min(serving.context, memory.blocks * serving.block)

@@ -44,7 +44,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     flags, said = request.flags, Said()
     version = sampling_on(version_of(version_text, flags.get("use_v1")), request)
-    request, first = as_loaded(request), version.first_engine
+    request, first = as_loaded(request, version.number), version.first_engine
     serving = Serving.of(request, version, said)
     cache = Cache.of(request, version, serving, said)
     say_drafts(request, said)

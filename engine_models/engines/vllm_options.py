@@ -13,15 +13,33 @@ from engine_models.engines.vllm_flags import FLAGS
 from engine_models.flags import Flag, typed_value
 from engine_models.model.architecture import with_state_values, without_towers
 from engine_models.model.blocks import Architecture
-from hardware_profiles.device import Device, load_device
+from engine_models.model.mixers import with_plain_latents
+from hardware_profiles.device import Device, load_device, stacked_blackwell
 from hardware_profiles.errors import PlanError
 from hardware_profiles.records import dataclass
 
+PLAIN_SINCE, PLAIN_FEW_HEADS_SINCE, FEW_HEADS = (0, 19), (0, 17), 16
+"""First version that keeps 8-bit latents of sparse attention in FlashInfer's layout on data-centre Blackwell, and first that does
+so up to so many heads a rank; FlashMLA's has a scale for each 128 values and the rotary part in 16 bit (datasheet:
+`platforms/cuda.py` and `MLAAttentionSpec` of 0.16.0, 0.17.1, 0.18.1 and 0.19.0)."""
 
-def as_loaded(request: PoolRequest) -> PoolRequest:
-    """The pool with its model as flags let it be loaded: the width of its states, without towers."""
+
+def plain_latents(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    """Whether 8-bit latents of sparse attention take a byte a value."""
+    flags, backend = request.flags, str(request.flags.get("attention_backend") or "").upper()
+    if request.device_kind != "gpu" or not stacked_blackwell(load_device(request.device_name)):
+        return False
+    if flags.get("kv_cache_dtype") == "fp8_ds_mla" or backend == "FLASHMLA_SPARSE":
+        return False
+    heads = max(block.heads for block in request.arch.attention) // request.tensor_parallel
+    return version >= PLAIN_SINCE or (version >= PLAIN_FEW_HEADS_SINCE and heads <= FEW_HEADS) or "FLASHINFER" in backend
+
+
+def as_loaded(request: PoolRequest, version: tuple[int, ...]) -> PoolRequest:
+    """The pool with its model as flags let it be loaded: the width of its states and latents, without towers."""
     values, arch = str(request.flags.get("mamba_ssm_cache_dtype") or "auto"), request.arch
     arch = arch if values == "auto" else with_state_values(arch, 4 if values == "float32" else 2)
+    arch = with_plain_latents(arch) if plain_latents(request, version) else arch
     return replace(request, arch=without_towers(arch) if request.flags.get("language_model_only") else arch)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 from engine_models.model.blocks import (
+    Architecture,
     AttentionBlock,
     Indexer,
     Linear,
@@ -32,6 +33,13 @@ assumed, 2026-11."""
 INDEX_KEY_SCALE_BYTES = 4
 """A key of an indexer is kept in FP8 with one float32 scale (DeepSeek-V3.2's inference code, 2025-09; 132 bytes for 128
 values). Kind: datasheet."""
+
+
+def with_plain_latents(arch: Architecture) -> Architecture:
+    """`arch`, 8-bit latents of whose sparse attention take a byte a value: one scale for all, the rotary part in 8 bit too."""
+    wide = [block.wide_bytes == SPARSE_WIDE_BYTES for block in arch.attention]
+    attention = (replace(block, wide_bytes=0) if each else block for block, each in zip(arch.attention, wide, strict=True))
+    return replace(arch, attention=tuple(attention)) if any(wide) else arch
 
 
 def softmax_attention(
