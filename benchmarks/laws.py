@@ -29,7 +29,7 @@ from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, 
 from engine_models.model.architecture import gemm_shapes, load_architecture, moe_shapes
 from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles import law_constants as laws
-from hardware_profiles.device import STACKED_MEMORY, load_device
+from hardware_profiles.device import load_device
 from hardware_profiles.device_laws import EXPERT_LAUNCHES, Law, LawOps, known_format
 from hardware_profiles.kernel_physics import causal_pairs, moe_active_experts
 from hardware_profiles.kernels import operations_of
@@ -413,8 +413,8 @@ CLASSES: Mapping[str, Class] = {
         _metal,
     ),
     "gddr": (
-        lambda c: c.engine in ("llama_cpp", EARLY) and load_device(c.hardware).vendor == "nvidia"
-        and not c.hardware.startswith(STACKED_MEMORY) and "Vulkan" not in c.note and "community" not in c.id and not _odd(c),
+        lambda c: c.engine in ("llama_cpp", EARLY) and laws.law_of(load_device(c.hardware), "llama_cpp") is laws.CUDA_GDDR
+        and "Vulkan" not in c.note and "community" not in c.id and not _odd(c),
         {"read": 0.95, "read_16": 0.92, "unpack": 15, "unpack_q6_k": 10, "unpack_q5_k": 8, "unpack_q3_k": 12, "unpack_q2_k": 14,
          "launch": 4.5e-6, "ampere": 1.5, "ada": 1.2, "old": 1.6, "matrix": 0.32, "matrix_k": 0.21, "matrix_16": 0.73,
          "start": 5.5e-5, "vector": 0.3, "vector_4": 0.45, "kv": 0.9, "attention": 0.34, "kv_old": 0.55, "attention_old": 0.065,

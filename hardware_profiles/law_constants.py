@@ -46,13 +46,15 @@ METAL = Law(
     lighter=dict.fromkeys(("m3", "m4", "m5"), 0.6),
 )
 
-#: The same with matrix units (M5), whose rate is one that prompts reached. kind: assumed, 2026-11: llama.cpp's first kernels for
-#: them gave three quarters of what these constants do (627 tokens a second of Llama-2-7B in Q4_0 on ten cores).
+#: The same with matrix units (M5), whose rate is one that prompts reached under MLX. kind: by eye, 2026-11: of the shares of
+#: other chips llama.cpp's first kernels for them gave three quarters (Llama-2-7B and Mistral-7B in Q4_0 on ten cores, 627 and 608
+#: tokens a second; pull request 16634, 2025-10), later ones more: four fifths, tried on phi-2 and TinyLlama there.
 METAL_M5 = replace(
     METAL,
     title="Apple GPUs with matrix units under llama.cpp",
     off_pct=(5.4, 20.0),
     within=Within(decode_width=0.25, batch_width=0.4, few_width=0.45, prompt_width=0.4),
+    matrix={key: 0.8 * share for key, share in METAL.matrix.items()},
 )
 
 #: llama.cpp on NVIDIA cards with GDDR. kind: fitted, 2026-11, source: 25 cards of four generations: GGUF formats
@@ -76,13 +78,17 @@ CUDA_GDDR = Law(
     slower={"ampere": 1.67, "turing": 1.67, "ada": 1.15},
 )
 
-#: The same constants on processors with LPDDR, which they were hardly fitted to. kind: assumed, 2026-11: uploads of one DGX
-#: Spark, most of which decode 10 to 25 % slower.
+#: On processors with LPDDR memory is read less well. kind: fitted, 2026-11, source: decoding of 13 models on DGX Spark (uploads,
+#: the scoreboard), each left out 6 % off in the median, nine of ten within 16; tried on 12 with recurrent layers. Prompts by eye:
+#: Llama-2-7B in Q4_0 there, three quarters of the cards' shares.
 CUDA_LPDDR = replace(
     CUDA_GDDR,
     title="NVIDIA processors with LPDDR under llama.cpp",
-    off_pct=(20.0, 30.0),
-    within=Within(decode_width=0.28, batch_width=0.35, few_width=0.4, prompt_width=0.45),
+    off_pct=(8.0, 30.0),
+    within=Within(decode_width=0.25, batch_width=0.35, few_width=0.4, prompt_width=0.45),
+    read={"": 0.73, "16": 0.8, **dict.fromkeys(_PLAIN, 0.81), "w4a16_mxfp4": 0.95},
+    launch_s=2.7e-6,
+    matrix={key: 0.75 * share for key, share in CUDA_GDDR.matrix.items()},
 )
 
 #: The same before June 2024: prompts widen the weights and multiply in 16 bit, attention is not fused, launches take longer.

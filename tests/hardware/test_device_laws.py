@@ -27,7 +27,10 @@ BRINGING = (
     *("llama_cpp", "llama_cpp_2025", "llama_cpp_2024", "mlx", "exllamav2", "mlc", "blockwise", "openvino"),
     *(f"llama_cpp{build}_{backend}" for build in ("", "_2025") for backend in BACKENDS),
 )
-TABLED_FORMATS = ("fp32", "bf16", "fp8", "fp8_block", "int8", "int8_wo", "int4", "nvfp4", "mxfp4")
+TABLED_FORMATS = (
+    *("fp32", "bf16", "fp8", "fp8_block", "int8", "int8_wo", "int4", "nvfp4", "mxfp4"),
+    *("w4afp8", "nvfp4a16", "mxfp8"),
+)
 ROWS = np.array([1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 32, 64, 100, 128, 129, 256, 512, 513, 1024, 2048, 8192], dtype=float)
 N, K = 14336, 4096
 
