@@ -12,6 +12,7 @@ a + b x prompt tokens + c x decode rows + d x KV tokens on a virtual clock. Rete
 from __future__ import annotations
 
 import importlib
+import math
 import random
 from collections import deque
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 from recorded_load import Arrivals, Case, drawn_requests, head, main, prompt, step_s, stops_at, token
 
 VERSION = "0.33.0"
+STATES = 1_000_000
+"""Seeds from here on draw models with recurrent layers."""
 
 
 class Given:
@@ -68,6 +71,19 @@ def drawn_config(draw: random.Random, longest: int, answer: int) -> Case:
     return config
 
 
+def draw_states(draw: random.Random, config: Case, longest: int, answer: int) -> None:
+    """Let the model have recurrent layers, whose states are kept in passing, at ends of steps or not at all."""
+    for name in ("num_speculative_tokens", "num_lookahead_tokens", "spec_accept"):
+        config.pop(name, None)
+    groups = draw.choice([1, 1, 2, 3])
+    config |= {"enable_chunked_prefill": True, "block_size": draw.choice([16, 32, 64, 128])}
+    config["kv_groups"] = [{"type": "full"}, *[{"type": "states"}] * groups]
+    if draw.random() < 0.5:
+        config["state_checkpoints"] = draw.choice([1, 1, 16])
+    one = (longest + answer) // config["block_size"] + 2 + 3 * groups
+    config["num_gpu_blocks"] = 8 + int(one * draw.choice([1.0, 1.2, 1.5, 2.5, 5]))
+
+
 def draw_adapters(draw: random.Random, requests: list[Case], adapters: int) -> None:
     """Let requests name LoRA adapters, mostly the first ones; those that go on keep theirs, or do not."""
     of = {}
@@ -82,6 +98,8 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     draw = random.Random(seed)
     longest, answer = draw.choice([200, 500, 1200]), draw.choice([20, 80, 200])
     config = drawn_config(draw, longest, answer)
+    if seed >= STATES:
+        draw_states(draw, config, longest, answer)
     requests = drawn_requests(draw, longest, answer, priorities=config.get("policy") == "priority")
     if "kv_groups" not in config and draw.random() < 0.4:
         config["max_loras"] = draw.choice([1, 2, 3])
@@ -97,12 +115,22 @@ def built(config: Case, transfer: Any = None) -> Any:
     interface = importlib.import_module("vllm.v1.kv_cache_interface")
     torch = importlib.import_module("torch")
     block, drafts = config["block_size"], config.get("num_speculative_tokens", 0)
+    caching = config.get("enable_prefix_caching", True)
     lookahead, depth = config.get("num_lookahead_tokens", 0), 1 + config.get("async_scheduling", False)
 
     def group(number: int, given: Case) -> Any:
         shape = {"block_size": block, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float16}
         if given["type"] == "full":
             spec = interface.FullAttentionSpec(**shape)
+        elif given["type"] == "states":
+            spec = interface.MambaSpec(
+                block_size=block if caching else config["max_model_len"],
+                shapes=((8,),),
+                dtypes=(torch.float16,),
+                mamba_cache_mode="align" if caching else "none",
+                num_prefill_checkpoint_blocks=int("state_checkpoints" in config),
+                prefill_checkpoint_alignment=config.get("state_checkpoints"),
+            )
         else:
             spec = interface.SlidingWindowSpec(sliding_window=given["window"], **shape)
         return interface.KVCacheGroupSpec([f"layer{number}"], spec)
@@ -119,7 +147,9 @@ def built(config: Case, transfer: Any = None) -> Any:
     whole = Given(
         scheduler_config=Given(**{**defaults, **config}),
         cache_config=Given(
-            **{"enable_prefix_caching": True, **config}, mamba_cache_mode="none", prefix_cache_retention_interval=0
+            **{"enable_prefix_caching": True, **config},
+            mamba_cache_mode="align" if caching else "none",
+            prefix_cache_retention_interval=0,
         ),
         model_config=Given(max_model_len=config["max_model_len"], runner_type="generate", get_total_num_kv_heads=lambda: 1),
         parallel_config=Given(
@@ -161,7 +191,8 @@ def built(config: Case, transfer: Any = None) -> Any:
     kind = "async_scheduler.AsyncScheduler" if depth > 1 else "scheduler.Scheduler"
     module, name = kind.split(".")
     scheduler = getattr(importlib.import_module(f"vllm.v1.core.sched.{module}"), name)
-    given = {"kv_cache_config": layout, "structured_output_manager": grammar, "block_size": block, "log_stats": True}
+    together = math.lcm(*(group.kv_cache_spec.block_size for group in layout.kv_cache_groups))
+    given = {"kv_cache_config": layout, "structured_output_manager": grammar, "block_size": together, "log_stats": True}
     return scheduler(vllm_config=whole, **given)
 
 

@@ -7,11 +7,13 @@ import math
 from engine_models.declaration import PoolRequest, Said
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_compressed import compressed_grouping
-from engine_models.engines.vllm_grouping import STATE_WINDOW, Grouping, grouping
+from engine_models.engines.vllm_grouping import Grouping, grouping
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
+from engine_models.memory.hybrid_kv import STATE_WINDOW
 from engine_models.model.architecture import KvGroup, kv_groups, state_pages
 from engine_models.model.blocks import Architecture
+from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 from hardware_profiles.records import dataclass
 
@@ -76,10 +78,31 @@ def latent_block(arch: Architecture, tp: int, pp: int, version: tuple[int, ...])
     return LATENT_BLOCK_NOW if version >= LATENT_BLOCK_SINCE else LATENT_BLOCK
 
 
+STATES_CACHED_SINCE = (0, 26)
+"""First version that caches prefixes of models with recurrent layers unless a flag says otherwise (datasheet:
+`is_prefix_caching_supported` in `config/model.py` of the wheels of 0.25.0 and 0.26.0, read 2026-11)."""
+
+
+CHECKPOINTS_SINCE = (0, 29)
+CHECKPOINTED = {"gated delta net": ("hopper", "blackwell"), "Mamba-2": ("ampere", "ada", "hopper", "blackwell")}
+"""Architectures on which a recurrence leaves the state behind a prompt's last whole block within the step that ends the prompt,
+by FlashInfer's kernel or Mamba-2's own; elsewhere the prompt stops there, and its rest is a step more (datasheet:
+`get_prefill_checkpoint_alignment`, `_resolve_gdn_prefill_backend` in `model_executor/layers/mamba` of 0.33.0; of 0.29.0 its
+scheduler alone was read)."""
+
+
+def leaves_checkpoints(request: PoolRequest, version: Version) -> bool:
+    """Whether all recurrences of a pool's model do, on its device."""
+    architecture = load_device(request.device_name).architecture
+    mechanisms = [block.mechanism for block in request.arch.attention if block.kind == "linear"]
+    return version.number >= CHECKPOINTS_SINCE and all(architecture in CHECKPOINTED.get(each, ()) for each in mechanisms)
+
+
 @dataclass(frozen=True)
 class Cache:
     """Groups of KV blocks: the windows of each, bytes and tokens of a block, how many of the groups hold states.
 
+    checkpoints : see `leaves_checkpoints`.
     told : vLLM's own grouping and the bytes of a block of this one, where the start-up line rests on it.
     """
 
@@ -89,6 +112,7 @@ class Cache:
     states: int
     prefix_caching: bool
     told: tuple[Grouping, int] | None = None
+    checkpoints: bool = False
 
     @classmethod
     def of(cls, request: PoolRequest, version: Version, serving: Serving, said: Said) -> Cache:
@@ -108,19 +132,26 @@ class Cache:
         states = sum(window == STATE_WINDOW for window in windows)
         if first:
             vllm_v0.refuse(request, version.name, windows=len(windows) > states + 1 or None not in windows, states=states > 0)
-        caching = bool(flags.get("enable_prefix_caching", not states and not first))
+        default = not first and (not states or version.number >= STATES_CACHED_SINCE)
+        caching = bool(flags.get("enable_prefix_caching", default))
         several = len(windows) > 1 and (states > 0 or all(layer.kind != "mla" for layer in arch.attention))
         told = (grouping(arch, groups, tp, pp, serving.context, block), block_bytes) if several else None
         if pp == 1 and arch.compresses:
             told = (compressed_grouping(arch, request.formats.kv_cache), block_bytes)
+        checkpoints = leaves_checkpoints(request, version)
         if states:
+            kept = "" if checkpoints else ", where a step ends"
             said.notes.append(
                 f"recurrent layers: {states} blocks of {block} tokens hold the states of a request, whatever its length; "
-                + ("states can be found again at every block (assumed)" if caching else "no prefix cache, as vLLM's default")
+                + (
+                    f"of a prompt they can be found again at its last whole block{kept}, and where others leave it"
+                    if caching
+                    else "no prefix cache, as vLLM's default before 0.26"
+                )
             )
         if drafts is not None:
             block_bytes += drafts.kv_bytes_per_token() * block
-        return cls(windows, block_bytes, block, states, caching, told)
+        return cls(windows, block_bytes, block, states, caching, told, checkpoints)
 
     def stated_tokens(self, blocks: int, context: int, step_tokens: int, parts: tuple[int, ...]) -> int | None:
         """Tokens that the start-up line tells of `blocks`, None for those of all groups without a window."""
@@ -130,6 +161,11 @@ class Cache:
         return grouping.stated_tokens(blocks * block_bytes, context, step_tokens, parts, 2 if self.prefix_caching else 1)
 
     @property
+    def keeps_states(self) -> bool:
+        """Whether states of recurrent layers can be found again."""
+        return self.states > 0 and self.prefix_caching
+
+    @property
     def full_groups(self) -> int:
         """Groups that hold all tokens of a request."""
         return max(1, sum(window is None for window in self.windows))
@@ -137,8 +173,8 @@ class Cache:
     def window_blocks(self, serving: Serving) -> int:
         """Blocks that the windows of the longest request take at most."""
         in_flight = serving.in_flight * serving.tokens
-        spans = [min(w - 1 + in_flight, serving.context) for w in self.windows if w is not None]
-        return sum(-(-span // self.block) + 1 for span in spans)
+        spans = [min(w - 1 + in_flight, serving.context) for w in self.windows if w not in (None, STATE_WINDOW)]
+        return sum(-(-span // self.block) + 1 for span in spans) + self.states * (3 if self.prefix_caching else 1)
 
     def context(self, request: PoolRequest, serving: Serving, blocks: int, kv_bytes: int, said: Said) -> int:
         """The longest request; InfeasibleError where the flag states one that the cache does not hold."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from engine_models.memory.hybrid_kv import STATE_WINDOW
 from engine_models.model.architecture import KvGroup, state_pages
 from engine_models.model.blocks import Architecture
 from hardware_profiles.records import dataclass
-
-STATE_WINDOW = 1
-"""Window of the groups of recurrent layers: the block with the last token holds their state, those before it are free."""
 
 CAPACITY_SINCE = (0, 21)
 """The start-up line tells tokens of the longest requests; before, those of a pool in which every group holds all tokens."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine_models.declaration import Handover, PoolRequest, Said
 from engine_models.engines.vllm_connectors import asks_tiers_first, between
-from engine_models.engines.vllm_grouping import STATE_WINDOW
+from engine_models.memory.hybrid_kv import STATE_WINDOW
 from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.parts.handover import Peer
 from engine_models.refusals import no_pools_with

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_cache import Cache
-from engine_models.engines.vllm_grouping import STATE_WINDOW
 from engine_models.engines.vllm_serving import Serving, rules_of
 from engine_models.engines.vllm_tiers import TierPlan, recorded_tiers
 from engine_models.engines.vllm_versions import Version, scheduling_switches, window_switches
+from engine_models.memory.hybrid_kv import STATE_WINDOW
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.adapters import AdapterLimits, limits_in
 from engine_models.parts.batch import Batch, ContinuousRules
@@ -66,6 +66,8 @@ class Rank:
             unhashed_to_head=self.unhashed_to_head,
             most_in_flight_tokens=self.rules.in_flight * self.rules.max_num_batched_tokens,
             max_model_len=self.rules.max_model_len,
+            states=self.windows.count(STATE_WINDOW),
+            checkpoints=self.rules.checkpoints,
             replayed_tokens=int(STATE_WINDOW in self.windows),
             **self.switches,
         )
@@ -147,7 +149,7 @@ class Rank:
 
     def _cache(self) -> tuple[PagedKV | HybridKV, tuple[int, ...]]:
         """A cache, and the windows that its groups see, in ascending order."""
-        spans = tuple(sorted({window for window in self.windows if window is not None}))
+        spans = tuple(sorted({window for window in self.windows if window not in (None, STATE_WINDOW)}))
         return self.paged() if self.windows == (None,) else self.hybrid(), spans
 
 
@@ -163,8 +165,9 @@ def rank_of(
     adapters: Adapters | None,
 ) -> Rank:
     """A rank of a pool, with `blocks` of memory for requests of up to `context` tokens; one block stays empty."""
+    rules = rules_of(request, version, serving, context)
     return Rank(
-        rules=rules_of(request, version, serving, context),
+        rules=keeping_states(rules, cache.block, checkpoints=cache.checkpoints) if cache.keeps_states else rules,
         blocks=blocks - 1,
         block_tokens=cache.block,
         prefix_caching=cache.prefix_caching,
@@ -176,6 +179,11 @@ def rank_of(
         at_once=handover is not None and handover.reserves,
         adapters=limits_in(adapters, structured=request.structured),
     )
+
+
+def keeping_states(rules: ContinuousRules, block_tokens: int, *, checkpoints: bool) -> ContinuousRules:
+    """The rules where states of recurrent layers are kept at ends of blocks, a prompt's last by the step that ends it or not."""
+    return replace(rules, aligned_tokens=block_tokens, checkpoints=checkpoints)
 
 
 def limits_of(rank: Rank, version: Version, serving: Serving, cache: Cache, least_share: float) -> Limits:
@@ -220,13 +228,17 @@ def _recorded_rank(version: Version, knobs: Mapping[str, Any]) -> Rank:
         speculative_tokens=knobs.get("num_speculative_tokens") or 0,
         lookahead_tokens=knobs.get("num_lookahead_tokens") or 0,
     )
+    caching, groups = knobs.get("enable_prefix_caching", True), knobs.get("kv_groups") or [{"type": "full"}]
+    windows = tuple(STATE_WINDOW if group["type"] == "states" else group.get("window") for group in groups)
     return Rank(
-        rules=rules,
+        rules=keeping_states(rules, knobs["block_size"], checkpoints="state_checkpoints" in knobs)
+        if caching and STATE_WINDOW in windows
+        else rules,
         blocks=knobs["num_gpu_blocks"] - 1,
         block_tokens=knobs["block_size"],
-        prefix_caching=knobs.get("enable_prefix_caching", True),
+        prefix_caching=caching,
         unhashed_to_head=version.unhashed_to_head,
-        windows=tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}]),
+        windows=windows,
         switches=window_switches(version),
         adapters=AdapterLimits(knobs["max_loras"]) if "max_loras" in knobs else None,
         tiers=recorded_tiers(knobs) if "host_blocks" in knobs else None,

@@ -22,6 +22,9 @@ from engine_models.parts.sequence import Sequence
 
 PLAIN = Block(-1)  # stands for any held block without a hash: such blocks have no identity that matters
 LEFT = -3  # key of a private hashed block that left its window: nobody looks it up
+STATE_WINDOW = 2
+"""Window of the groups that hold states of recurrent layers, in the last places: a state that is whole is that behind a block,
+and goes when a later block has a token."""
 HASHED = Block(
     -2
 )  # stands for a held block with a hash that only its own sequence could find, once it is preempted
@@ -60,6 +63,12 @@ class Hit:
 
     tokens: int
     blocks: list[list[Block | None]]
+    prompt_end: int = 0  # of the tokens that are computed as a prompt
+
+
+def prompt_end(seq: Sequence) -> int:
+    """Tokens of a row that are computed as a prompt: those of its own, or all that it had when it lost its memory."""
+    return max(seq.prompt_tokens, seq.length - 1)
 
 
 class HybridKV(BlockPool):
@@ -75,6 +84,9 @@ class HybridKV(BlockPool):
     frees_processed : a window moves on when tokens have been processed (0.33), not when they are scheduled.
     sparse_windows : of a window group only the blocks needed to resume at the end of the prompt, or where a shared
         prefix was seen to end, can be found again (0.33, retention interval 0); else all.
+    states : how many of the groups, the last ones, hold states (`STATE_WINDOW`): of the blocks that a step fills the last one
+        alone is taken; without prefix caching a request has one block in each for its life.
+    checkpoints : the step that ends a prompt leaves the state behind its last whole block too, in a block of its own.
     replayed_tokens : tokens at a prompt's end that are computed again where all of it comes from elsewhere.
     The others are the pool's.
     """
@@ -94,6 +106,8 @@ class HybridKV(BlockPool):
         capped_admission: bool = True,
         frees_processed: bool = True,
         sparse_windows: bool = True,
+        states: int = 0,
+        checkpoints: bool = False,
         replayed_tokens: int = 0,
     ) -> None:
         super().__init__(
@@ -103,11 +117,15 @@ class HybridKV(BlockPool):
         self.replayed_tokens = replayed_tokens
         self.frees_processed = frees_processed
         self.sparse_windows = sparse_windows
+        self.first_state = len(windows) - states
+        self.checkpoints = checkpoints
+        self.growing = windows if prefix_caching else windows[: self.first_state]  # of groups that take blocks as a row decodes
+        self._fresh: set[int] = set()  # names of states that enter the index with this step: they can be read from the next on
         self._caps: list[int | None] = [
             -(-min(window - 1 + most_in_flight_tokens, max_model_len) // block_tokens) + 1
-            if window is not None and capped_admission
+            if window is not None and capped_admission and group < self.first_state
             else None
-            for window in windows
+            for group, window in enumerate(windows)
         ]
         # groups that see the same span are looked up together, full attention first
         kinds = sorted(dict.fromkeys(windows), key=lambda window: window is not None)
@@ -158,7 +176,7 @@ class HybridKV(BlockPool):
                 for group in groups:
                     del found[group][length:]
         seq.junction_tokens = longest * self.block_tokens if longest > length else 0
-        return Hit(length * self.block_tokens, found)
+        return Hit(length * self.block_tokens, found, prompt_end(seq))
 
     def _cached_run(
         self,
@@ -232,14 +250,30 @@ class HybridKV(BlockPool):
         """
         total = 0
         computed = max(found.tokens, computed_tokens)
-        for window, cap, blocks in zip(self.windows, self._caps, found.blocks, strict=True):
+        for group, (window, cap, blocks) in enumerate(zip(self.windows, self._caps, found.blocks, strict=True)):
             need = -(-tokens // self.block_tokens)
             if whole and cap is not None:
                 need = min(need, cap)
             skipped = self.before_window(window, computed)
-            total += max(0, need - max(skipped, len(blocks)))
+            if group < self.first_state:
+                total += max(0, need - max(skipped, len(blocks)))
+            else:
+                more = need - len(blocks)
+                states = self._states_of(computed, tokens, found.prompt_end)
+                total += max(0, min(more, states)) if self.prefix_caching else 1
+                if self.is_fresh(found):
+                    return self.capacity_blocks + 1
             total += sum(block is not None and block.holders == 0 for block in blocks[skipped:])
         return total
+
+    def begin_step(self) -> None:
+        """A step begins: states that entered the index before it can be read."""
+        self._fresh.clear()
+
+    def is_fresh(self, found: Hit) -> bool:
+        """Whether what was found ends with a state that the step being formed computes."""
+        last = found.blocks[-1][-1] if found.blocks[-1] else None
+        return last is not None and last.key in self._fresh
 
     def hold(self, seq: Sequence, found: Hit, computed_tokens: int = 0) -> None:
         """Take over cached blocks that `find` returned, as far as tokens behind `computed_tokens` see them."""
@@ -266,23 +300,41 @@ class HybridKV(BlockPool):
     def missing(self, seq: Sequence, tokens: int) -> int:
         """Blocks that the sequence lacks to hold `tokens` tokens."""
         need = -(-tokens // self.block_tokens)
-        return sum(max(0, need - len(table.blocks)) for table in self._tables(seq))
+        tables, first = self._tables(seq), self.first_state
+        missing = sum(max(0, need - len(table.blocks)) for table in tables[:first])
+        if first == len(tables):
+            return missing
+        states = self._states_of(seq.computed, tokens, prompt_end(seq))
+        return missing + sum(self._lacking(table, need, states) for table in tables[first:])
+
+    def _states_of(self, begin: int, end: int, prompt: int) -> int:
+        """States that a step keeps which serves a row's tokens from `begin` to `end`; it has a prompt of so many tokens."""
+        size = self.block_tokens
+        checkpoint = self.checkpoints and end >= prompt and begin % size == 0 and (end - 1) // size * size >= begin + size
+        return 1 + checkpoint
+
+    def _lacking(self, table: Table, need: int, states: int) -> int:
+        """Blocks of states that a row takes whose table is to have `need` entries."""
+        more = need - len(table.blocks)
+        return max(0, min(more, states)) if self.prefix_caching else not table.blocks
 
     def blocks_of(self, tokens: int) -> int:
         """Blocks that `tokens` tokens take in all groups, if none stands in one already."""
-        return len(self.windows) * -(-tokens // self.block_tokens)
+        return self.first_state * -(-tokens // self.block_tokens) + len(self.windows) - self.first_state
 
     def missing_whole(self, seq: Sequence, tokens: int) -> int:
         """Blocks that a sequence lacks to hold `tokens` tokens, in window groups as `admission_blocks` counts the whole."""
         need, total = -(-tokens // self.block_tokens), 0
-        for cap, table in zip(self._caps, self._tables(seq), strict=True):
+        tables, first = self._tables(seq), self.first_state
+        for cap, table in zip(self._caps[:first], tables[:first], strict=True):
             total += max(0, (need if cap is None or need < cap else cap) - len(table.blocks))
-        return total
+        states = self._states_of(seq.computed, tokens, prompt_end(seq))
+        return total + sum(self._lacking(table, need, states) for table in tables[first:])
 
     def leave_window(self, seq: Sequence, scheduled: int, processed: int) -> None:
         """Free the blocks that no later token of the sequence can see."""
         tokens = processed if self.frees_processed else scheduled
-        for group, (window, table) in enumerate(zip(self.windows, self._tables(seq), strict=True)):
+        for group, (window, table) in enumerate(zip(self.growing, self._tables(seq), strict=False)):
             if window is None:
                 continue
             blocks = table.blocks
@@ -302,8 +354,7 @@ class HybridKV(BlockPool):
             held.left.append((left, group, position))
         elif block is PLAIN:
             self.free_plain(1)
-        else:
-            assert block is not None
+        elif block is not None:
             block.holders -= 1
             if block.holders == 0:
                 self._queue[block] = None
@@ -350,7 +401,7 @@ class HybridKV(BlockPool):
         Its blocks hold `tokens` tokens, and the last window that moved was that before position `gone_tokens`.
         """
         need = -(-tokens // self.block_tokens)
-        for window, table in zip(self.windows, self._tables(seq), strict=True):
+        for window, table in zip(self.growing, self._tables(seq), strict=False):
             blocks = table.blocks
             if need > len(blocks):
                 blocks.extend([PLAIN] * (need - len(blocks)))
@@ -362,11 +413,16 @@ class HybridKV(BlockPool):
     def grow(self, seq: Sequence, tokens: int) -> None:
         """Allocate until every group's blocks hold `tokens` tokens."""
         need = -(-tokens // self.block_tokens)
-        for table in self._tables(seq):
+        for group, table in enumerate(self._tables(seq)):
             more = need - len(table.blocks)
-            if more > 0:
+            if group < self.first_state and more > 0:
                 self.take(more)
                 table.blocks.extend([PLAIN] * more)
+            elif more > 0:
+                states = self._lacking(table, need, self._states_of(seq.computed, tokens, prompt_end(seq)))
+                self.take(states)
+                table.blocks.extend([None] * (more - states) if self.prefix_caching else [])
+                table.blocks.extend([PLAIN] * states)
 
     def register(self, seq: Sequence, known_tokens: int) -> None:
         """Hash every block that is full of known tokens and still in its window's reach."""
@@ -391,12 +447,16 @@ class HybridKV(BlockPool):
         keys = self._keys(seq, end if seq.output_shared else 0)
         blocks, count = table.blocks, len(self.windows)
         for position in range(first, min(end, len(keys))):
+            if blocks[position] is None:  # a state that no step ended with
+                continue
             block = Block(keys[position] * count + group)
             self._insert(block)
             blocks[position] = block
+            if group >= self.first_state:
+                self._fresh.add(block.key)
         private = max(first, len(keys))
         if private < end:
-            blocks[private:end] = [HASHED] * (end - private)
+            blocks[private:end] = [None if block is None else HASHED for block in blocks[private:end]]
 
     def _keys(self, seq: Sequence, blocks: int) -> list[int]:
         keys = seq.keys
@@ -463,7 +523,8 @@ class HybridKV(BlockPool):
                 self.free_blocks += many
                 queue[FreeRun(many)] = None
                 continue
-            assert block is not None
+            if block is None:
+                continue
             block.holders -= 1
             if block.holders == 0:
                 queue[block] = None

@@ -216,6 +216,9 @@ class PagedKV(BlockPool):
                 blocks -= 1
         return blocks
 
+    def begin_step(self) -> None:
+        """Nothing: what a step computes can be read by the rows behind it."""
+
     # -- blocks ---------------------------------------------------------------------------------------------
 
     def held(self, seq: Sequence) -> int:

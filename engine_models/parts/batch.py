@@ -39,6 +39,9 @@ class ContinuousRules:
     first_admission_lookahead : those slots are reserved at admission too (from 0.24).
     pads_lone_token : a request admitted for one token brings a full set of drafts (0.33).
     fences_loads : where blocks are loaded, those that a step in flight may write go to nobody before its end (0.33).
+    aligned_tokens : a piece of a prompt ends where states of recurrent layers can be kept, at multiples of so many tokens, and
+        behind the last of these goes on in a step of its own (0: states are not kept).
+    checkpoints : it need not, as the step that ends a prompt leaves the state before its end too.
     adapters_of_all_running : adapters of all running rows count against the limit, not only those of a step's rows (0.33).
     """
 
@@ -62,6 +65,8 @@ class ContinuousRules:
     first_admission_lookahead: bool = True
     pads_lone_token: bool = True
     fences_loads: bool = True
+    aligned_tokens: int = 0
+    checkpoints: bool = False
     adapters_of_all_running: bool = True
 
 

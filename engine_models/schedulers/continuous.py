@@ -246,6 +246,8 @@ class ContinuousScheduler(Scheduler):
             self.tiers.arrived(now_s)
             idle = self.next_number - 1 == self.processed_number and now_s > self._settled_s
             self._stored = self.processed_number + idle
+        if rules.aligned_tokens:
+            self.kv.begin_step()
         budget = rules.max_num_batched_tokens
         cap = rules.long_prefill_token_threshold
         if cap and rules.lone_request_ignores_threshold and len(self.running) + self.waiting_count <= 1:
@@ -287,7 +289,28 @@ class ContinuousScheduler(Scheduler):
         want = seq.length + seq.drafts - seq.computed
         if 0 < cap < want:
             want = cap
-        return min(want, budget, self.rules.max_model_len - 1 - seq.computed)
+        want = min(want, budget, self.rules.max_model_len - 1 - seq.computed)
+        return self._aligned(seq, seq.computed, want) if self.rules.aligned_tokens else want
+
+    def _aligned(self, seq: Sequence, begin: int, tokens: int) -> int:
+        """Tokens of a row that a step serves from `begin` on, of at most so many, where states of recurrent layers are kept."""
+        rules, size = self.rules, self.rules.aligned_tokens
+        last = max(seq.prompt_tokens, seq.length - 1)
+        if begin >= last:
+            return tokens
+        end = begin + tokens
+        if end < last:
+            whole, most = end // size * size, rules.max_num_batched_tokens
+            if rules.long_prefill_token_threshold:
+                most = min(most, rules.long_prefill_token_threshold)
+            if whole > begin or size <= most:
+                end = whole
+        stops = [(begin // size + 1) * size] if begin % size else []
+        if not (rules.checkpoints and end >= last and not begin % size and (last - 1) // size * size >= begin + size):
+            stops.append((seq.length - 1) // size * size)
+        if begin < seq.junction_tokens < end:
+            stops.append(begin + (seq.junction_tokens - begin) // size * size)
+        return max(0, min([stop for stop in stops if begin < stop < end], default=end) - begin)
 
     def _fits_together(self, budget: int, cap: int) -> bool:
         """Whether all running rows can be served without preemption and without regard to order."""
@@ -303,7 +326,7 @@ class ContinuousScheduler(Scheduler):
             want = self._want(seq, 1 << 60, cap)
             if want > budget:
                 clipped = True
-                want = budget
+                want = self._want(seq, budget, cap) if budget > 0 else 0
             budget -= want
             need += kv.missing(seq, seq.computed + want)
         if clipped and decodes.count and next(iter(self.partial)).order < decodes.top_order:
@@ -540,6 +563,10 @@ class ContinuousScheduler(Scheduler):
                 break
             if want > budget:
                 want = budget
+            if rules.aligned_tokens:
+                want = self._aligned(seq, hit, want)
+                if not want:
+                    break
             free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
             if rules.reserve_full_prompt:
                 whole = seq.length if seq.length < longest else longest
@@ -559,8 +586,8 @@ class ContinuousScheduler(Scheduler):
                 held = (hit - loaded) // kv.block_tokens
                 blocks = -(-loaded // kv.block_tokens)
                 batch.stall_s += self.tiers.load(seq, held, blocks, self._stored, now_s)
-            kv.grow(seq, slots)
             seq.computed = hit
+            kv.grow(seq, slots)
             known = hit + want
             kv.register(seq, known if known < seq.length else seq.length)
             self._start(batch, served, seq, want, now_s, hit, loaded)

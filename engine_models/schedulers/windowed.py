@@ -104,7 +104,7 @@ class WindowedDecodes(DecodeSet):
         super().join(seq)
         kv, held = self.kv, seq.group_state
         held.last_named = []
-        for window, table in zip(kv.windows, held.tables, strict=True):
+        for window, table in zip(kv.growing, held.tables, strict=False):
             last = -1
             if window is not None and kv.prefix_caching:
                 if not kv.sparse_windows:
@@ -126,10 +126,10 @@ class WindowedDecodes(DecodeSet):
         for number in held.phases:
             phases[number].drop(seq)
         grows = (1 - offset) % size
-        phases[grows].at(seq).takes = len(kv.windows)
+        phases[grows].at(seq).takes = len(kv.growing)
         listed = {grows}
         change = NEVER
-        for group, window in enumerate(kv.windows):
+        for group, window in enumerate(kv.growing):
             if window is None:
                 continue
             # before step s the window of `window` tokens ends at position offset + s - 1 - lag
@@ -242,7 +242,7 @@ class WindowedDecodes(DecodeSet):
         if (
             most_free is None
             and not keep_shared
-            and self.count * len(kv.windows) * (steps // size + 1) <= free
+            and self.count * len(kv.growing) * (steps // size + 1) <= free
         ):
             return steps
         for i in range(steps):
@@ -331,7 +331,7 @@ class WindowedScheduler(ContinuousScheduler):
             want = self._want(seq, NEVER, cap)
             if want > budget:
                 clipped = True
-                want = budget
+                want = self._want(seq, budget, cap) if budget > 0 else 0
             if want > 0:
                 alone.append((seq, want))
                 budget -= want
@@ -452,6 +452,9 @@ class WindowedScheduler(ContinuousScheduler):
         found: Hit = kv.find(seq)
         hit = found.tokens
         if hit:
+            if kv.is_fresh(found):
+                self._stuck = False  # it can be read from the next step on
+                return
             self._stuck_keeps_hit = True
             for window, blocks in zip(kv.windows, found.blocks, strict=True):
                 skipped = kv.before_window(window, hit)

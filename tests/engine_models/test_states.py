@@ -10,8 +10,9 @@ import pytest
 from engine_models.cost import indexing, recurrence
 from engine_models.cost.attention import DecodeAttention, PrefillAttention
 from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
-from engine_models.declaration import PoolRequest
+from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines import sglang, tgi, vllm, vllm_cache
+from engine_models.memory.hybrid_kv import STATE_WINDOW
 from engine_models.model.architecture import (
     Architecture,
     KvGroup,
@@ -24,6 +25,7 @@ from engine_models.model.architecture import (
 )
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.kernels import operations_of
@@ -94,7 +96,7 @@ def test_blocks_are_lengthened_until_they_hold_a_state() -> None:
     assert state_bytes_of(next(b for b in SMALL.attention if b.kind == "linear")) == 2_146_304
     windows, block_bytes, tokens = vllm_cache.with_states(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 16)
     assert tokens == 1056
-    assert windows == (None, 1, 1, 1)
+    assert windows == (None, *[STATE_WINDOW] * 3)
     assert block_bytes == 10 * 2048 * 1056
 
 
@@ -126,9 +128,44 @@ def test_layers_that_keep_less_of_a_token_have_longer_blocks() -> None:
 def test_a_request_takes_blocks_for_its_states_whatever_its_length() -> None:
     plan = vllm.plan(request(SMALL, 2))
     assert plan.limits.row_blocks == 3
-    assert not plan.prefix_caching
-    assert vllm.plan(request(SMALL, 2, enable_prefix_caching=True)).prefix_caching
     assert any("hold the states" in note for note in plan.notes)
+
+
+def test_vllm_caches_prefixes_beside_states_since_0_26() -> None:
+    assert vllm.plan(request(SMALL, 2)).prefix_caching
+    assert vllm.plan(request(SMALL, 2), "0.26").prefix_caching
+    assert not vllm.plan(request(SMALL, 2), "0.25").prefix_caching
+    assert vllm.plan(request(SMALL, 2, enable_prefix_caching=True), "0.25").prefix_caching
+    assert not vllm.plan(request(SMALL, 2, enable_prefix_caching=False)).prefix_caching
+
+
+def test_a_prompt_stops_where_its_states_are_kept() -> None:
+    """2,400 tokens are two blocks of 1,056 and a rest, a step of its own unless the recurrence leaves the state in passing."""
+    hopper = request(SMALL, 2, max_num_batched_tokens=8192)
+    ampere = replace(hopper, device_name="a100-sxm-80gb")
+    parted, whole = [(2112, 0), (288, 2112)], [(2400, 0)]
+    assert pieces_of(vllm.plan(ampere)) == pieces_of(vllm.plan(hopper, "0.28")) == parted
+    assert pieces_of(vllm.plan(hopper)) == whole
+    # a step of fewer tokens ends with a block
+    assert pieces_of(vllm.plan(request(SMALL, 2, max_num_batched_tokens=2048))) == [(1056, 0), (1344, 1056)]
+    assert pieces_of(vllm.plan(request(SMALL, 2, enable_prefix_caching=False))) == whole
+
+
+def pieces_of(plan: EnginePlan) -> list[tuple[int, int]]:
+    """New and prior tokens of the steps that compute a prompt of 2,400 tokens; the next finds 2,112 of them, if any."""
+    scheduler = plan.scheduler("step")
+    found, pieces = 0, []
+    for number in range(2):
+        seq = Sequence(number, 2400, 2, 0.0, runs=((1, 0, 2400),), shareable_tokens=2400)
+        scheduler.add(seq)
+        while scheduler.has_work():
+            batch = scheduler.schedule(0.0)
+            assert batch is not None
+            pieces += batch.prefill if not number else []
+            scheduler.settle(batch)
+        found = seq.first_hit_tokens
+    assert found == (2112 if plan.prefix_caching else 0)
+    return pieces
 
 
 def test_layers_of_unequal_caches_share_one_pool() -> None:

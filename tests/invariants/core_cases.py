@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engine_models.cost.event_loop import EventLoop
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits
 from engine_models.engines.vllm_ranks import Rank
+from engine_models.memory.hybrid_kv import STATE_WINDOW
 from engine_models.parts.batch import Batch, ContinuousRules
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult
@@ -126,6 +127,18 @@ def windowed_cases(draw: st.DrawFn, *, feeds: tuple[str, ...] = ("open", "sessio
         to_head=draw(st.sampled_from([True, True, False])),
         blocks=40 * len(windows) * draw(st.sampled_from([1, 1, 2, 3, 20])) + draw(st.integers(0, 20)),
     )
+
+
+@st.composite
+def state_cases(draw: st.DrawFn, *, feeds: tuple[str, ...] = ("open", "sessions", "closed")) -> Case:
+    """Runs over groups of attention and of states, which are kept if prefixes are cached."""
+    case = draw(windowed_cases(feeds=feeds))
+    windows = (*draw(st.sampled_from([(None,), (None,), (None, 40)])), *[STATE_WINDOW] * draw(st.integers(1, 3)))
+    knobs = dict(case.knobs)
+    if case.caching:
+        knobs |= {"chunked_prefill": True, "aligned_tokens": 16}
+    blocks = 45 * len(windows) * draw(st.sampled_from([1, 1, 2, 3, 20])) + draw(st.integers(0, 20))
+    return replace(case, windows=windows, knobs=tuple(sorted(knobs.items())), blocks=blocks)
 
 
 def workload_of(case: Case) -> Workload:

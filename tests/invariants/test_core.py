@@ -40,6 +40,7 @@ from tests.invariants.core_cases import (
     plan,
     plan_of,
     run,
+    state_cases,
     windowed_cases,
     workload_of,
 )
@@ -88,6 +89,42 @@ def test_sliding_windows_jumped_equal_stepping_bit_for_bit(case: Case) -> None:
     assert digest(jumped) == digest(stepped)
     assert emitted(jumped) == emitted(stepped)
     assert jumped.hit_tokens == stepped.hit_tokens
+
+
+@settings(max_examples=100, derandomize=True)
+@given(state_cases())
+def test_states_jumped_equal_stepping_bit_for_bit(case: Case) -> None:
+    jumped, stepped = run(case), run(case, aggregate=False)
+    assert digest(jumped) == digest(stepped)
+    assert emitted(jumped) == emitted(stepped)
+    assert jumped.hit_tokens == stepped.hit_tokens
+
+
+@settings(max_examples=60, derandomize=True)
+@given(state_cases(feeds=("open",)))
+def test_blocks_of_states_are_conserved_and_pieces_of_prompts_end_where_states_are_kept(case: Case) -> None:
+    engine, workload = plan_of(case), workload_of(case)
+    cluster = Cluster(workload, engine, RecordedClock(CLOCK))
+    scheduler = engine.scheduler("step")
+    kv, whole = scheduler.kv, scheduler.rules.max_num_batched_tokens >= 16
+    assert isinstance(kv, HybridKV)
+    most = (3 if case.caching else 1) * (len(kv.windows) - kv.first_state)
+
+    def check(batch: Batch) -> None:
+        for seq in scheduler.running:
+            states = [block for table in kv._tables(seq)[kv.first_state :] for block in table.blocks if block is not None]
+            assert len(states) <= most
+            threshold = scheduler.rules.long_prefill_token_threshold
+            if case.caching and whole and not threshold and 0 < seq.computed < min(seq.prompt_tokens, seq.length):
+                assert seq.computed % 16 == 0
+
+    replica = Replica([scheduler], RecordedClock(CLOCK), depth=case.depth, on_batch=check)
+    rows = Rows(workload, engine.limits)
+    for seq in cluster._sequences(rows, rows.accepted):
+        replica.ranks[0].submit(seq)
+    replica.advance(1e9)
+    assert not replica.busy()
+    assert kv.free_blocks == kv.capacity_blocks
 
 
 @st.composite
