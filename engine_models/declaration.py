@@ -351,20 +351,26 @@ class Said:
 
 @dataclass(frozen=True)
 class Support:
-    """Where an engine has something: kinds of devices, the source that says so, and architectures (all where none is named)."""
+    """Where an engine has something: kinds of devices, the source that says so, architectures (all where none is named), and the
+    last version that has it (the newest where none is named)."""
 
     kinds: frozenset[DeviceKind]
     source: str
     architectures: tuple[str, ...] = ()
+    last: tuple[int, ...] = ()
 
     @property
     def words(self) -> str:
-        """The kinds, and the architectures where few have it."""
+        """The kinds, the architectures where few have it, and the last version that does."""
         kinds = " ".join(sorted(self.kinds))
-        return f"{kinds} ({', '.join(self.architectures)})" if self.architectures else kinds
+        until = (f"until {'.'.join(map(str, self.last))}",) if self.last else ()
+        narrowed = ", ".join((*self.architectures, *until))
+        return f"{kinds} ({narrowed})" if narrowed else kinds
 
-    def on(self, device: Device) -> bool:
-        """Whether the engine has it on a device."""
+    def on(self, device: Device, version: tuple[int, ...]) -> bool:
+        """Whether a version of the engine has it on a device."""
+        if self.last and version[: len(self.last)] > self.last:
+            return False
         return device.kind in self.kinds and (not self.architectures or device.architecture in self.architectures)
 
 

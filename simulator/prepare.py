@@ -344,7 +344,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         where="deployment.tensor_parallel",
     )
     formats, notes = resolve_formats(pool, arch, device, engine, flags)
-    _check_format(engine, device, formats, None if pool.weights is not None else arch.quantization)
+    _check_format(engine, version, device, formats, None if pool.weights is not None else arch.quantization)
     uneven = uneven_block_width(arch, formats.weights, pool.tensor_parallel, experts, ranks)
     if uneven is not None:
         raise InputError(
@@ -472,17 +472,19 @@ def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: b
             )
 
 
-def _check_format(engine: Engine, device: Device, formats: Formats, of_model: str | None) -> None:
+def _check_format(engine: Engine, version: str | None, device: Device, formats: Formats, of_model: str | None) -> None:
     """Refuse weights in a format that the engine does not load, or not on this kind of device; `of_model`: that of its name."""
-    name, kv = formats.weights.name, formats.kv_cache
+    name, kv, release = formats.weights.name, formats.kv_cache, engine.release(version)
     support = engine.formats.get(name) or engine.formats.get(formats.weights.family)
-    if support is None or not support.on(device):
+    if support is None or not support.on(device, release):
         able = [
             f"{EXAMPLES[key]} (and others of {key})" if key in EXAMPLES else key
             for key, entry in engine.formats.items()
-            if entry.on(device)
+            if entry.on(device, release)
         ]
-        on_device = f" on {device.title}" if support is not None else ""
+        last = () if support is None else support.last
+        gone = bool(last) and release[: len(last)] > last
+        on_device = "" if support is None else f" since {_next(last)}" if gone else f" on {device.title}"
         named = ", the format of what `model` names" if of_model == name else ""
         raise InputError(
             f"{engine.title} does not load weights in {name}{on_device}{named}",
@@ -498,6 +500,11 @@ def _check_format(engine: Engine, device: Device, formats: Formats, of_model: st
             where="deployment.kv_cache",
             mend=f"leave it out for the engine's own, or use one that it has ({offered})",
         )
+
+
+def _next(last: tuple[int, ...]) -> str:
+    """The version after the last one that has something."""
+    return ".".join(map(str, (*last[:-1], last[-1] + 1)))
 
 
 def structured_asked(scenario: Scenario) -> bool:

@@ -19,7 +19,7 @@ from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_cache import Cache
 from engine_models.engines.vllm_costs import costs_of, front_of
 from engine_models.engines.vllm_flags import FLAGS
-from engine_models.engines.vllm_kernels import NARROW, ONLY_ON, experts
+from engine_models.engines.vllm_kernels import LAST, NARROW, ONLY_ON, experts
 from engine_models.engines.vllm_memory import budget_of
 from engine_models.engines.vllm_notes import outside_of, say_drafts, say_steps
 from engine_models.engines.vllm_options import as_loaded
@@ -109,7 +109,7 @@ ENGINE = Engine(
     devices=dict.fromkeys(("gpu", "apu", "asic", "cpu"), _DOCS),
     formats={
         **{name: Support(_ANYWHERE, _DOCS) for name in ("fp32", "bf16", "fp16", "int8", "int8_wo", "int4", "awq", "gptq")},
-        **{name: Support(_ACCELERATORS, _DOCS, ONLY_ON.get(name, ())) for name in (*NARROW, *ONLY_ON)},
+        **{name: Support(_ACCELERATORS, _DOCS, ONLY_ON.get(name, ()), LAST.get(name, ())) for name in (*NARROW, *ONLY_ON)},
     },
     adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     masks_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),

@@ -65,6 +65,9 @@ DEEPGEMM_SINCE, PADDED = (0, 11), ((0, 10, 2), (0, 11, 1))
 Since and before which CUTLASS's products of FP8 blocks copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
 NARROW = ("nf4", "fp8", "fp8_block", "nvfp4", "mxfp4")
 """Formats that accelerators alone load."""
+LAST = {"nf4": (0, 27)}
+"""Last versions with a reader of a format. kind: datasheet, 2026-11, source: `model_executor/layers/quantization` of 0.27.1,
+which has bitsandbytes.py, and of 0.28.0 and 0.33.0, which have not."""
 _MARLIN = ("ampere", "ada", "hopper", "blackwell")
 ONLY_ON = {
     "mxfp8": (*_MARLIN, "cdna4"),

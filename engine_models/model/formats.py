@@ -26,6 +26,7 @@ class Format:
     family : of the packed files that have it ("gguf", "mlx", "exl", "mlc", "blockwise"), by which an engine may say that it
         loads them all; "" else.
     parts : formats of the parts of a model that are in another one, by name.
+    rare : few checkpoints have it: others are offered where weights are too large.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Format:
     kv_cache: bool = False
     family: str = ""
     parts: tuple[tuple[str, str], ...] = ()
+    rare: bool = False
 
 
 # Bits follow from the storage layouts (kind: datasheet, by arithmetic; read 2025-11):
@@ -69,10 +71,10 @@ FORMATS: dict[str, Format] = {
         Format("gptq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
         Format("nvfp4", 4.0 + 8.0 / 16, "fp4", weight_only=False, kv_cache=True),
         Format("mxfp4", 4.0 + 8.0 / 32, "fp4", weight_only=False),
-        Format("mxfp8", 8.0 + 8.0 / 32, "mxfp8", weight_only=False),
-        Format("w4afp8", 4.0 + 16.0 / 128, "fp8", weight_only=False),
-        Format("fp8a16", 8.0, "bf16", weight_only=True),
-        Format("nvfp4a16", 4.0 + 8.0 / 16, "bf16", weight_only=True),
+        Format("mxfp8", 8.0 + 8.0 / 32, "mxfp8", weight_only=False, rare=True),
+        Format("w4afp8", 4.0 + 16.0 / 128, "fp8", weight_only=False, rare=True),
+        Format("fp8a16", 8.0, "bf16", weight_only=True, rare=True),
+        Format("nvfp4a16", 4.0 + 8.0 / 16, "bf16", weight_only=True, rare=True),
     )
 }
 

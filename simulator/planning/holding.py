@@ -91,6 +91,6 @@ def smaller_weights(scenario: Scenario) -> list[str]:
     arch, device = load_architecture(scenario.model), load_device(pool.hardware)
     bits = format_named(pool.weights or arch.quantization or arch.dtype).bits_per_weight
     offered = [FORMATS[name] for name in engine_named(pool.engine).formats if name in FORMATS]
-    tried = [f for f in offered if f.bits_per_weight < bits and _native(f, device)]
+    tried = [f for f in offered if f.bits_per_weight < bits and not f.rare and _native(f, device)]
     tried.sort(key=lambda f: -f.bits_per_weight)
     return [f.name for f in tried if _starts(scenario, {"weights": f.name})]

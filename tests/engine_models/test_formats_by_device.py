@@ -71,6 +71,13 @@ def test_formats_without_a_kernel_on_a_device_are_refused(engine: str, hardware:
         served(DENSE, hardware, weights, engine=engine)
 
 
+def test_a_format_that_a_version_dropped_is_refused_since() -> None:
+    with pytest.raises(InputError, match=r"does not load weights in nf4 since 0\.28") as error:
+        served(DENSE, "h100-sxm-80gb", "nf4")
+    assert "nf4" not in str(error.value.mend).partition(", or an engine")[0]
+    assert served(DENSE, "h100-sxm-80gb", "nf4", engine="vllm@0.27.1")["metrics"]["tpot_ms"]["mean"] > 0
+
+
 def test_bytes_of_weights_with_their_scales() -> None:
     arch = load_architecture(DENSE)
     per_weight = {

@@ -55,5 +55,5 @@ def test_other_hardware_is_ordered_by_price(model: str) -> None:
 
 
 def test_smaller_weights_are_those_that_start_as_deployed() -> None:
-    assert smaller_weights(scenario("Qwen/Qwen2.5-32B-Instruct", tensor_parallel=2)) == ["awq", "gptq", "nf4", "int4"]
+    assert smaller_weights(scenario("Qwen/Qwen2.5-32B-Instruct", tensor_parallel=2)) == ["awq", "gptq", "int4"]
     assert smaller_weights(scenario("Qwen/Qwen2.5-32B-Instruct")) == [], "nothing is left for the KV cache of a context"
