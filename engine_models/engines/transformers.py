@@ -67,8 +67,8 @@ def _static_plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
 
 
 _SOURCE = "transformers 5.24.0 (2026-11)"
-_ANY: frozenset[DeviceKind] = frozenset({"gpu", "cpu", "apple"})
-_GPU: frozenset[DeviceKind] = frozenset({"gpu"})
+_ANY: frozenset[DeviceKind] = frozenset({"gpu", "apu", "cpu", "apple"})
+_GPU: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
 
 ENGINE: Engine = Engine(
     name="transformers",
@@ -81,6 +81,7 @@ ENGINE: Engine = Engine(
     oldest="5.23.0",
     devices={
         "gpu": f"{_SOURCE}: CUDA, ROCm and XPU; FlashAttention, which the fast path needs, on NVIDIA GPUs unless it is asked for",
+        "apu": f"{_SOURCE}: CUDA, ROCm and XPU, by their names there; FlashAttention where it is asked for",
         "cpu": f"{_SOURCE}: any that PyTorch runs on",
         "apple": f"{_SOURCE}: MPS",
     },

@@ -34,7 +34,7 @@ def continuous_plan(request: PoolRequest, engine: str, version: str) -> EnginePl
     """Resolve one pool. Raises InfeasibleError if the model does not fit."""
     arch, tp, flags = request.arch, request.tensor_parallel, request.flags
     context, flash = arch.max_context_tokens, _uses_flash(request)
-    graphs = bool(flags.get("use_cuda_graph", flash)) and request.device_kind == "gpu"
+    graphs = bool(flags.get("use_cuda_graph", flash)) and request.device_kind in ("gpu", "apu")
     ahead = flags.get("use_async_batching")
     ahead = (graphs and flash) if ahead is None else bool(ahead)
     page = int(flags.get("page_size", PAGE_TOKENS))

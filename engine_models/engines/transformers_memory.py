@@ -74,7 +74,7 @@ def memory_of(
     arch, flags, tp = request.arch, request.flags, request.tensor_parallel
     weights, device = weights_of(request), request.device_memory_bytes
     share = flags.get("max_memory_percent")
-    share = float(share) if share else MEMORY_SHARE if request.device_kind == "gpu" else SHARED_MEMORY_SHARE
+    share = float(share) if share else MEMORY_SHARE if request.device_kind in ("gpu", "apu") else SHARED_MEMORY_SHARE
     heads, value = arch.attention[0], 2
     kv_heads, queries = max(1, heads.kv_heads // tp), max(1, heads.heads // tp)
     at_peak = 2 * kv_heads if flash else 2 * queries + kv_heads

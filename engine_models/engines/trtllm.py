@@ -29,7 +29,7 @@ from engine_models.engines.trtllm_recorded import replay
 from engine_models.engines.trtllm_serving import Serving, flags_said, limits_of, memory_of, rank_of, refuse
 from engine_models.engines.trtllm_states import with_states
 from engine_models.engines.trtllm_tiers import host_of
-from engine_models.engines.trtllm_versions import VERSIONS
+from engine_models.engines.trtllm_versions import DEVICES, VERSIONS
 from engine_models.model.mixers import with_plain_latents
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.device import DeviceKind
@@ -97,8 +97,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
 
 
-_SOURCE = "NVIDIA/TensorRT-LLM, docs/source/features/quantization.md and supported hardware (public copy, read 2026-11)"
-_KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
+_SOURCE = "NVIDIA/TensorRT-LLM, docs/source/features/quantization.md (public copy, read 2026-11)"
+_KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
 
 ENGINE = Engine(
     name="trtllm",
@@ -109,7 +109,7 @@ ENGINE = Engine(
     ),
     versions=VERSIONS,
     oldest="0.20",
-    devices={"gpu": f"{_SOURCE}: NVIDIA GPUs only"},
+    devices=DEVICES,
     formats={
         name: Support(_KINDS, _SOURCE)
         for name in ("bf16", "fp16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "awq", "gptq")

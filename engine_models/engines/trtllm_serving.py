@@ -27,6 +27,9 @@ GRAPH_ROWS = 128
 `tensorrt_llm/commands/serve.py`, `llmapi/llm_args.py`, read 2026-11)."""
 
 
+UNIFIED = "dgx-spark"
+"""The device with unified memory that it serves; Jetson Thor has TensorRT Edge-LLM, another engine."""
+
 COMPUTED = ("fp8", "fp8_block", "nvfp4")
 """Formats of weights that run on GPUs with their arithmetic alone: FP8 from Ada on, nvfp4 on Blackwell (datasheet:
 docs/source/reference/support-matrix.md of 0.18.2, docs/source/features/quantization.md of 1.0 to 1.4, read 2026-11); nvfp4 on
@@ -142,6 +145,12 @@ def refuse(request: PoolRequest) -> None:
     """Raise InputError for devices, formats and models that it does not serve."""
     only_on_nvidia(request, "TensorRT-LLM runs on NVIDIA GPUs")
     weights, device = request.formats.weights, load_device(request.device_name)
+    if device.kind == "apu" and not device.name.startswith(UNIFIED):
+        raise InputError(
+            f"TensorRT-LLM does not run on {device.title}: of NVIDIA's devices with unified memory it serves DGX Spark",
+            where="deployment.hardware",
+            mend="use vllm, sglang, llama_cpp or ollama there, or a GPU",
+        )
     if weights.name in COMPUTED and weights.compute not in device.formats and not widens_weights(request):
         flag = "moe_config: {backend: MARLIN}" if request.arch.has_experts else "nvfp4_gemm_config: {allowed_backends: [marlin]}"
         raise InputError(

@@ -1,8 +1,16 @@
-"""How TensorRT-LLM's versions differ, as far as it changes a prediction."""
+"""How TensorRT-LLM's versions differ, as far as it changes a prediction, and what they run on."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hardware_profiles.device import DeviceKind
+
+DEVICES: dict[DeviceKind, str] = {
+    "gpu": "NVIDIA/TensorRT-LLM, supported hardware (public copy, read 2026-11): NVIDIA GPUs only",
+    "apu": "NVIDIA/dgx-spark-playbooks@0db7c14, nvidia/trt-llm/README.md (2026-07): DGX Spark, the only one",
+}
 
 VERSIONS: dict[str, dict[str, Any]] = {
     "1.3.0": {

@@ -365,6 +365,9 @@ def test_windows_and_sparse_attention_are_read_where_they_say_what_the_model_is(
 def test_other_makers_other_layers_and_too_large_models_are_refused() -> None:
     with pytest.raises(InputError, match="runs on NVIDIA GPUs, not on mi300x-192gb"):
         plan(request_of(device="mi300x-192gb"))
+    with pytest.raises(InputError, match="of NVIDIA's devices with unified memory it serves DGX Spark"):
+        plan(request_of(device="jetson-thor-128gb"))
+    assert plan(request_of(device="dgx-spark-128gb")).limits.told_tokens > 100_000
     with pytest.raises(InputError, match="serves no recurrent layers such as those of MiniMaxAI/MiniMax-Text-01"):
         plan(request_of("MiniMaxAI/MiniMax-Text-01"))
     pool = {"hardware": "h200-sxm-141gb", "tensor_parallel": 8, "engine": "trtllm"}
