@@ -37,6 +37,9 @@ from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 
+FEW_IN_WINDOWS = 16
+"""Up to so many steps plain numbers are quicker than arrays where layers have windows."""
+
 
 @dataclass(frozen=True)
 class TableRange:
@@ -227,7 +230,7 @@ class StepTimeModel(StepCost):
     def few_s(self, shapes: Sequence[Batch], steps: int, attended: Sequence[float] | None = None) -> list[float]:
         """`run_s` as plain numbers, equal to the last bit: quicker for few steps. `attended` is `attended_by`, if known."""
         shape = shapes[0]
-        if shape.gathers:
+        if shape.gathers or (steps > FEW_IN_WINDOWS and self._decode.windows):
             found: list[float] = self.run_s(shapes, steps).tolist()
             return found
         rows = shape.decode_rows

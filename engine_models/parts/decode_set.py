@@ -112,8 +112,16 @@ class DecodeSet:
         """Blocks that the next `steps` steps take, and the sum over these steps of what was taken up to each."""
         if self.block_tokens == 1:
             return self.count * steps, self.count * steps * (steps + 1) // 2
-        so_far = list(accumulate(self.taken_by_step(steps)))
-        return so_far[-1], sum(so_far)
+        size, phases = self.block_tokens, self.phases
+        at = self.steps % size
+        if at + steps <= size:
+            so_far = list(accumulate(phases[at : at + steps]))
+            return so_far[-1], sum(so_far)
+        so_far = list(accumulate(phases[at:] + phases[:at]))  # a row takes one block in so many steps
+        turns, left = divmod(steps, size)
+        before = turns * self.count
+        summed = turns * sum(so_far) + size * self.count * (turns * (turns - 1) // 2)
+        return before + (so_far[left - 1] if left else 0), summed + left * before + sum(so_far[:left])
 
     def taken_by_step(self, steps: int) -> list[int]:
         """Blocks that each of the next `steps` steps takes, shape (steps,)."""

@@ -942,8 +942,8 @@ class ContinuousScheduler(Scheduler):
         self._early = 1 if self._async else 0
         rows = batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.offset_sum + rows * (decodes.steps - 1)
-        self._end_decodes(batch)
-        if batch.finishing:
+        if decodes.steps >= decodes.next_end:
+            self._end_decodes(batch)
             batch.order_finishing()
         return batch, held, most
 
@@ -981,7 +981,9 @@ class ContinuousScheduler(Scheduler):
         Under async scheduling an end that is not certain beforehand costs one more row, scheduled in vain.
         """
         decodes = self.decodes
-        for seq in decodes.pop_ended() if decodes.steps >= decodes.next_end else ():
+        if decodes.steps < decodes.next_end:
+            return
+        for seq in decodes.pop_ended():
             if self._async and (not seq.stop_known or self.rules.wasted_row_after_limit):
                 seq.emissions[-1] = batch.number
                 self._wasting.append(seq)

@@ -30,7 +30,7 @@ from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InfeasibleError
 from simulator.serving.rank import NO_FRONT_END, Rank
 
-FEW_STEPS = 48
+FEW_STEPS = 96
 """Up to so many steps plain numbers are quicker than arrays."""
 
 
@@ -585,8 +585,9 @@ class Replica:
         first = now
         if flight:
             ahead = flight[0]
-            if ends_a_request(ahead):
-                return False
+            for batch in ahead[1]:  # as `ends_a_request`, without its call
+                if batch.finishing:
+                    return False
             first = ahead[2]
         priced = self._priced
         if priced is None or priced[4] != first:

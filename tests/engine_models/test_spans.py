@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,3 +82,16 @@ def test_a_set_without_windows_names_none() -> None:
     decodes.serve(batch)
     assert batch.spans == decodes.no_spans == ()
     assert decodes.steps_alike() == decodes.steps_to_next_end() == 5
+
+
+@settings(max_examples=150, derandomize=True)
+@given(
+    st.lists(st.integers(1, 100), max_size=9), st.sampled_from((1, 2, 16)), st.integers(0, 40), st.integers(1, 200)
+)
+def test_blocks_over_many_steps_are_those_of_each(lengths: list[int], size: int, before: int, steps: int) -> None:
+    decodes = DecodeSet(size)
+    decodes.steps = before
+    for number, length in enumerate(lengths):
+        decodes.join(row(number, length, 500))
+    so_far = list(accumulate(decodes.taken_by_step(steps)))
+    assert decodes.taken_over(steps) == (so_far[-1], sum(so_far))
