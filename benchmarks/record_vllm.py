@@ -93,6 +93,23 @@ def draw_adapters(draw: random.Random, requests: list[Case], adapters: int) -> N
         of[request["id"]] = request["adapter"] = adapter
 
 
+def draw_images(draw: random.Random, requests: list[Case]) -> int:
+    """Let prompts that nobody goes on with hold images, each of its own, behind what they share; tokens of the longest."""
+    followed, longest = {request["after"]["id"] for request in requests if "after" in request}, 0
+    for request in requests:
+        at, places = request["prompt_len"] - request["segments"][-1][2], []
+        while request["id"] not in followed and draw.random() < 0.7:
+            first = at + draw.choice([0, 0, 1, 5, 20])
+            end = first + draw.choice([1, 8, 20, 64, 150, 400])
+            if end > request["prompt_len"]:
+                break
+            places.append([first, end])
+            longest, at = max(longest, end - first), end
+        if places:
+            request["images"] = places
+    return longest
+
+
 def drawn(seed: int) -> tuple[Case, list[Case]]:
     """The config line and the requests of a seed."""
     draw = random.Random(seed)
@@ -104,6 +121,12 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     if "kv_groups" not in config and draw.random() < 0.4:
         config["max_loras"] = draw.choice([1, 2, 3])
         draw_adapters(draw, requests, config["max_loras"] + 2)
+    elif (images := random.Random(f"{seed} images")).random() < 0.3 and (longest := draw_images(images, requests)):
+        draw = images
+        config["encoder_tokens"] = max(longest, draw.choice([64, 200, 500, config["max_num_batched_tokens"]]))
+        config["encoder_cache_tokens"] = max(longest, draw.choice([64, 200, 500, config["max_num_batched_tokens"]]))
+        if draw.random() < 0.2 and longest <= config["max_num_batched_tokens"]:
+            config["disable_chunked_mm_input"] = True
     return head("vllm", VERSION, seed, config), requests
 
 
@@ -193,7 +216,26 @@ def built(config: Case, transfer: Any = None) -> Any:
     scheduler = getattr(importlib.import_module(f"vllm.v1.core.sched.{module}"), name)
     together = math.lcm(*(group.kv_cache_spec.block_size for group in layout.kv_cache_groups))
     given = {"kv_cache_config": layout, "structured_output_manager": grammar, "block_size": together, "log_stats": True}
-    return scheduler(vllm_config=whole, **given)
+    made = scheduler(vllm_config=whole, **given)
+    if "encoder_tokens" in config:
+        made.max_num_encoder_input_tokens = config["encoder_tokens"]
+        manager = importlib.import_module("vllm.v1.core.encoder_cache_manager").EncoderCacheManager
+        made.encoder_cache_manager = manager(config["encoder_cache_tokens"])
+    return made
+
+
+def images_of(given: Case) -> list[Any]:
+    """The images of a request as vLLM has them, each of its own."""
+    inputs = importlib.import_module("vllm.multimodal.inputs")
+    return [
+        inputs.MultiModalFeatureSpec(
+            data=None,
+            modality="image",
+            identifier=f"{given['id']}-{number}",
+            mm_position=inputs.PlaceholderRange(offset=first, length=end - first),
+        )
+        for number, (first, end) in enumerate(given.get("images", ()))
+    ]
 
 
 class Recorder:
@@ -256,6 +298,7 @@ class Recorder:
                     pooling_params=None,
                     arrival_time=at_s,
                     priority=given["priority"],
+                    mm_features=images_of(given),
                     lora_request=adapted(f"adapter{adapter}", adapter, "nowhere") if adapter else None,
                     block_hasher=self.hasher,
                 )
@@ -295,6 +338,12 @@ class Recorder:
             "decode_seqs": decodes,
             "kv_tokens": kv,
         }
+        if "encoder_tokens" in self.config:
+            step["encoded"] = [
+                end - first
+                for name, numbers in output.scheduled_encoder_inputs.items()
+                for first, end in [self.by_id[name]["images"][number] for number in numbers]
+            ]
         return output, step, yielding
 
     def settle(self, output: Any, step: Case, yielding: set[str]) -> None:

@@ -47,7 +47,7 @@ class PoolRequest:
     a `schedule_style` (None: the engine's choice). `tiers` keep KV blocks beyond the device. `device_cores` are those of a CPU,
     `host_link_bytes_per_s` the nominal rate of the device's link to the host, one way, `network_bytes_per_s` that of its link to
     other machines (0: unknown). `lora` are a pool's settings of adapters, None for none;
-    `structured` says whether grammars constrain answers.
+    `structured` says whether grammars constrain answers, `images` whether prompts hold images.
     """
 
     arch: Architecture
@@ -67,6 +67,7 @@ class PoolRequest:
     schedule_style: str | None = None
     lora: Mapping[str, Any] | None = None
     structured: bool = False
+    images: bool = False
     device_cores: int = 0
     host_link_bytes_per_s: float = 0.0
     network_bytes_per_s: float = 0.0
@@ -207,7 +208,8 @@ class FrontEnd:
 
     before_s : time of a request in it that delays nobody else [s].
     tokenise_token_s, tokenise_request_s : time of the one tokeniser for each token of a prompt, and for a prompt whatever its
-        length, one prompt after the other [s].
+        length, one prompt after the other [s]. image_token_s : time of the same thread for each token of an image, which it
+        scales and cuts into patches [s].
     loop : the event loop that takes in and sends, where it is known; chat : whether requests come as chats.
     tokenises_late : whether the loop deals with a prompt when it hands the request over, and not when it takes it in.
     inflight : requests that a replica holds at once, all its ranks together, None for no limit; others are answered `on_full`.
@@ -217,6 +219,7 @@ class FrontEnd:
     before_s: float = 0.0
     tokenise_token_s: float = 0.0
     tokenise_request_s: float = 0.0
+    image_token_s: float = 0.0
     inflight: int | None = None
     on_full: Literal["429", "503"] = "429"
     asks: bool = False
@@ -458,6 +461,7 @@ FEATURES = {
     "offload": ("KV offload", "deployment.offload"),
     "lora": ("LoRA adapters", "deployment.lora"),
     "structured": ("structured output", "workload.structured_output"),
+    "images": ("images in prompts", "workload.images"),
     "pipeline_parallel": ("pipeline parallelism", "deployment.pipeline_parallel"),
 }
 """What an engine may lack: its words, and the key of a scenario that asks for it."""
@@ -491,7 +495,7 @@ class Engine:
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
     adapters_beside : keys of a pool, of `speculative`, `offload`, `kv_tiers`, `role`, `pipeline_parallel` and `data_parallel`
         (attention of its ranks), beside which adapters are simulated.
-    masks_beside : the same keys, beside which structured output is.
+    masks_beside, images_beside : the same keys, beside which structured output is, and images are.
     drafts : settings of speculative decoding (a pool's `speculative`) with the engine's defaults for this model and its flags;
         InputError for what it does not do. None: they are taken as they are.
     transcribe : recordings that are written in a form of their own as others are: `config` line, requests and steps.
@@ -523,6 +527,7 @@ class Engine:
     pair_replay: Callable[[str, Mapping[str, Any]], PairReplay] | None = None
     adapters_beside: tuple[str, ...] = ()
     masks_beside: tuple[str, ...] = ()
+    images_beside: tuple[str, ...] = ()
     drafts: Callable[[Mapping[str, Any], Architecture, Mapping[str, Any]], dict[str, Any]] | None = None
     transcribe: Callable[[Line, list[Line], list[Line]], tuple[Line, list[Line], list[Line]]] | None = None
 

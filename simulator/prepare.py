@@ -329,10 +329,12 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     warnings = [*flags.warnings, *beside(scenario.deployment, pool, flags)]
     experts = expert_ranks(pool)
     ranks = lockstep_ranks(pool, engine, arch, flags)
-    masked = structured_asked(scenario)
-    _check_features(pool, engine, device, structured=masked)
+    masked, images = structured_asked(scenario), images_asked(scenario)
+    _check_features(pool, engine, device, structured=masked, images=images)
     if masked:
         _check_masks(pool, engine)
+    if images:
+        _check_images(pool, engine)
     if ranks > 1:
         _check_lockstep(pool, engine)
     check_parallelism(
@@ -372,6 +374,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         tiers=tiers_of(scenario.deployment, pool, device),
         lora=_adapters(scenario, pool),
         structured=masked,
+        images=images,
         role=pool.role if pool.role != "encode" else "mixed",
         connector=connector,
         schedule_style=style,
@@ -439,12 +442,13 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     return check_law(prepared)
 
 
-def features_asked(pool: Pool, *, structured: bool) -> tuple[str, ...]:
+def features_asked(pool: Pool, *, structured: bool, images: bool) -> tuple[str, ...]:
     """What a pool asks of its engine, by the names of `FEATURES`."""
     asked = {
         "speculative": pool.speculative is not None,
         "lora": pool.lora is not None,
         "structured": structured,
+        "images": images,
         "offload": pool.offload is not None or bool(pool.kv_tiers),
         "pipeline_parallel": pool.pipeline_parallel > 1,
         "handover": pool.role != "mixed",
@@ -452,9 +456,9 @@ def features_asked(pool: Pool, *, structured: bool) -> tuple[str, ...]:
     return tuple(feature for feature, wanted in asked.items() if wanted)
 
 
-def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: bool) -> None:
+def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: bool, images: bool) -> None:
     """Refuse what the engine lacks, or lacks on this kind of device."""
-    for feature in features_asked(pool, structured=structured):
+    for feature in features_asked(pool, structured=structured, images=images):
         words, where = FEATURES[feature]
         support = engine.features.get(feature)
         if support is None:
@@ -510,6 +514,21 @@ def _next(last: tuple[int, ...]) -> str:
 def structured_asked(scenario: Scenario) -> bool:
     """Whether grammars constrain some answers."""
     return any(load.structured_output is not None for load in scenario.workload.loads())
+
+
+def images_asked(scenario: Scenario) -> bool:
+    """Whether some prompts hold images that are encoded."""
+    return any(load.images is not None for load in scenario.workload.loads())
+
+
+def _check_images(pool: Pool, engine: Engine) -> None:
+    """Refuse images beside what they are not modelled with."""
+    for key in (key for key, there in _beside(pool).items() if there and key not in engine.images_beside):
+        raise InputError(
+            f"images in prompts beside `{key}` are not modelled for {engine.title} yet",
+            where="workload.images",
+            mend="take one of the two out",
+        )
 
 
 def _check_masks(pool: Pool, engine: Engine) -> None:

@@ -167,6 +167,7 @@ SLOW_PAGES = {
     "docs/how-to/disaggregate.md",
     "docs/how-to/does-it-fit.md",
     "docs/how-to/highest-rate.md",
+    "docs/how-to/images.md",
     "docs/how-to/kv-offload.md",
     "docs/how-to/lora-adapters.md",
     "docs/how-to/mac-for-a-team.md",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters, AdapterTimes
     from engine_models.cost.drafting import Drafting, Speculation
     from engine_models.cost.host_layers import HostLayers
+    from engine_models.cost.images import Images
     from engine_models.cost.measured import StepLaw
     from engine_models.cost.sub_batches import Parts
     from engine_models.cost.token_masks import TokenMasks
@@ -31,6 +32,7 @@ class StepCosts:
     the link to the host in every step, None for nothing. `host_layers`: those that come before `arch`, of steps in
     parts; None: the device has all. `measured`: steps are timed by this law of whole steps, not by the device's operations.
     `adapters`: LoRA adapters that batches may read. `masks`: how those of structured output are made.
+    `images`: how a vision tower encodes those of prompts.
     """
 
     arch: Architecture
@@ -45,6 +47,7 @@ class StepCosts:
     measured: StepLaw | None = None
     adapters: Adapters | None = None
     masks: TokenMasks | None = None
+    images: Images | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -98,11 +101,15 @@ class StepCosts:
             from engine_models.cost.adapters import WithAdapters
 
             whole = WithAdapters(own, of_adapters)
-        if self.masks is None:
-            return whole
-        from engine_models.cost.token_masks import WithMasks
+        if self.masks is not None:
+            from engine_models.cost.token_masks import WithMasks
 
-        return WithMasks(whole, self.masks, shard)
+            whole = WithMasks(whole, self.masks, shard)
+        if self.images is not None:
+            from engine_models.cost.images import WithImages
+
+            whole = WithImages(whole, self.images, shard)
+        return whole
 
     def _by_drafts(self, drafts: Speculation, ops: Ops) -> StepCost:
         """Step times where the number of drafts goes by the rows."""
@@ -149,7 +156,7 @@ _kept: dict[tuple[StepCosts, int, int], tuple[Ops, StepTimeModel]] = {}
 
 def step_times(costs: StepCosts, ops: Ops) -> StepCost:
     """`costs.over(ops)`, made once for runs in a row that differ in their load; what its last step took is all that changes."""
-    if any((costs.speculation, costs.parts, costs.stream, costs.measured, costs.adapters, costs.masks)):
+    if any((costs.speculation, costs.parts, costs.stream, costs.measured, costs.adapters, costs.masks, costs.images)):
         return costs.over(ops)
     key = costs, id(ops), get_ident()
     if (found := _kept.get(key)) is not None:

@@ -116,8 +116,7 @@ ENGINE = Engine(
     kv_formats=("fp8", "int8", "nvfp4"),
     keeps_stated_kv=(0, 14),  # pull request 30785; 0.13.0 does without, which took 29980 back
     features={
-        "structured": Support(_LORA_KINDS, _DOCS),
-        "lora": Support(_LORA_KINDS, _DOCS),
+        **{name: Support(_LORA_KINDS, _DOCS) for name in ("structured", "images", "lora")},
         "speculative": Support(_ANYWHERE, _DOCS),
         "pipeline_parallel": Support(_ANYWHERE, _DOCS),
         "offload": Support(_ACCELERATORS, _DOCS),

@@ -27,6 +27,7 @@ from hardware_profiles.errors import PlanError
 
 if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters
+    from engine_models.cost.images import Images
     from engine_models.cost.token_masks import TokenMasks
 
 MASK_THREADS = (8, 128, 16)
@@ -94,6 +95,7 @@ def costs_of(
         speculation=request.speculation,
         adapters=adapters,
         masks=_masks(request, version, serving, said) if request.structured else None,
+        images=_images(request, version, said) if request.images else None,
     )
 
 
@@ -138,6 +140,13 @@ def _masks(request: PoolRequest, version: Version, serving: Serving, said: Said)
     return masks
 
 
+def _images(request: PoolRequest, version: Version, said: Said) -> Images:
+    """Images that are encoded before steps."""
+    from engine_models.engines.vllm_images import images_of
+
+    return images_of(request, version, said)
+
+
 def front_of(request: PoolRequest, version: Version, overheads: Overheads) -> FrontEnd:
     """What stands before the scheduler: one API process a rank unless ``--api-server-count`` says otherwise."""
     flags, loop = request.flags, overheads.loop
@@ -146,6 +155,10 @@ def front_of(request: PoolRequest, version: Version, overheads: Overheads) -> Fr
     parse_s = PARSE_S if version.parses_templates and request.arch.model_type != HARMONY else 0.0
     loop = replace(loop, share=request.data_parallel / processes, chat_s=loop.chat_s + parse_s)
     front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=loop)
+    if request.images:
+        from engine_models.engines.vllm_images import image_token_s
+
+        front = replace(front, image_token_s=image_token_s(request))
     limit = flags.get("max_num_queued_reqs")
     return front if limit is None else replace(front, inflight=limit, on_full="503")
 

@@ -69,6 +69,7 @@ _MODELLED: dict[str, Flag] = {
     "language_model_only": Flag("bool", False),
     "skip_mm_profiling": Flag("bool", False),
     "limit_mm_per_prompt": Flag("pairs", None),
+    "disable_chunked_mm_input": Flag("bool", False),
     "cudagraph_capture_sizes": Flag("ints", None, low=1),
     "cuda_graph_sizes": Flag("ints", None, low=1),
     "max_cudagraph_capture_size": Flag("int", None, low=0),
@@ -187,11 +188,11 @@ _CHANGING = {
         disable_sliding_window swa_bounded_replay=true
     """,
     "which requests a step serves": """
-        disable_chunked_mm_input long_prefill_token_threshold_adaptive max_long_partial_prefills=1 max_num_partial_prefills=1
+        long_prefill_token_threshold_adaptive max_long_partial_prefills=1 max_num_partial_prefills=1
         max_num_queued_tokens num_lookahead_slots=0 num_scheduler_steps=1 preemption_mode=recompute
         prefill_schedule_interval=1 scheduler_cls scheduler_delay_factor=0|0.0
     """,
-    "what images, video and sound cost; requests are text here": """
+    "what images, video and sound cost": """
         disable_mm_preprocessor_cache ec_manager_config ec_transfer_config enable_mm_embeds
         enable_multimodal_encoder_data_parallel interleave_mm_strings media_io_kwargs
         mm_device_do_normalize mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_fp8_scale_path

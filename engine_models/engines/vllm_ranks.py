@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters
     from engine_models.declaration import Handover
     from engine_models.memory.hybrid_kv import HybridKV
+    from engine_models.schedulers.encoding import EncoderLimits
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Rank:
     """Rules and KV cache of one rank: what a fresh scheduler is built from.
 
     `windows` and `switches` are those of the cache's groups (`Cache`, `window_switches`), `tiers` what lies beyond the
-    device, None without any. A `role` other than "mixed" shares requests with another server, `at_once` from their arrival on.
+    device, None without any, `encoder` those of a vision tower, None where prompts hold no images. A `role` other than
+    "mixed" shares requests with another server, `at_once` from their arrival on.
     """
 
     rules: ContinuousRules
@@ -44,6 +46,7 @@ class Rank:
     role: Role = "mixed"
     at_once: bool = False
     adapters: AdapterLimits | None = None
+    encoder: EncoderLimits | None = None
 
     def paged(self) -> PagedKV:
         """Build a cache of one group."""
@@ -77,6 +80,13 @@ class Rank:
         if self.role != "mixed":
             return self._of_pair(mode)
         kv, spans = self._cache()
+        if self.encoder is not None:
+            from engine_models.schedulers.encoding import EncodingScheduler
+
+            aggregate = mode != "step" and isinstance(kv, PagedKV)
+            return EncodingScheduler(
+                self.rules, kv, self.encoder, aggregate=aggregate, record_rows=mode == "record", windows=spans
+            )
         if self.adapters is not None:
             from engine_models.schedulers.adapted import AdaptedScheduler
 
@@ -178,12 +188,19 @@ def rank_of(
         role=request.role,
         at_once=handover is not None and handover.reserves,
         adapters=limits_in(adapters, structured=request.structured),
+        encoder=_encoder(request, version, serving) if request.images else None,
     )
 
 
 def keeping_states(rules: ContinuousRules, block_tokens: int, *, checkpoints: bool) -> ContinuousRules:
     """The rules where states of recurrent layers are kept at ends of blocks, a prompt's last by the step that ends it or not."""
     return replace(rules, aligned_tokens=block_tokens, checkpoints=checkpoints)
+
+
+def _encoder(request: PoolRequest, version: Version, serving: Serving) -> EncoderLimits:
+    from engine_models.engines.vllm_images import encoder_limits
+
+    return encoder_limits(request, version, serving)
 
 
 def limits_of(rank: Rank, version: Version, serving: Serving, cache: Cache, least_share: float) -> Limits:
@@ -241,25 +258,36 @@ def _recorded_rank(version: Version, knobs: Mapping[str, Any]) -> Rank:
         windows=windows,
         switches=window_switches(version),
         adapters=AdapterLimits(knobs["max_loras"]) if "max_loras" in knobs else None,
+        encoder=_recorded_encoder(knobs) if "encoder_tokens" in knobs else None,
         tiers=recorded_tiers(knobs) if "host_blocks" in knobs else None,
+    )
+
+
+def _recorded_encoder(knobs: Mapping[str, Any]) -> EncoderLimits:
+    from engine_models.schedulers.encoding import EncoderLimits
+
+    return EncoderLimits(
+        knobs["encoder_tokens"], knobs["encoder_cache_tokens"], whole_images=knobs.get("disable_chunked_mm_input", False)
     )
 
 
 def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
     """A step as the recorder writes it."""
     assert batch.rows is not None
-    return {
+    step = {
         "sched": [[ids[s.index], n, before] for s, n, before in batch.rows],
         "hits": {ids[s.index]: hit for s, hit in batch.hits},
         "preempted": [ids[s.index] for s in batch.preempted],
         "free_blocks": batch.free_blocks,
     }
+    return step | {"encoded": list(batch.encodes)}
 
 
 def replay_of(version: Version, knobs: Mapping[str, Any]) -> Replay:
     """The scheduler of a recording, from the knobs of its `config` line."""
     rank = _recorded_rank(version, knobs)
-    return Replay(rank.scheduler("record"), rank.rules.in_flight, ("sched", "preempted", "hits", "free_blocks"), _as_recorded)
+    columns = ("sched", "preempted", "hits", "free_blocks", *(("encoded",) if rank.encoder is not None else ()))
+    return Replay(rank.scheduler("record"), rank.rules.in_flight, columns, _as_recorded)
 
 
 def pair_replay_of(version: Version, config: Mapping[str, Any]) -> PairReplay:

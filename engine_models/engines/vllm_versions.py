@@ -44,6 +44,7 @@ class Version:
     graph_step_above_256: int = 16
     pads_lone_token: bool = True
     fences_loads: bool = True
+    unreadable_is_skipped: bool = True  # a waiting prompt whose image finds no room (0.29.0 waits for it, 0.33.0 does not)
     adapters_of_all_running: bool = True  # count against `max_loras`, not only those of the rows that a step serves
     capped_window_admission: bool = True
     windows_free_processed: bool = True
@@ -68,6 +69,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "self_preemption_continues": False,
         "offload_ranks_requests": False,
         "pads_lone_token": False,
+        "unreadable_is_skipped": False,
         "adapters_of_all_running": False,
         "fences_loads": False,
         "windows_free_processed": False,
@@ -181,6 +183,7 @@ def scheduling_switches(version: Version) -> dict[str, bool]:
         "first_admission_lookahead": version.first_admission_lookahead,
         "pads_lone_token": version.pads_lone_token,
         "fences_loads": version.fences_loads,
+        "unreadable_is_skipped": version.unreadable_is_skipped,
         "adapters_of_all_running": version.adapters_of_all_running,
     }
 

@@ -539,7 +539,7 @@ def state_bytes_per_sequence(arch: Architecture, tensor_parallel: int = 1, pipel
 
 def without_towers(arch: Architecture) -> Architecture:
     """Return the language model alone, as an engine may be told to load."""
-    return replace(arch, extras=tuple(extra for extra in arch.extras if extra.part not in _TOWERS), tower=None)
+    return replace(arch, extras=tuple(extra for extra in arch.extras if extra.part not in _TOWERS), tower=None, vision=None)
 
 
 def with_state_values(arch: Architecture, value_bytes: int) -> Architecture:

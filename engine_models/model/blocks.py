@@ -192,6 +192,31 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class Vision:
+    """The layers of a vision tower, as a plain vision transformer, and what joins its patches to tokens.
+
+    layers, width, heads, inner : of the transformer; gated : its MLP has three matrices, not two.
+    inputs : values of a patch. patches : that become one token; pixels : of an image that a token stands for.
+    window_patches : those that a layer attends among, but for `whole_layers` of them, which see the image (0: all layers do).
+    tile_patches : images are cut in tiles of so many patches, which see nothing of each other (0: they are not).
+    joins : MLPs that join patches, as wide as the patches together.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    inner: int
+    gated: bool
+    inputs: int
+    patches: int
+    pixels: int
+    window_patches: int = 0
+    whole_layers: int = 0
+    tile_patches: int = 0
+    joins: int = 1
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder-only language model, or one pipeline stage of it.
 
@@ -214,6 +239,7 @@ class Architecture:
     lm_head_bias : the LM head has a bias.
     extras : tables and towers; parts "vision" and "audio" are memory only and no parameters of the language model.
     tower : what its vision tower holds while it runs, where that is known.
+    vision : its vision tower's layers, where the config says how many patches become a token.
     vision_shape : layers and width of its vision tower as the config's `num_hidden_layers` and `hidden_size` say, 0 for a missing
         key; None without a tower.
     assumed : in words, what of the config was not read or not known.
@@ -246,6 +272,7 @@ class Architecture:
     lm_head_bias: bool = False
     extras: tuple[Extra, ...] = ()
     tower: Tower | None = None
+    vision: Vision | None = None
     vision_shape: tuple[int, int] | None = None
     model_type: str = ""
     assumed: tuple[str, ...] = field(default=(), compare=False)

@@ -23,6 +23,7 @@ from engine_models.model.blocks import (
     Layer,
     MlpBlock,
     Tower,
+    Vision,
     parts_left_by_format,
 )
 from engine_models.model.catalogue import find_model, nearest_names, why_not_modelled
@@ -163,7 +164,7 @@ def _extras(read: ConfigReader, family: Family) -> tuple[tuple[Extra, ...], Towe
             found, held = (*found, tower), running(vision, tokens if isinstance(tokens, int) else None)
             size = tower.rows.units * tower.rows.size
             notes.append(
-                f"vision tower: {size / 1e9:.2f} B parameters by its `vision_config`, in memory only (a plain ViT)"
+                f"vision tower: {size / 1e9:.2f} B parameters by its `vision_config` (a plain ViT)"
             )
     if read.raw("audio_config"):
         notes.append("the audio tower (`audio_config`) is not counted")
@@ -177,6 +178,16 @@ def _vision_shape(read: ConfigReader) -> tuple[int, int] | None:
         return None
     layers, width = (vision.get(key) for key in ("num_hidden_layers", "hidden_size"))
     return layers if isinstance(layers, int) else 0, width if isinstance(width, int) else 0
+
+
+def _vision(read: ConfigReader, config: Config) -> Vision | None:
+    """The layers of the vision tower, None without one or where the config does not tell them."""
+    tower = read.raw("vision_config")
+    if not isinstance(tower, Mapping) or not tower:
+        return None
+    from engine_models.model.towers import encoder
+
+    return encoder(tower, config)
 
 
 def _refuse(read: ConfigReader, model_type: str) -> None:
@@ -288,6 +299,7 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
         lm_head_bias=read.flag("lm_head_bias", family.lm_head_bias),
         extras=extras,
         tower=tower,
+        vision=_vision(read, config),
         vision_shape=_vision_shape(read),
         model_type=model_type,
     )

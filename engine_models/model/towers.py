@@ -1,6 +1,7 @@
-"""Memory of vision towers: parameters counted from ``vision_config`` as those of a plain vision transformer.
+"""Vision towers by their ``vision_config``, as plain vision transformers: parameters, memory, and the shape of an encoding.
 
-Towers run once an image, before the language model; requests are text here, so that only their memory counts.
+A tower runs once an image, before the language model. How many patches it makes one token of stands in the config under several
+names; where it stands nowhere, the tower counts as memory alone.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_models.model.blocks import Extra, Tower, Width
+from engine_models.model.blocks import Extra, Tower, Vision, Width
 from engine_models.model.config import MOST
 
 _KEYS = {
@@ -66,6 +67,63 @@ def running(config: Mapping[str, Any], image_tokens: int | None) -> Tower | None
     if image_tokens and isinstance(size, int) and isinstance(side, int) and side > 0:
         return Tower(width, inner, _inputs(config), -(-((size // side) ** 2) // image_tokens), image_tokens)
     return None
+
+
+def _patches(config: Mapping[str, Any], outer: Mapping[str, Any]) -> int | None:
+    """Patches that become one token, by the tower's config or the model's; None where neither says it."""
+    for keys in (config, outer):
+        merge, kernel = keys.get("spatial_merge_size"), keys.get("merge_kernel_size")
+        if isinstance(merge, int) and 0 < merge < 100:
+            return merge * merge
+        if isinstance(kernel, list) and len(kernel) == 2 and all(isinstance(side, int) and 0 < side < 100 for side in kernel):
+            return int(kernel[0] * kernel[1])
+        for key in ("pixel_shuffle_ratio", "downsample_ratio"):
+            ratio = keys.get(key)
+            if isinstance(ratio, float) and 0.01 < ratio <= 1:
+                return round(1 / ratio**2)
+    tokens, tile = outer.get("mm_tokens_per_image") or outer.get("image_seq_length"), _tile(config)
+    return tile // tokens if tile and isinstance(tokens, int) and 0 < tokens <= tile else None
+
+
+def _side(config: Mapping[str, Any]) -> int:
+    """Pixels of a patch's side."""
+    side = config.get("patch_size")
+    return side if isinstance(side, int) and 0 < side < 1000 else 0
+
+
+def _tile(config: Mapping[str, Any]) -> int:
+    """Patches of the one size of image that a tower takes; 0 where it takes any."""
+    size, side = config.get("image_size"), _side(config)
+    merges = {"spatial_merge_size", "temporal_patch_size"} & set(config)
+    return (size // side) ** 2 if isinstance(size, int) and side and not merges else 0
+
+
+WINDOW_PIXELS = 112
+"""Side of a window of Qwen2.5-VL's tower unless its config states one. kind: datasheet (its `config.json`)."""
+
+
+def encoder(config: Mapping[str, Any], outer: Mapping[str, Any]) -> Vision | None:
+    """The layers of a tower, of a model with this `outer` config; None where the two do not tell them."""
+    width, layers, heads, side = (_number(config, "hidden"), _number(config, "layers"), _number(config, "heads"), _side(config))
+    patches = _patches(config, outer)
+    if width is None or layers is None or heads is None or not side or patches is None:
+        return None
+    blocks, window = config.get("fullatt_block_indexes"), config.get("window_size", WINDOW_PIXELS)
+    whole = blocks if isinstance(blocks, list) and isinstance(window, int) else []
+    return Vision(
+        layers=layers,
+        width=width,
+        heads=heads,
+        inner=_inner(config, width),
+        gated=str(config.get("hidden_act", "")) == "silu",
+        inputs=_inputs(config),
+        patches=patches,
+        pixels=patches * side * side,
+        window_patches=(window // side) ** 2 if whole else 0,
+        whole_layers=len(whole),
+        tile_patches=_tile(config) if "spatial_merge_size" not in outer else 0,
+        joins=_mergers(config),
+    )
 
 
 def _mergers(config: Mapping[str, Any]) -> int:

@@ -42,6 +42,7 @@ class ContinuousRules:
     aligned_tokens : a piece of a prompt ends where states of recurrent layers can be kept, at multiples of so many tokens, and
         behind the last of these goes on in a step of its own (0: states are not kept).
     checkpoints : it need not, as the step that ends a prompt leaves the state before its end too.
+    unreadable_is_skipped : a waiting prompt whose next image has no room lets the next one try (0.33).
     adapters_of_all_running : adapters of all running rows count against the limit, not only those of a step's rows (0.33).
     """
 
@@ -67,6 +68,7 @@ class ContinuousRules:
     fences_loads: bool = True
     aligned_tokens: int = 0
     checkpoints: bool = False
+    unreadable_is_skipped: bool = True
     adapters_of_all_running: bool = True
 
 
@@ -111,7 +113,8 @@ class Batch:
     for; beside it others go on for `streams_s`, which it cannot be shorter than. Where the host first has to post what came
     before, which takes `posts_s`, it has launched the step at `launched_s`. See `grows` for what one more step adds; in
     the shape of a run whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead. `adapters`
-    says what it does with adapters, None if it reads none. `masked_rows` yield tokens that a grammar constrains.
+    says what it does with adapters, None if it reads none. `masked_rows` yield tokens that a grammar constrains. `encodes`
+    are the tokens of each image that a vision tower encodes before the step.
     """
 
     __slots__ = (
@@ -119,6 +122,7 @@ class Batch:
         "decode_kv_tokens",
         "decode_rows",
         "decode_tokens",
+        "encodes",
         "finishing",
         "free_blocks",
         "gathers",
@@ -172,6 +176,7 @@ class Batch:
         self.launchers = 1
         self.adapters: AdapterUse | None = None
         self.masked_rows = 0
+        self.encodes: tuple[int, ...] = ()
         self.stall_s = self.streams_s = self.posts_s = self.launched_s = 0.0
         self.kv_by_step: NDArray[np.int64] | None = None
 

@@ -19,6 +19,7 @@ class Sequence:
     has ended, never to decide what to admit. `stop_known` says whether the end is certain beforehand
     (the client's limit or the context), as an end by EOS is not; `limit_tokens` is the client's limit, 0 for none.
     `adapter` is the number of the LoRA adapter that it names, 0 for none; `masked` says whether a grammar constrains its answer.
+    `images` are the places of its images in the prompt, first token and end, in order.
 
     With speculative decoding a row carries `drafts` proposed tokens; a step may verify them, and `acceptance` says how
     many of them the model accepts at the row's n-th verification (counted from 0), a cap that the drafts
@@ -42,6 +43,7 @@ class Sequence:
         "hashed_blocks",
         "host_blocks",
         "host_run",
+        "images",
         "in_flight_tokens",
         "index",
         "junction_tokens",
@@ -115,6 +117,7 @@ class Sequence:
         self.acceptance = acceptance
         self.adapter = adapter
         self.masked = masked
+        self.images: tuple[tuple[int, int], ...] = ()
         self.verifications = 0
         self.drafts = 0
         self.pending = 0
@@ -123,6 +126,10 @@ class Sequence:
         self.host_run: Any = None
         self.loaded_s = 0.0
         self.junction_tokens = 0  # where a shared prefix was seen to end
+
+    def image_tokens(self) -> int:
+        """Tokens of the prompt that stand for images."""
+        return sum([end - first for first, end in self.images])
 
     def emit(self, first: int, last: int) -> None:
         """Note that each batch from `first` to `last` yields a token; the range is open while `last` is `first` - 1."""

@@ -567,6 +567,13 @@ class ContinuousScheduler(Scheduler):
                 want = self._aligned(seq, hit, want)
                 if not want:
                     break
+            if seq.images:
+                want = self._readable(seq, hit, want)
+                if want <= 0:
+                    if not rules.unreadable_is_skipped:
+                        break
+                    aside.append(self._queue.take())
+                    continue
             free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
             if rules.reserve_full_prompt:
                 whole = seq.length if seq.length < longest else longest
@@ -597,6 +604,10 @@ class ContinuousScheduler(Scheduler):
         for seq in reversed(aside):
             self._queue.put_back(seq)
         return blocked and self.wake_s() == INFINITY
+
+    def _readable(self, seq: Sequence, computed: int, want: int) -> int:
+        """Of the next `want` tokens of a prompt with images, those that the step may compute."""
+        return want
 
     def _passes_over(self, seq: Sequence, served: list[tuple[Sequence, int]]) -> bool:
         """Whether those behind a waiting request may go before it, until a row ends."""

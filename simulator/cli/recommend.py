@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Option(
                 "--need",
-                help="A feature that must be there: speculative, lora, structured, offload, handover, pipeline_parallel.",
+                help="A feature that must be there: speculative, lora, structured, images, offload, handover, pipeline_parallel.",
             ),
         ] = None,
         licence: Annotated[

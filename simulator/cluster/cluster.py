@@ -26,7 +26,7 @@ from engine_models.declaration import EnginePlan, Executor, FrontEnd, Mode
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
-from simulator.cluster.content import SharedContents, for_adapter, is_structured
+from simulator.cluster.content import SharedContents, for_adapter, image_places, is_structured
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import (
@@ -490,7 +490,8 @@ class Cluster:
             w.max_output_tokens[rows],
         )
         adapters: list[int] = [0] * len(rows) if w.adapter is None else w.adapter[rows].tolist()
-        made = []
+        images: list[list[int]] | None = None if w.images is None else w.images[rows].tolist()
+        made: list[Sequence] = []
         for row, prompt, output, engine_s, kind, known, limit, adapter in zip(
             *(column.tolist() for column in columns), adapters, strict=True
         ):
@@ -498,6 +499,9 @@ class Cluster:
             seq = self._live[index] = Sequence(
                 index, prompt, output, engine_s, priority=priority[kind], stop_known=known, limit_tokens=limit
             )
+            if images is not None:
+                count, of_images = images[len(made)]
+                seq.images = image_places(prompt, count, of_images)
             made.append(seq)
             if shared is not None:
                 seq.runs, seq.shareable_tokens, seq.output_shared = shared.of(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +28,13 @@ def is_structured(index: int, share: float) -> bool:
 
 ADAPTER = 1 << 44
 """Segments of requests without an adapter are below it."""
+
+
+def image_places(prompt_tokens: int, count: int, tokens: int) -> tuple[tuple[int, int], ...]:
+    """First token and end of each of `count` images of `tokens` tokens in all, which stand last in a prompt."""
+    first = prompt_tokens - tokens
+    bounds = [first + tokens * number // count for number in range(count + 1)] if count else []
+    return tuple(pairwise(bounds))
 
 
 def for_adapter(runs: Runs, adapter: int) -> Runs:

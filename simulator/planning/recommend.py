@@ -133,7 +133,7 @@ def recommend(
             where="deployment.pools",
             mend="describe one of them inline under `deployment`",
         )
-    from simulator.prepare import features_asked, structured_asked
+    from simulator.prepare import features_asked, images_asked, structured_asked
 
     _check(wishes)
     pool = scenario.deployment.pools[0]
@@ -141,7 +141,7 @@ def recommend(
     load_device(pool.hardware)  # what no engine could mend is an error, not an exclusion
     load_architecture(scenario.model, Path.cwd())
     mine, _ = split(pool.engine)
-    features = (*wishes.features, *features_asked(pool, structured=structured_asked(scenario)))
+    features = (*wishes.features, *features_asked(pool, structured=structured_asked(scenario), images=images_asked(scenario)))
     excluded: list[Excluded] = []
     asked: list[Asked] = []
     ways: dict[str, list[EnginePlan]] = {}

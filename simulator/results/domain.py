@@ -175,6 +175,8 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
         axes.append("speculative decoding: no run with it was measured")
     if plan.costs.adapters is not None:
         axes.append("LoRA adapters: no run with them was measured, nor their kernels")
+    if plan.costs.images is not None:
+        axes.append("images: no run with them was measured")
     if plan.tiers:
         axes.append("KV offload: no run that depends on it was measured")
     if prepared.ranks > 1:

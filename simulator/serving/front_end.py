@@ -57,7 +57,7 @@ class LoopedFrontEnd:
         self._merged_row_s = loop.merged_row_s * loop.share * slow
         self._idle_factor, self._share = loop.idle_factor, loop.share
         self._tokenise_token_s, self._late = front.tokenise_token_s, front.tokenises_late
-        self._tokenise_request_s = front.tokenise_request_s
+        self._tokenise_request_s, self._image_token_s = front.tokenise_request_s, front.image_token_s
         self.coming: deque[Sequence] = deque()
         self._more = more
         self._free_s = self._tokenised_s = 0.0  # when the loop, and the tokeniser, have done what is known
@@ -110,6 +110,8 @@ class LoopedFrontEnd:
                 taken_s = begin_s + (request_s + self._token_s * seq.prompt_tokens)
                 tokenise_s = taken_s if taken_s > self._tokenised_s else self._tokenised_s
                 tokenised_s = tokenise_s + (self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s)
+                if seq.images:
+                    tokenised_s += self._image_token_s * seq.image_tokens()
                 self._tokenised_s = tokenised_s
                 seq.arrival_s = (taken_s if taken_s > tokenised_s else tokenised_s) + hand_over_s
                 ready.append(seq)
@@ -128,6 +130,8 @@ class LoopedFrontEnd:
                     at_s += (request_s if idle else self._request_s) + tokens_s
                 tokenise_s = at_s if at_s > self._tokenised_s else self._tokenised_s
                 self._tokenised_s = tokenise_s + (self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s)
+                if seq.images:
+                    self._tokenised_s += self._image_token_s * seq.image_tokens()
                 taken.append((seq, self._tokenised_s))
             for seq, tokenised_s in taken:
                 done_s = at_s if at_s > tokenised_s else tokenised_s

@@ -34,6 +34,7 @@ class Rank:
         self.first_step = 0  # of the log, that is batch 0 of the scheduler
         self._source: Iterator[list[Sequence]] = iter(())
         self._tokenise_token_s, self._tokenise_request_s = front.tokenise_token_s, front.tokenise_request_s
+        self._image_token_s = front.image_token_s
         self._tokenised_s = 0.0  # when the front end has done the last prompt
         self.loop = LoopedFrontEnd(front, self.log, self._chunk) if front.loop is not None else None
         self.reached_s = 0.0  # the time to which the replica is being advanced
@@ -153,6 +154,8 @@ class Rank:
         """Move the arrival of a request to the time at which its prompt is tokenised."""
         begin_s = seq.arrival_s if seq.arrival_s > self._tokenised_s else self._tokenised_s
         own_s = self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s
+        if seq.images:
+            own_s += self._image_token_s * seq.image_tokens()
         seq.arrival_s = self._tokenised_s = begin_s + own_s
 
     def receive(self, now_s: float) -> None:

@@ -204,7 +204,7 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
         output = entry.get("output") or [[entry["out_seg"], 0, entry["output_len"]]]
         runs = tuple((int(s), int(o), int(n)) for s, o, n in [*entry["segments"], *output])
         adapter = int(entry.get("adapter", 0))
-        return Sequence(
+        seq = Sequence(
             index,
             entry["prompt_len"],
             entry["output_len"],
@@ -218,6 +218,8 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
             output_shared=True,
             acceptance=acceptance,
         )
+        seq.images = tuple((int(first), int(end)) for first, end in entry.get("images", ()))
+        return seq
 
     def finished(seq: Sequence, now_s: float) -> None:
         for delay, index in followers.get(ids[seq.index], ()) if seq.index not in gone else ():

@@ -153,6 +153,7 @@ def workload_of(
         rows.think_s,
         rows.adapter,
         rows.edges,
+        rows.images,
     )
 
 
@@ -198,7 +199,7 @@ def _load(
         else:
             found = _in_whole_sessions(spec, load, seed, base_dir, prefix, weight, requests, named)
         limit_outputs(found, client_limits(limit, seed, base_dir, prefix))
-        return _adapted(found, load, seed, prefix)
+        return _adapted(found, load, seed, base_dir, prefix)
     if load.trace is not None:
         prompts, source, said = _prompts(spec, load, seed, base_dir, prefix, requests, named)
     most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
@@ -213,15 +214,19 @@ def _load(
             where="workload.arrivals",
             mend="lower the rate or shorten the duration" if spec.requests is None else "lower workload.requests",
         )
-    return _adapted(found, load, seed, prefix)
+    return _adapted(found, load, seed, base_dir, prefix)
 
 
-def _adapted(found: Requests, load: Load, seed: int, prefix: str) -> Requests:
-    """The requests, with the adapters that they ask for."""
+def _adapted(found: Requests, load: Load, seed: int, base_dir: Path, prefix: str) -> Requests:
+    """The requests, with the adapters that they ask for and the images that they hold."""
     if load.adapters is not None:
         from simulator.workload.adapters import assign
 
         assign(found, load.adapters, seed, prefix)
+    if load.images is not None and load.images != "recorded":
+        from simulator.workload.images import assign as assign_images
+
+        assign_images(found, load.images, seed, base_dir, prefix)
     return found
 
 
@@ -278,6 +283,10 @@ def _traced(
         )
     from simulator.workload.traces import take
 
+    if rows.images is not None or load.images == "recorded":
+        from simulator.workload.images import as_asked
+
+        rows = as_asked(rows, wanted=load.images == "recorded")
     end = rows.span_s
     if load.window is not None:
         begin, end = load.window
@@ -452,6 +461,7 @@ def _as_recorded(
         rows.request_ids,
         rows.adapter,
         edges,
+        rows.images,
     )
     return Requests([part], kinds, n, end_s, rows.source, warnings)
 

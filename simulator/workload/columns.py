@@ -153,6 +153,7 @@ class Workload:
     think_s : (n,) [s] where the class is a closed loop (-2), how long the client thinks after this request until it is ready to
         send the next; None for not at all.
     adapter : (n,) number of the adapter that the request names, from 1; 0 for none. None if no request names any.
+    images : (n, 2) images in the prompt, and how many of its tokens they are; None if no prompt holds any.
     """
 
     arrival_s: FloatArray
@@ -177,6 +178,7 @@ class Workload:
     think_s: FloatArray | None = None
     adapter: IntArray | None = None
     edges: IntArray | None = None
+    images: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)

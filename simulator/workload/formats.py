@@ -1,7 +1,7 @@
 """Formats of request traces: which columns each has, and what they mean.
 
 The format is recognised by its columns. Own format: ``arrival_s, prompt_tokens, output_tokens`` with, if wanted,
-``max_output_tokens, session_id, turn, prefix_ids, class, model, request_id, adapter``.
+``max_output_tokens, session_id, turn, prefix_ids, class, model, request_id, adapter, image_count, image_tokens``.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ OWN_COLUMNS = (
     "model",
     "request_id",
     "adapter",
+    "image_count",
+    "image_tokens",
 )
 """Columns of the tool's own format."""
 OTHER_NAMES = {
@@ -139,6 +141,7 @@ OTHER_NAMES = {
     "prefix_ids": ("prefix_id", "block_ids", "prefix_hashes", "block_hashes"),
     "class": ("class_name", "request_class"),
     "adapter": ("adapter_id", "lora", "lora_id", "lora_name", "lora_adapter"),
+    "image_count": ("images", "num_images", "n_images"),
 }
 """What other tools call a column of the own format."""
 
@@ -352,9 +355,34 @@ def _columns(table: Table) -> Raw:
         models=list(have["model"]) if "model" in have else None,
         request_ids=list(have["request_id"]) if "request_id" in have else None,
         adapters=list(have["adapter"]) if "adapter" in have else None,
+        images=_images(table),
         jitter_s=MOONCAKE_JITTER_S if ids == "hash_ids" and _on_grid(arrival, MOONCAKE_JITTER_S) else 0.0,
         warnings=_unread(table),
     )
+
+
+def _images(table: Table) -> tuple[FloatArray, FloatArray] | None:
+    """Number of images in each prompt, and their tokens; one image where only their tokens are known."""
+    have = table.columns
+    if "image_tokens" not in have:
+        if "image_count" in have:
+            raise InputError(
+                "the column image_count stands without image_tokens, which says how many of a prompt's tokens are of its images",
+                where=table.path,
+                mend="add image_tokens, or remove image_count",
+            )
+        return None
+    tokens = np.nan_to_num(table.number("image_tokens"))
+    count = np.nan_to_num(table.number("image_count")) if "image_count" in have else np.ones(len(tokens))
+    over = np.flatnonzero((tokens < 0) | (tokens >= table.number("prompt_tokens")) & (tokens > 0))
+    if len(over):
+        raise InputError(
+            "image_tokens are part of prompt_tokens, with one of text at least",
+            where=table.where(int(over[0])),
+            mend="give prompt_tokens with those of images",
+        )
+    count = np.where(tokens > 0, np.maximum(count, 1), 0)
+    return np.minimum(count, tokens), tokens
 
 
 def _on_grid(times: FloatArray, step_s: float) -> bool:

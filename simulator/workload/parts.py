@@ -54,6 +54,7 @@ class Part:
     request_ids: tuple[str, ...] | None = None
     adapter: IntArray | None = None
     edges: IntArray | None = None
+    images: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -87,6 +88,7 @@ class Requests:
     end_s : end of the arrivals [s].
     source, warnings : see `Workload`.
     outputs_cut : outputs that the client's limit has cut so far.
+    images_left_out : images for which prompts had no tokens so far.
     loads : the classes that these are merged from.
     sessions : counts the conversations, if there are any; for loads that come in several parts.
     """
@@ -98,6 +100,7 @@ class Requests:
     source: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
     outputs_cut: int = 0
+    images_left_out: int = 0
     loads: Sequence[Requests] = ()
     sessions: Callable[[], int] | None = None
 
@@ -109,7 +112,9 @@ class Requests:
             return [f"{load.classes[0].name}: {text}" for load in self.loads for text in load.said()]
         many = f"{self.outputs_cut:,} outputs are" if self.outputs_cut > 1 else "1 output is"
         cut = [f"{many} cut at max_output_tokens"] if self.outputs_cut else []
-        return [*self.warnings, *cut]
+        out = f"{self.images_left_out:,} images are left out: their prompts have not the tokens for them"
+        left = [out] if self.images_left_out else []
+        return [*self.warnings, *cut, *left]
 
 
 def by_clock(
@@ -156,6 +161,7 @@ def join(parts: Sequence[Part]) -> Part:
         request_ids=tuple(name for part in parts for name in part.request_ids or ()) if named else None,
         adapter=_joined_adapters(parts),
         edges=_linked(part.edges for part in parts),
+        images=_joined_images(parts),
     )
 
 
@@ -163,6 +169,12 @@ def _joined_adapters(parts: Sequence[Part]) -> IntArray | None:
     if all(part.adapter is None for part in parts):
         return None
     return np.concatenate([same_int(0, len(part)) if part.adapter is None else part.adapter for part in parts])
+
+
+def _joined_images(parts: Sequence[Part]) -> IntArray | None:
+    if all(part.images is None for part in parts):
+        return None
+    return np.concatenate([np.zeros((len(part), 2), np.int64) if part.images is None else part.images for part in parts])
 
 
 def _linked(edges: Iterable[IntArray | None]) -> IntArray | None:
@@ -191,6 +203,7 @@ def between(part: Part, start: int, stop: int) -> Part:
         request_ids=None if ids is None else ids[some],
         adapter=None if part.adapter is None else part.adapter[some],
         edges=None if part.edges is None else part.edges[(part.edges[:, 1] >= start) & (part.edges[:, 1] < stop)],
+        images=None if part.images is None else part.images[some],
     )
 
 
@@ -314,12 +327,14 @@ class _Merging:
             None if piece.edges is None else place[piece.edges + shift] + self._rows
             for piece, shift in zip(pieces, shifts, strict=True)
         )
+        images = _joined_images(pieces)
         part = Part(
             **joined,
             content=None if content is None else take_content(content, order),
             request_ids=self._ids(pieces, order),
             adapter=self._adapters(pieces, order),
             edges=edges,
+            images=None if images is None else images[order],
         )
         self._rows += len(order)
         self._taken = [taken + size for taken, size in zip(self._taken, sizes, strict=True)]

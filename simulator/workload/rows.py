@@ -29,6 +29,7 @@ class Rows:
     class_names : (n,) or None. models : (n,) names of what is asked for, or None; named_at : where each is named first, file and
         line. request_ids : (n,) or None.
     adapter : (n,) number of the adapter that a request names, from 1, 0 for none; or None.
+    images : (n, 2) images in the prompt, and how many of its tokens they are; or None.
     span_s : length of the recording [s].
     """
 
@@ -51,6 +52,7 @@ class Rows:
     named_at: Mapping[str, str] = field(default_factory=dict)
     request_ids: tuple[str, ...] | None = None
     adapter: IntArray | None = None
+    images: IntArray | None = None
     source: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -62,7 +64,8 @@ class Rows:
 class Raw:
     """A format's columns before checking; `keep` says which records count, `drops` why others do not.
 
-    `arrival_s` counts from any start, or is calendar times in any unit; `lasted_s` is what a request took.
+    `arrival_s` counts from any start, or is calendar times in any unit; `lasted_s` is what a request took. `images` are their
+    number in each prompt, and their tokens.
     """
 
     arrival_s: FloatArray | None
@@ -81,6 +84,7 @@ class Raw:
     models: list[Any] | None = None
     request_ids: list[Any] | None = None
     adapters: list[Any] | None = None
+    images: tuple[FloatArray, FloatArray] | None = None
     content: Content | None = None
     edges: IntArray | None = None
     wait_s: FloatArray | None = None

@@ -15,10 +15,10 @@ from simulator.later import later
 from simulator.workload.fields import Count, Group, NotNegative, Positive, Rate
 
 if TYPE_CHECKING:
-    from simulator.workload.synthetic import AdapterMix, Arrivals, Length, Sessions, SharedPrefix
+    from simulator.workload.synthetic import AdapterMix, Arrivals, ImageMix, Length, Sessions, SharedPrefix
 else:
-    AdapterMix, Arrivals, Length, Sessions, SharedPrefix = later(
-        "simulator.workload.synthetic", "AdapterMix", "Arrivals", "Length", "Sessions", "SharedPrefix"
+    AdapterMix, Arrivals, ImageMix, Length, Sessions, SharedPrefix = later(
+        "simulator.workload.synthetic", "AdapterMix", "Arrivals", "ImageMix", "Length", "Sessions", "SharedPrefix"
     )
 
 TraceFormat = Literal[
@@ -69,7 +69,12 @@ class Load(Group):
     prefix_block_tokens: Count | None = None
     prompt_pool: Count | None = None
     adapters: AdapterMix | None = None
+    images: ImageMix | Literal["recorded"] | None = None
     structured_output: Positive | None = None
+
+    def arrives_anew(self) -> bool:
+        """Whether single requests of a trace arrive by a law, without what stood beside them."""
+        return self.arrivals is not None and self.sessions is None
 
     def arrives(self, kind: str) -> bool:
         """Whether its requests arrive by this kind of law."""
@@ -78,6 +83,8 @@ class Load(Group):
     def _check_load(self) -> None:
         if self.structured_output is not None and self.structured_output > 1:
             raise ValueError(f"structured_output is {self.structured_output:g}; give a share of the requests, at most 1")
+        if self.images == "recorded" and (self.trace is None or self.prompt_pool is not None or self.arrives_anew()):
+            raise ValueError("images: recorded belongs to a trace at its own times; give images: {tokens: 1000}")
         traced = [k for k in ("trace", *_TRACE_KEYS) if getattr(self, k) is not None]
         synthetic = [k for k in _SYNTHETIC_KEYS if getattr(self, k) is not None]
         if self.prompt_pool is not None and self.sessions is not None:
@@ -189,7 +196,7 @@ class TimedLoad(Load):
         if self.classes is None:
             self._check_load()
         else:
-            own = ("sessions", "prefix_block_tokens", "prompt_pool", "adapters", "structured_output")
+            own = ("sessions", "prefix_block_tokens", "prompt_pool", "adapters", "images", "structured_output")
             keys = ("trace", *_TRACE_KEYS, *_SYNTHETIC_KEYS, *own)
             mixed = [k for k in keys if getattr(self, k) is not None]
             if mixed:

@@ -231,7 +231,7 @@ def _scan(path: Path, given: str | None) -> _Scan | None:
             return None
         if raw.class_names is not None or raw.models is not None:
             return None
-        if raw.adapters is not None:
+        if raw.adapters is not None or raw.images is not None:
             return None
         if raw.session is not None and any(s not in (None, "", -1) and s == s for s in raw.session):
             return None

@@ -1,4 +1,4 @@
-"""What a scenario may say of a synthetic load: lengths, think times, arrivals, shared prefixes, conversations, adapters.
+"""What a scenario may say of a synthetic load: lengths, think times, arrivals, shared prefixes, conversations, adapters, images.
 
 Imported when such a key is given (`simulator.later`).
 """
@@ -319,6 +319,23 @@ class AdapterMix(Group):
             raise ValueError(f"share is {self.share:g}; give a fraction, at most 1")
         if self.count > MOST_ADAPTERS:
             raise ValueError(f"count is {self.count:,}; give at most {MOST_ADAPTERS:,} adapters")
+        return self
+
+
+class ImageMix(Group):
+    """Images in prompts: `share` of the prompts hold `count` of them, each of `tokens` tokens, which are part of the prompt's.
+
+    They stand last in the prompt, each is another, and a prompt without the tokens for all holds fewer.
+    """
+
+    tokens: Length
+    count: Length = ConstantLength(kind="constant", value=1)
+    share: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _fraction(self) -> ImageMix:
+        if self.share > 1:
+            raise ValueError(f"share is {self.share:g}; give a fraction, at most 1")
         return self
 
 

@@ -101,6 +101,7 @@ def take(rows: Rows, index: IntArray) -> Rows:
         models=pick(rows.models),
         request_ids=pick(rows.request_ids),
         adapter=None if rows.adapter is None else rows.adapter[index],
+        images=None if rows.images is None else rows.images[index],
     )
 
 
@@ -213,6 +214,7 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
         named_at={name: table.where(models.index(name)) for name in dict.fromkeys(models or ())} if models else {},
         request_ids=None if raw.request_ids is None else tuple(_name(r) for r in raw.request_ids),
         adapter=None if raw.adapters is None else _numbered(raw.adapters) + 1,
+        images=None if raw.images is None else np.stack([_whole(values, keep) for values in raw.images], axis=1),
         warnings=tuple(warnings),
     )
     return take(rows, order)

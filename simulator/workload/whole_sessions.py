@@ -191,6 +191,7 @@ def _laid_out(recorded: Part, taken: list[_Session], starts: FloatArray, rows: I
         request_ids=None if ids is None else tuple(_names(ids, rows, fresh)),
         edges=np.concatenate(edges).reshape(-1, 2),
         adapter=None if recorded.adapter is None else recorded.adapter[rows],
+        images=None if recorded.images is None else recorded.images[rows],
     )
 
 
@@ -250,6 +251,7 @@ def _by_begin(part: Part) -> Part:
         request_ids=None if ids is None else tuple(ids[i] for i in order.tolist()),
         edges=None if part.edges is None else place[part.edges],
         adapter=None if part.adapter is None else part.adapter[order],
+        images=None if part.images is None else part.images[order],
     )
 
 

@@ -1,0 +1,260 @@
+"""Images in prompts: when a step encodes them, what that takes, where they stand, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_models.cost.images import LAUNCHES_A_LAYER, PIXEL_S, TILE
+from engine_models.memory.encoder_cache import EncoderCache
+from engine_models.memory.paged_kv import PagedKV
+from engine_models.model.hf_config import load_architecture
+from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.encoding import EncoderLimits, EncodingScheduler
+from hardware_profiles.errors import InputError
+from simulator.cluster.content import image_places
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
+from simulator.run import simulate
+from simulator.validation.schedules import RecordedClock
+from simulator.workload.build import build_workload
+from tests.engine_models.fed import Fed
+
+CLOCK = {"a": 0.01, "b": 1e-5, "c": 1e-4, "d": 0.0}
+QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
+LOAD: dict[str, Any] = {"arrivals": {"kind": "poisson", "rate": 4}, "prompt_tokens": 1500, "output_tokens": 40, "requests": 60}
+
+
+Asked = tuple[float, int, int, tuple[tuple[int, int], ...]]
+
+
+class Encoded(Fed[EncodingScheduler, Batch]):
+    """What became of requests (arrival [s], prompt, answer, places of images)."""
+
+    def __init__(self, asked: list[Asked], limits: EncoderLimits, **rules: Any) -> None:
+        knobs = {"max_num_batched_tokens": 100, "max_num_seqs": 8, "max_model_len": 4096, **rules}
+        scheduler = EncodingScheduler(ContinuousRules(**knobs), PagedKV(4000, 16, prefix_caching=True), limits, record_rows=True)
+        seqs = []
+        for index, (at_s, prompt, answer, images) in enumerate(asked):
+            seqs.append(Sequence(index, prompt, answer, at_s))
+            seqs[-1].images = images
+        super().__init__(scheduler, seqs, RecordedClock(CLOCK), Batch, depth=rules.get("in_flight", 1))
+
+
+# -- steps --------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_encoded_before_the_first_step_that_computes_one_of_its_tokens() -> None:
+    done = Encoded([(0, 250, 2, ((90, 130), (240, 250)))], EncoderLimits(100, 100))
+    assert done.rows()[:3] == [[(0, 100, 0)], [(0, 100, 100)], [(0, 50, 200)]]
+    assert [batch.encodes for batch in done.batches] == [(40,), (), (10,), ()]
+
+
+def test_a_chunk_ends_before_an_image_that_has_no_room() -> None:
+    """60 + 60 tokens do not fit the step's budget of 100: the second image waits for the next step."""
+    done = Encoded([(0, 200, 1, ((0, 60), (70, 130)))], EncoderLimits(100, 200), max_num_batched_tokens=500)
+    assert done.batches[0].encodes == (60,)
+    assert done.rows() == [[(0, 70, 0)], [(0, 130, 70)]]
+    assert done.batches[1].encodes == (60,)
+
+
+def test_the_cache_holds_an_image_until_its_tokens_are_computed() -> None:
+    """With room for one image in the cache, the second request's waits until the first's is computed."""
+    limits = EncoderLimits(200, 90)
+    asked = [(0.0, 180, 1, ((0, 90),)), (0.0, 95, 1, ((0, 90),))]
+    done = Encoded(asked, limits, max_num_batched_tokens=60, long_prefill_token_threshold=30)
+    first = next(number for number, batch in enumerate(done.batches) if batch.encodes == (90,))
+    second = [number for number, batch in enumerate(done.batches) if batch.encodes][1]
+    assert first == 0
+    assert second == 3  # the first's 90 tokens take three steps of 30
+    whole = Encoded(asked, EncoderLimits(200, 200), max_num_batched_tokens=60, long_prefill_token_threshold=30)
+    assert whole.batches[0].encodes == (90, 90)
+
+
+def test_whole_images_are_not_split_over_steps() -> None:
+    split = Encoded([(0, 150, 1, ((80, 140),))], EncoderLimits(100, 100))
+    whole = Encoded([(0, 150, 1, ((80, 140),))], EncoderLimits(100, 100, whole_images=True))
+    assert split.rows() == [[(0, 100, 0)], [(0, 50, 100)]]
+    assert whole.rows() == [[(0, 80, 0)], [(0, 70, 80)]]
+
+
+def test_a_waiting_request_without_room_lets_the_next_one_try_or_not() -> None:
+    asked = [(0.0, 80, 1, ((0, 80),)), (0.0, 60, 1, ((0, 60),)), (0.0, 20, 1, ())]
+    limits = EncoderLimits(100, 100)
+    passed = Encoded(asked, limits, max_num_batched_tokens=500)
+    waits = Encoded(asked, limits, max_num_batched_tokens=500, unreadable_is_skipped=False)
+    assert [index for index, *_ in passed.rows()[0]] == [0, 2]
+    assert [index for index, *_ in waits.rows()[0]] == [0]
+
+
+def test_an_image_that_no_step_can_encode_is_refused() -> None:
+    with pytest.raises(InputError, match="an image of 120 tokens"):
+        Encoded([(0, 150, 1, ((0, 120),))], EncoderLimits(100, 100))
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> Asked:
+    sizes = draw(st.lists(st.integers(1, 60), max_size=3))
+    places, at = [], 0
+    for size in sizes:
+        at += draw(st.integers(0, 40))
+        places.append((at, at + size))
+        at += size
+    return draw(st.sampled_from([0.0, 0.02, 0.3])), at + draw(st.integers(1, 90)), draw(st.integers(1, 20)), tuple(places)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(prompts(), min_size=1, max_size=8), st.integers(60, 200), st.booleans())
+def test_every_image_is_encoded_once_and_no_step_exceeds_its_budget(
+    asked: list[Asked], budget: int, ahead: bool
+) -> None:
+    cache = sum(end - first for *_, images in asked for first, end in images) + 60  # roomy: nothing waits for another
+    done = Encoded(asked, EncoderLimits(budget, cache), in_flight=1 + ahead)
+    assert len(done.ends) == len(asked)
+    encoded = [tokens for batch in done.batches for tokens in batch.encodes]
+    assert sorted(encoded) == sorted(end - first for *_, images in asked for first, end in images)
+    assert all(sum(batch.encodes) <= budget for batch in done.batches)
+    scheduler = done.scheduler
+    assert scheduler.images.loose_tokens == scheduler.images.capacity_tokens  # nobody holds any
+    assert not scheduler._reading
+
+
+def test_the_cache_gives_up_first_what_was_let_go_first() -> None:
+    seqs = [Sequence(index, 10, 1, 0.0) for index in range(3)]
+    cache = EncoderCache(100)
+    for seq, tokens in zip(seqs, (40, 40, 20), strict=True):
+        assert cache.makes_room(tokens)
+        cache.take((seq, 0), tokens)
+    assert not cache.makes_room(1)
+    cache.let_go((seqs[1], 0))
+    cache.let_go((seqs[0], 0))
+    assert cache.makes_room(30)
+    assert not cache.finds((seqs[1], 0))
+    assert cache.finds((seqs[0], 0))
+    assert not cache.makes_room(50)
+
+
+# -- time ---------------------------------------------------------------------------------------------------
+
+
+def pool(model: str = QWEN, workload: dict[str, Any] | None = None, **deployment: Any) -> Any:
+    own = {"engine": "vllm", "hardware": "h100-sxm-80gb", **deployment}
+    load = {**LOAD, "images": {"tokens": 1024}} if workload is None else workload
+    return load_scenario({"model": model, "deployment": own, "workload": load, "seed": 1})
+
+
+def encode_s(*tokens: int, model: str = QWEN, **deployment: Any) -> float:
+    times = prepare(pool(model, **deployment)).times()
+    batch = Batch(0, tokens=100)
+    batch.prefill = [(100, 0)]
+    plain_s = times.step_s([batch])[0]
+    batch.encodes = tokens
+    return float(times.step_s([batch])[0] - plain_s)
+
+
+def test_an_image_takes_no_less_than_its_arithmetic_and_its_launches() -> None:
+    arch = load_architecture(QWEN, Path())
+    assert arch.vision is not None
+    assert (arch.vision.layers, arch.vision.patches, arch.vision.pixels, arch.vision.window_patches) == (32, 4, 784, 64)
+    parameters = sum(extra.rows.on(1) * extra.columns for extra in arch.extras if extra.part == "vision")
+    arithmetic_s = 2 * parameters * 4 * 4096 / 989.4e12  # every patch passes all of the tower but its joins
+    assert 0.8 * arithmetic_s < encode_s(4096) < 4 * arithmetic_s
+    assert encode_s(4) == pytest.approx(LAUNCHES_A_LAYER * 32 * 23e-6, rel=0.1)  # the host launches operation by operation
+    assert encode_s(2048, 2048) < encode_s(4096) * 1.01  # whole layers see an image alone
+    assert encode_s(1024) < encode_s(2048) < encode_s(4096)
+
+
+def test_layers_that_see_windows_cost_less_than_those_that_see_the_image() -> None:
+    windows, whole = encode_s(16384), encode_s(16384, model="Qwen/Qwen2-VL-7B-Instruct")
+    per_layer = 4 * TILE * 4 * 16384 * 80 * 16 * (4 * 16384 // TILE) / (0.5 * 989.4e12)
+    assert whole - windows > 0.7 * 28 * per_layer
+    assert encode_s(8192, tensor_parallel=2) < encode_s(8192)
+
+
+def test_the_front_end_reads_images_one_after_the_other() -> None:
+    load = {**LOAD, "arrivals": {"kind": "closed_loop", "concurrency": 1}, "requests": 4}
+    with_images = simulate(pool(workload={**load, "images": {"tokens": 1024}})).result["metrics"]
+    without = simulate(pool(workload=load)).result["metrics"]
+    more_ms = with_images["ttft_front_ms"]["mean"] - without["ttft_front_ms"]["mean"]
+    assert more_ms == pytest.approx(1e3 * PIXEL_S * 784 * 1024, rel=0.01)
+    assert with_images["ttft_kernel_ms"]["mean"] > without["ttft_kernel_ms"]["mean"] + 5
+
+
+EXPERTS = {"data_parallel": 2, "model": "Qwen/Qwen3-VL-30B-A3B-Instruct"}
+
+
+@pytest.mark.parametrize("extra", [{}, EXPERTS, {"hardware": "b200-sxm-180gb"}])
+def test_jumping_equals_stepping(extra: dict[str, Any]) -> None:
+    own = dict(extra)
+    model = own.pop("model", QWEN)
+    if own.pop("data_parallel", 0):
+        own["engine_args"] = {"data_parallel_size": 2, "enable_expert_parallel": True}
+        own["expert_parallel"] = True
+    load = {**LOAD, "images": {"tokens": {"kind": "uniform", "low": 64, "high": 1024}, "count": 2, "share": 0.6}}
+    found = [simulate(pool(model, load, **own), aggregate=jump).result for jump in (True, False)]
+    for result in found:
+        result.pop("manifest", None)
+    assert json.dumps(found[0]["metrics"]) == json.dumps(found[1]["metrics"])
+
+
+# -- load ---------------------------------------------------------------------------------------------------
+
+
+def test_images_stand_last_in_their_prompts() -> None:
+    assert image_places(100, 3, 30) == ((70, 80), (80, 90), (90, 100))
+    assert image_places(100, 0, 0) == ()
+
+
+def test_a_share_of_the_prompts_holds_as_many_images_as_fit() -> None:
+    spec = pool(workload={**LOAD, "prompt_tokens": 500, "images": {"tokens": 200, "count": 3, "share": 0.5}, "requests": 2000})
+    load = build_workload(spec.workload, seed=1, base_dir=Path())
+    assert load.images is not None
+    assert np.isin(load.images[:, 0], [0, 2]).all()
+    assert (load.images[:, 1] == 200 * load.images[:, 0]).all()
+    assert (load.images[:, 0] > 0).mean() == pytest.approx(0.5, abs=0.04)
+    assert any("images are left out" in text for text in load.warnings)
+
+
+def test_a_trace_says_which_prompts_hold_images(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens,image_count,image_tokens\n0,900,10,2,800\n1,300,10,0,0\n")
+    wanted = pool(workload={"trace": str(trace), "images": "recorded"})
+    load = build_workload(wanted.workload, seed=1, base_dir=Path())
+    assert load.images is not None
+    assert load.images.tolist() == [[2, 800], [0, 0]]
+    result = simulate(wanted).result
+    assert result["totals"]["completed"] == 2
+    text = build_workload(pool(workload={"trace": str(trace)}).workload, seed=1, base_dir=Path())
+    assert text.images is None
+    assert any("taken for text" in warning for warning in text.warnings)
+    trace.write_text("arrival_s,prompt_tokens,output_tokens,image_tokens\n0,900,10,900\n")
+    with pytest.raises(InputError, match="part of prompt_tokens"):
+        build_workload(wanted.workload, seed=1, base_dir=Path())
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,900,10\n")
+    with pytest.raises(InputError, match="no column image_tokens"):
+        build_workload(wanted.workload, seed=1, base_dir=Path())
+
+
+@pytest.mark.parametrize(
+    ("model", "deployment", "words"),
+    [
+        ("Qwen/Qwen3-8B", {}, "takes no images"),
+        ("OpenGVLab/InternVL3-8B", {}, "its config does not say"),
+        (QWEN, {"engine_args": {"language_model_only": True}}, "leaves the vision tower out"),
+        (QWEN, {"engine_args": {"limit_mm_per_prompt": "image=0"}}, "admits no image"),
+        (QWEN, {"engine": "tgi"}, "not for tgi yet"),
+        (QWEN, {"offload": {"kv_offloading_size": 10}}, "beside `offload`"),
+        (QWEN, {"lora": {}}, "LoRA adapters"),
+        (QWEN, {"engine": "vllm@0.6.0"}, "before 0.8"),
+    ],
+)
+def test_what_is_refused_says_why(model: str, deployment: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        prepare(pool(model, **deployment))
