@@ -487,7 +487,7 @@ class Engine:
     replay : from a recording's version and knobs; None: no recording can be run again.
     kv_formats : narrow formats in which it keeps a KV cache, beside those of packed files; None: nobody checks.
     kv_format : format of the KV cache of a model on a device unless the pool names one; None: the model's.
-    keeps_stated_kv : first version, in numbers, that keeps the KV cache in the format that the checkpoint states; None: no one.
+    keeps_stated_kv : first version, in numbers, that keeps the KV cache in a format that the checkpoint states, by format.
     activation_format : format to which activations are quantised before weights of a format, by flags and version, unless the
         pool names one; None: what the weights' format says.
     decisions : `replay` of an engine that was recorded without a model: its steps again, from the knobs and the requests.
@@ -517,7 +517,7 @@ class Engine:
     overheads_from: str | None = None
     kv_formats: tuple[str, ...] | None = None
     kv_format: Callable[[Device, Architecture], str | None] | None = None
-    keeps_stated_kv: tuple[int, ...] | None = None
+    keeps_stated_kv: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     activation_format: Callable[[Device, Architecture, Format, Mapping[str, Any], tuple[int, ...]], str | None] | None = None
     measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Callable[[PoolRequest, str | None], EnginePlan]

@@ -167,11 +167,12 @@ def resolve_formats(
     own = pool.kv_cache in (None, "auto")
     auto = dtype if pool.weights == "fp32" else arch.kv_format
     by_engine = engine.kv_format(device, arch) if own and engine.kv_format is not None else None
-    since = engine.keeps_stated_kv
-    if own and by_engine is None and arch.kv_quantization in native and since is not None and version >= since:
-        auto = str(arch.kv_quantization)
+    stated = arch.kv_quantization or ""
+    since, able = engine.keeps_stated_kv.get(stated), bool(stated) and format_named(stated).compute in native
+    if own and by_engine is None and able and since is not None and version >= since:
+        auto = stated
         notes.append(f"the KV cache is kept in {auto}, as the checkpoint states for {engine.title}")
-    elif own and by_engine is None and arch.kv_quantization and since is not None and version >= since:
+    elif own and by_engine is None and since is not None and version >= since:
         notes.append(
             f"the checkpoint states a KV cache in {arch.kv_quantization}, for which {device.title} has no arithmetic: here it is "
             f"kept in {auto}; servers there are reported not to start with it unless told otherwise (an RTX 3090, 2025-10)"

@@ -39,6 +39,11 @@ def share_of(device: Device, weights: Format, *, machete: tuple[str, ...] = ()) 
     return SHARES.get(device.architecture, 0.0) if packed or weights.compute in lacking else 0.0
 
 
+def widens(ops: Ops, fmt: str) -> bool:
+    """Whether weights of a part are widened: none that the device multiplies as they are, beside others in one checkpoint."""
+    return fmt in PACKED or ops.peaks.rate(fmt) <= ops.peaks.rate("bfloat16")
+
+
 def floor_s(ops: Ops, share: float, m: IntArray, n: int, k: int) -> FloatArray:
     """The least seconds of one product of `m` tokens."""
     reached = min(share * ops.peaks.pipe_rate("bfloat16"), ops.peaks.rate("bfloat16"))

@@ -393,7 +393,7 @@ def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
     if shard.terms.cutlass_blocks and fmt == "fp8_block":
         return cutlass_blocks.product_s(shard.ops, m, gemm.n, gemm.k, pads=shard.terms.pads_blocks)
     narrow_s: FloatArray = shard.ops.gemm_s(fmt, m, gemm.n, gemm.k)
-    if shard.terms.marlin_share and fmt != "bf16":
+    if shard.terms.marlin_share and fmt != "bf16" and marlin.widens(shard.ops, fmt):
         return np.maximum(narrow_s, marlin.floor_s(shard.ops, shard.terms.marlin_share, m, gemm.n, gemm.k))
     if shard.terms.serial_quantisation and fmt == "fp8_block":
         return narrow_s + serial_quantisation.pass_s(shard.ops, m, gemm.n, gemm.k)

@@ -135,7 +135,7 @@ ENGINE: Engine = Engine(
         "graph_rows": "cuda_graph_max_bs",
     },
     kernels="sglang",
-    keeps_stated_kv=(0, 5, 3),  # `model_runner.py` of 0.5.3; 0.5.2 does without
+    keeps_stated_kv={"fp8": (0, 5, 3)},  # `model_runner.py` of 0.5.3; 0.5.2 does without
     activation_format=activation_format,
     overheads_from="vllm",
     plan=plan,

@@ -115,7 +115,7 @@ ENGINE = Engine(
         for name in ("bf16", "fp16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "awq", "gptq")
     },
     kv_formats=("fp8", "nvfp4"),
-    keeps_stated_kv=(0,),
+    keeps_stated_kv={"fp8": (0,), "nvfp4": (0,)},
     activation_format=activation_format,
     features={
         "handover": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/disagg-serving.md (read 2026-11)"),

@@ -19,7 +19,7 @@ from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_cache import Cache
 from engine_models.engines.vllm_costs import costs_of, front_of
 from engine_models.engines.vllm_flags import FLAGS
-from engine_models.engines.vllm_kernels import LAST, NARROW, ONLY_ON, experts
+from engine_models.engines.vllm_kernels import KEEPS_STATED_KV, LAST, NARROW, ONLY_ON, experts
 from engine_models.engines.vllm_memory import budget_of
 from engine_models.engines.vllm_notes import outside_of, say_drafts, say_steps
 from engine_models.engines.vllm_options import as_loaded
@@ -114,7 +114,7 @@ ENGINE = Engine(
     adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     masks_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
-    keeps_stated_kv=(0, 14),  # pull request 30785; 0.13.0 does without, which took 29980 back
+    keeps_stated_kv=KEEPS_STATED_KV,
     features={
         **{name: Support(_LORA_KINDS, _DOCS) for name in ("structured", "images", "lora")},
         "speculative": Support(_ANYWHERE, _DOCS),

@@ -65,6 +65,10 @@ DEEPGEMM_SINCE, PADDED = (0, 11), ((0, 10, 2), (0, 11, 1))
 Since and before which CUTLASS's products of FP8 blocks copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
 NARROW = ("nf4", "fp8", "fp8_block", "nvfp4", "mxfp4")
 """Formats that accelerators alone load."""
+KEEPS_STATED_KV = {"fp8": (0, 14), "nvfp4": (0, 33)}
+"""Formats of a KV cache that a checkpoint states and a server keeps, and since when. kind: datasheet, 2026-11, source: pull
+request 30785 (0.13.0 does without, which took 29980 back); `utils/torch_utils.py` of 0.33.0 (of nvfp4 older ones were not
+read)."""
 LAST = {"nf4": (0, 27)}
 """Last versions with a reader of a format. kind: datasheet, 2026-11, source: `model_executor/layers/quantization` of 0.27.1,
 which has bitsandbytes.py, and of 0.28.0 and 0.33.0, which have not."""

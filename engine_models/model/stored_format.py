@@ -108,8 +108,9 @@ def kv_quantization(config: Config) -> str | None:
         return None
     stated = quantization.get("kv_cache_quant_algo") or quantization.get("kv_cache_scheme")
     if isinstance(stated, Mapping):
-        return "fp8" if (stated.get("num_bits"), stated.get("type")) == (8, "float") else None
-    return "fp8" if str(stated).upper() == "FP8" else None
+        found = {8: "fp8", 4: "nvfp4"}.get(stated.get("num_bits", 0)) if stated.get("type") == "float" else None
+        return None if found == "nvfp4" and quantization["quant_method"] == "compressed-tensors" else found
+    return {"FP8": "fp8", "NVFP4": "nvfp4"}.get(str(stated).upper())
 
 
 def stored_format(config: Config, dense: list[int], moe: list[int], layers: int, where: str) -> Stored:

@@ -426,7 +426,10 @@ def test_modelopt_states_its_format_beside_the_config(tmp_path: Path) -> None:
     ("stated", "method", "wanted"),
     [
         ({"num_bits": 8, "type": "float", "dynamic": False}, "modelopt", "fp8"),
-        ({"num_bits": 4, "type": "float", "dynamic": False}, "modelopt", None),
+        ({"num_bits": 4, "type": "float", "dynamic": False}, "modelopt", "nvfp4"),
+        ({"num_bits": 4, "type": "float"}, "compressed-tensors", None),
+        ({"num_bits": 8, "type": "int"}, "modelopt", None),
+        ("NVFP4", "modelopt", "nvfp4"),
         ("FP8", "modelopt_fp4", "fp8"),
         (None, "modelopt", None),
         ({"num_bits": 8, "type": "float"}, "compressed-tensors", "fp8"),

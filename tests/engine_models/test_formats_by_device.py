@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from engine_models.model.architecture import weight_bytes
+from engine_models.model.catalogue import catalogue
 from engine_models.model.formats import format_named
 from engine_models.model.hf_config import load_architecture
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
+from simulator.prepare import prepare
 from simulator.run import simulate
 
 DENSE, EXPERTS = "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B"
@@ -89,3 +91,43 @@ def test_bytes_of_weights_with_their_scales() -> None:
     assert per_weight["w4afp8"] / matrices == pytest.approx(4.125 / 8 - 1, rel=1e-6)
     assert per_weight["nvfp4a16"] / matrices == pytest.approx(4.5 / 8 - 1, rel=1e-6)
     assert per_weight["fp8a16"] == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "hardware", "stated", "kept"),
+    [
+        ("vllm", "b200-sxm-180gb", "NVFP4", "nvfp4"),
+        ("vllm", "h100-sxm-80gb", "NVFP4", "bf16"),  # no arithmetic
+        ("sglang", "b200-sxm-180gb", "NVFP4", "bf16"),  # its `kv_cache_dtype.py` knows FP8 alone
+        ("sglang", "b200-sxm-180gb", "FP8", "fp8"),
+        ("vllm@0.20.0", "b200-sxm-180gb", "NVFP4", "bf16"),
+    ],
+)
+def test_the_cache_that_a_checkpoint_states(engine: str, hardware: str, stated: str, kept: str) -> None:
+    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_quant_algo": stated}
+    shapes = {key: value for key, value in catalogue()[DENSE].items() if key not in ("source", "aliases")}
+    model = {**shapes, "quantization_config": quantization}
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 9, "output_tokens": 9}
+    deployment = {"engine": engine, "hardware": hardware}
+    prepared = prepare(load_scenario({"model": model, "deployment": deployment, "workload": load}))
+    assert prepared.formats.kv_cache.name == kept
+
+
+def test_parts_in_fp8_are_multiplied_so_beside_what_is_widened() -> None:
+    """A checkpoint with attention in FP8 and MLPs in NVFP4 without activations: on Hopper Marlin takes the MLPs alone."""
+    shapes = {key: value for key, value in catalogue()[DENSE].items() if key not in ("source", "aliases")}
+    layers = {
+        f"model.layers.{i}.{name}": {"quant_algo": algorithm}
+        for i in range(36)
+        for name, algorithm in (("self_attn.o_proj", "FP8"), ("mlp.down_proj", "W4A16_NVFP4"))
+    }
+    met = {}
+    for attention in ("FP8", "W4A16_NVFP4"):
+        listed = {name: {"quant_algo": attention} if "attn" in name else said for name, said in layers.items()}
+        quantization = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": listed}
+        load = {"arrivals": {"kind": "batch"}, "requests": 4, "prompt_tokens": 2048, "output_tokens": 2}
+        deployment = {"engine": "vllm", "hardware": "h100-sxm-80gb"}
+        model = {**shapes, "quantization_config": quantization}
+        result = simulate(load_scenario({"model": model, "deployment": deployment, "workload": load})).result
+        met[attention] = result["metrics"]["ttft_ms"]["mean"]
+    assert met["FP8"] < 0.95 * met["W4A16_NVFP4"]
