@@ -482,6 +482,8 @@ def llamacpp_batched(row: Row, number: str) -> Case:
     )
 
 
+DEFAULT_UBATCH = 512
+"""Tokens of a prompt that llama.cpp computes at once unless told otherwise (datasheet)."""
 SLOW_BLAS = "rocBLAS without hipBLASLt"
 """A library path of early ROCm on Strix Halo whose matrix products take two to three times as long."""
 
@@ -508,6 +510,8 @@ def llamabench_amd(row: Row, number: str) -> Case:
         args["hipblaslt"] = not slow
     if batch := re.search(r"\bb=-b (\d+)", row["note"]):
         args["batch_size"] = int(batch[1])
+    if (tokens := int(float(row["n_ubatch"] or DEFAULT_UBATCH))) != DEFAULT_UBATCH:
+        args["ubatch_size"] = tokens
     note = row["backend"] + (f", {SLOW_BLAS}" if slow else "")
     engine = MIDDLE if row["build"].isdigit() and int(row["build"]) < 7000 else "llama_cpp"
     where = (model, gguf_of(named), device_of(row["hardware"]))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from anchored import Measured, after_one
-from cases import EARLY, FILES, MIDDLE, SLOW_BLAS, Case, Unsaid, cpu_batched, read
+from cases import DEFAULT_UBATCH, EARLY, FILES, MIDDLE, SLOW_BLAS, Case, Unsaid, cpu_batched, read
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
@@ -162,7 +162,8 @@ def rate_of(ops: LawOps, work: Work, host_s: float) -> float:
     for (fmt, expert), (times, weights, rows, matrices) in work.products.items():
         if expert and work.tokens >= law.expert_tile_from:
             rows = np.maximum(rows, law.expert_tile_tokens * matrices)
-        t += float(times @ ops.product_s(fmt, weights, rows, matrices, law.expert_fill_tokens if expert else law.fill_tokens))
+        fill, reached = (law.expert_fill_tokens, law.expert_share) if expert else (law.fill_tokens, 1.0)
+        t += float(times @ ops.product_s(fmt, weights, rows, matrices, fill, reached_share=reached))
     read_bytes, flops, cells = work.attended
     t += max(read_bytes / (law.kv_share * bandwidth), (flops + law.attend[1] * cells) / (law.attend[0] * ops.fp32_flops_per_s))
     for layers, work_flops, kv, tokens, heads, kv_heads in work.prompts:
@@ -268,8 +269,9 @@ def kind_of(case: Case) -> str:
 
 def chunk_of(case: Case) -> int:
     """Tokens of a prompt that are computed at once."""
-    batch = case.args.get("batch_size", 2048)
-    return 2048 if case.engine == "mlx_lm" else min(512, batch if isinstance(batch, int) else 512)
+    batch, at_once = case.args.get("batch_size", 2048), case.args.get("ubatch_size", DEFAULT_UBATCH)
+    assert isinstance(at_once, int)
+    return 2048 if case.engine == "mlx_lm" else min(at_once, batch if isinstance(batch, int) else at_once)
 
 
 def chip_of(case: Case) -> Chip:

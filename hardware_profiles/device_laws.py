@@ -75,6 +75,7 @@ class Law:
     arithmetic : of the matrix kernels, by whether the weights are packed: key of the datasheet's peaks and a factor on it.
     matrix : share of that peak, likewise ("" and "16").
     fill_tokens, expert_fill_tokens : rows that a matrix kernel is short of work by, for a matrix and for one of an expert.
+    expert_share : factor on `matrix` for the products of experts, whose rows are gathered and whose tiles are small.
     expert_tile_tokens, expert_tile_from : rows that each touched expert's product is padded to from so many tokens on, by engines
         that have no kernel for few rows of experts; 0: such products are those of other matrices.
     start_s : what a matrix kernel takes beside its work: rows are brought into its format, the last tiles run alone.
@@ -112,6 +113,7 @@ class Law:
     kv_share: float
     attention_share: float
     arithmetic: Mapping[str, tuple[str, float]]
+    expert_share: float = 1.0
     expert_tile_tokens: float = 0.0
     expert_tile_from: int = 2
     start_s: float = 0.0
@@ -225,9 +227,10 @@ class LawOps(Roofline):
         matrices: ArrayLike,
         fill_tokens: float,
         packed: PackedFormat | None = None,
+        reached_share: float = 1.0,
     ) -> Array:
         """`rows` rows in all on `matrices` matrices of `weights` weights each, without the launch; `packed` is their format where
-        it is not the one of `fmt`."""
+        it is not the one of `fmt`, and `reached_share` what matrix kernels reach of theirs."""
         law, w, count = self.law, as_array(weights), as_array(matrices)
         stored = packed or packed_format(fmt)
         size = stored.bits_per_weight / 8 if stored else weight_bytes(fmt)
@@ -238,7 +241,7 @@ class LawOps(Roofline):
         longer_s, shorter_s = np.maximum(read_s, unpack_s), np.minimum(read_s, unpack_s)
         read_s = longer_s * (1.0 + (shorter_s / longer_s) ** law.overlap_factor) ** (1.0 / law.overlap_factor)
         vector = 2.0 * w / (_of(law.vector, block, kind) * self.fp32_flops_per_s)
-        matrix = 2.0 * w / (_of(law.matrix, block, kind) * self.matrix_peak[kind])
+        matrix = 2.0 * w / (reached_share * _of(law.matrix, block, kind) * self.matrix_peak[kind])
         most = count * law.vector_rows
         few = np.maximum(np.minimum(rows, most) - count, 0.0) * vector
         many = (rows + fill_tokens * count) * matrix + law.start_s
@@ -294,7 +297,7 @@ class LawOps(Roofline):
             packed = replace(into, bits_per_weight=bits)
         if tile := self.law.expert_tile_tokens:
             assigned = np.where(count >= self.law.expert_tile_from, np.maximum(assigned, tile * active), assigned)
-        product_s = self.product_s(fmt, weights, assigned, active, self.law.expert_fill_tokens, packed)
+        product_s = self.product_s(fmt, weights, assigned, active, self.law.expert_fill_tokens, packed, self.law.expert_share)
         t = EXPERT_LAUNCHES * self.launch_s + product_s
         t = np.maximum(t, 2.0 * weights * assigned / self._most(fmt))
         return np.where(count > 0, t, 0.0)

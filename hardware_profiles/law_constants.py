@@ -159,7 +159,8 @@ CUDA_HBM_2024 = replace(
 #: llama.cpp on AMD's processors with a GPU inside (Vulkan and ROCm builds alike: their median). kind: fitted, 2026-11, source:
 #: llama-bench on Ryzen AI Max+ 395, builds of 2026, 9 models, further rows of a product from builds of 2025; left out: models.
 #: Attention of prompts by ROCm's rows: tiles of 16 tokens (22 fitted) pass over all keys beyond the 32 MB of the last cache;
-#: heads wider than 256 run without matrix units (ggml-cuda/fattn.cu, in the sources that llama-cpp-python 0.3.36 ships).
+#: heads wider than 256 run without matrix units (ggml-cuda/fattn.cu, in the sources that llama-cpp-python 0.3.36 ships). Experts:
+#: kind: by eye, 2026-11: prompts of eight models with 512 and 2,048 tokens at once (Qwen3.5-35B-A3B: 1.2 to 1.35 times as quick).
 AMD_APU = Law(
     title="AMD processors with a GPU inside under llama.cpp",
     off_pct=(8.9, 18.3),
@@ -168,9 +169,10 @@ AMD_APU = Law(
     unpack={"": 1.27},
     launch_s=7.4e-6,
     vector={"": 0.11, **dict.fromkeys(_PLAIN, 0.4), "w4a16_mxfp4": 0.4, "16": 1.0},
-    matrix={"": 0.33, "16": 0.49},
+    matrix={"": 0.33, "16": 0.49, "w4a16_mxfp4": 0.48},
     fill_tokens=0.0,
-    expert_fill_tokens=30.0,
+    expert_share=0.4,
+    expert_fill_tokens=8.0,
     kv_share=0.55,
     attention_share=0.208,
     latent_share=0.116,
@@ -196,7 +198,7 @@ AMD_APU_VULKAN = replace(
     off_pct=(8.9, 30.7),
     within=Within(decode_width=0.33, batch_width=0.4, few_width=0.55, prompt_width=0.75),
     launch_s=5.3e-6,
-    matrix={"": 0.32, "16": 0.49},
+    matrix={"": 0.32, "16": 0.49, "w4a16_mxfp4": 0.48},
     attention_share=0.171,
     latent_share=0.0,
     grouped=False,
@@ -215,6 +217,7 @@ AMD_APU_2025 = replace(
     read={"": 0.711, "16": 0.95, "q8_0": 0.853, "q4_0": 0.767, "w4a16_mxfp4": 0.767},
     launch_s=2.3e-6,
     matrix={"": 0.147, "16": 0.221, **dict.fromkeys(_PLAIN, 0.203), "w4a16_mxfp4": 0.203},
+    expert_share=1.0,
     expert_fill_tokens=21.0,
     kv_share=0.31,
     attention_share=0.038,
@@ -254,7 +257,8 @@ AMD_APU_2025_ROCBLAS = replace(
 )
 
 #: llama.cpp on AMD's cards. kind: fitted, 2026-11, source: scoreboard (Vulkan) and uploads of RX 7900 XT, 7900 XTX, 9070, 9070
-#: XT and R9700: bandwidth and matrix shares; the rest is the APU's, the last cache 64 MB (assumed).
+#: XT and R9700: bandwidth and matrix shares; the rest is the APU's, the last cache 64 MB (assumed). Experts by eye: the R9700's
+#: prompts below.
 AMD_CARD = replace(
     AMD_APU,
     title="AMD cards under llama.cpp",
@@ -262,13 +266,14 @@ AMD_CARD = replace(
     within=Within(decode_width=0.33, batch_width=0.4, few_width=0.3, prompt_width=0.28),
     read={"": 0.819, "16": 0.85, "q8_0": 0.9, "q4_0": 0.95, "w4a16_mxfp4": 0.95},
     launch_s=5.45e-6,
-    matrix={"": 0.32, "16": 0.399, **dict.fromkeys(_PLAIN, 0.399)},
-    expert_fill_tokens=26.5,
+    matrix={"": 0.32, "16": 0.399, **dict.fromkeys(_PLAIN, 0.399), "w4a16_mxfp4": 0.48},
+    expert_share=0.35,
+    expert_fill_tokens=6.0,
     held_bytes=6.4e7,
 )
 #: By Vulkan: attention as on the processors. Launches: kind: by eye, 2026-11, Llama-2-7B in Q4_0 on four cards (the scoreboard);
 #: tried on an R9700: Qwen3.5-35B-A3B and 27B (llama.cpp discussion 21043, 2026): decoding 4 and 5 % off, prompts of 128 to 8,192
-#: tokens 2 to 19; with 2,048 tokens at once experts are 80 to 95 % too quick. By ROCm: kind: by eye, RX 7900 XTX, two models
+#: tokens 2 to 19, 30 and 36 with 2,048 tokens at once. By ROCm: kind: by eye, RX 7900 XTX, two models
 #: (issue 20934, 2026-03), gpt-oss-20b on an RX 7900 XT.
 AMD_CARD_VULKAN = replace(
     AMD_CARD,
@@ -284,7 +289,7 @@ AMD_CARD_ROCM = replace(
     off_pct=(15.0, 20.0),
     read={"": 0.73, "16": 0.8, "q8_0": 0.82, "q4_0": 0.86, "w4a16_mxfp4": 0.8},
     launch_s=7.4e-6,
-    matrix={"": 0.42, "16": 0.45, **dict.fromkeys(_PLAIN, 0.47), "w4a16_mxfp4": 0.47},
+    matrix={"": 0.42, "16": 0.45, **dict.fromkeys(_PLAIN, 0.47), "w4a16_mxfp4": 0.7},
 )
 
 #: llama.cpp on AMD's GPUs with stacked memory: 8-bit arithmetic, of which MI50 (dot products) and MI100 (matrix units) reach the
@@ -302,6 +307,8 @@ AMD_HBM = replace(
     matrix={"": 0.15, "16": 0.3, **dict.fromkeys((*_PLAIN, "iq4_nl", "iq4_xs"), 0.225), "q8_0": 0.15},
     arithmetic={"": ("int8", 1.0), "16": ("fp16", 1.0)},
     fill_tokens=20.0,
+    expert_share=1.0,
+    expert_fill_tokens=26.5,
     attention_share=0.12,
     latent_share=0.0,
     tile_tokens=0.0,
@@ -315,6 +322,7 @@ GENERIC = replace(
     within=WIDE,
     read={"": 0.6, "16": 0.7},
     matrix={"": 0.33, "16": 0.51},
+    expert_share=1.0,
     expert_fill_tokens=26.5,
     attention_share=0.12,
     latent_share=0.0,

@@ -191,6 +191,21 @@ def test_experts_by_vulkan_pay_for_tiles_where_no_kernel_takes_few_rows() -> Non
     assert by_tiles > 2.0 * by_rows
 
 
+def test_experts_reach_less_of_the_matrix_units_than_other_products() -> None:
+    """64 rows of each of 64 experts on AMD's builds of 2026; under CUDA, and before, they reach as much."""
+
+    def ratio(device: str, family: str) -> float:
+        ops = operations_of(load_device(device), family)
+        assert isinstance(ops, LawOps)
+        plain = replace(ops, law=replace(ops.law, expert_share=1.0))
+        one, other = (float(of.moe_s("q4_k_m", 4096, 1408, 8, 64, 1, 1, 512)) for of in (ops, plain))
+        return one / other
+
+    assert ratio(APU, "llama_cpp_vulkan") > 1.7
+    assert ratio("radeon-ai-pro-r9700-32gb", "llama_cpp_rocm") > 1.5
+    assert ratio(APU, "llama_cpp_2025_rocm") == ratio("rtx-4090-24gb", "llama_cpp") == 1.0
+
+
 def test_ways_to_compute_on_a_card_differ() -> None:
     """By ROCm a step of small products takes longer and a prompt less than by Vulkan."""
     ops = {way: operations_of(load_device("rx-7900-xtx-24gb"), f"llama_cpp_{way}") for way in ("vulkan", "rocm")}
