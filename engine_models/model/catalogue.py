@@ -50,6 +50,8 @@ _FORMAT_SUFFIXES = {
     "-quantized.w8a16": "int8_wo",
     "-fp8-kv": "fp8",
     "-nvfp4a16": "nvfp4a16",
+    "-nvfp4-w4a4": "nvfp4",
+    "-nvfp4-qad": "nvfp4",
     "-w4afp8": "w4afp8",
     "-w4a8-fp8": "w4afp8",
     "-mxfp8": "mxfp8",

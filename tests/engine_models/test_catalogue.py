@@ -54,6 +54,9 @@ QUOTED = {
 # Totals of tensors as Hugging Face states them (the table of llmfit 1.1.17, 2026-10), which corrected or settled these shapes.
 TABLED = {
     "poolside/Laguna-M.1": 225_795_725_568,
+    "LiquidAI/LFM2-2.6B": 2_569_272_320,
+    "LiquidAI/LFM2.5-8B-A1B": 8_467_856_832,
+    "LiquidAI/LFM2-24B-A2B": 23_843_661_440,
     "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": 3_973_556_832,
     "ibm-granite/granite-4.1-8b": 8_791_592_960,
     "ibm-granite/granite-4.1-30b": 28_865_728_512,
