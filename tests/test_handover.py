@@ -22,6 +22,7 @@ from engine_models.schedulers.reserved import (
     SendingPrefillScheduler,
 )
 from engine_models.schedulers.reserved_adapted import AdaptedReservingScheduler
+from engine_models.schedulers.reserved_turns import StagedReservingScheduler
 from engine_models.schedulers.transferred import ContextServer, GenerationServer
 from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
@@ -807,7 +808,15 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), AWQ), "KV format bf16 and fp8"),
         (scenario(pool("prefill"), sglang("decode")), "engine vllm and sglang"),
         (scenario(sglang("prefill"), sglang("decode", page_size=64)), "tokens of a block 1 and 64"),
-        (scenario(sglang("prefill"), sglang("decode", pipeline_parallel=2)), "pipeline parallelism on the side that answers"),
+        (scenario(sglang("prefill"), sglang("decode", pipeline_parallel=2)), "pipeline parallelism 1 and 2"),
+        (scenario(sglang("prefill", pipeline_parallel=4), sglang("decode", pipeline_parallel=2)), "pipeline parallelism 4 and 2"),
+        (
+            scenario(
+                sglang("prefill", pipeline_parallel=2),
+                sglang("decode", pipeline_parallel=2, disaggregation_decode_enable_radix_cache=True),
+            ),
+            "pipeline parallelism on the side that answers and a cache of prefixes",
+        ),
         (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "'decode' holds 3,988 tokens"),
         (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "P2pNcclConnector"}}), "P2pNcclConnector"),
@@ -854,3 +863,53 @@ def test_an_overload_names_the_stage_that_requests_wait_for(
     run = simulate(scenario(pool("prefill"), pool("decode", **decode), around=around, **{"duration": 30, **load}))
     (warning,) = [text for text in run.result["warnings"] if text.startswith("overload")]
     assert warning.endswith(f"most of the wait is for {said}")
+
+
+STAGED_LOADS = {
+    "many": ({}, {"arrivals": {"kind": "poisson", "rate": 40}, "output_tokens": {"kind": "uniform", "low": 1, "high": 300}}, {}),
+    "tight": (
+        {"max_total_tokens": 5000, "num_reserved_decode_tokens": 1},
+        {"arrivals": {"kind": "batch"}, "output_tokens": {"kind": "uniform", "low": 300, "high": 600}},
+        {},
+    ),
+    "few": ({"max_running_requests": 3, "pp_async_batch_depth": 1}, {"arrivals": {"kind": "closed_loop", "concurrency": 9}}, {}),
+    "impatient": (
+        {"max_total_tokens": 8000},
+        {"arrivals": {"kind": "poisson", "rate": 30}},
+        {"timeout_s": 0.7, "retries": {"attempts": 2, "on": ["timeout"], "backoff_s": 0.2}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STAGED_LOADS)
+def test_sglangs_decode_servers_over_stages_lose_nothing(name: str) -> None:
+    args, load, client = STAGED_LOADS[name]
+    prompts, answers = ({"kind": "uniform", "low": 1, "high": most} for most in (1500, 90))
+    lengths = {"prompt_tokens": prompts, "output_tokens": answers}
+    servers = sglang("prefill", pipeline_parallel=2), sglang("decode", pipeline_parallel=2, context_length=4000, **args)
+    data = {**scenario(*servers, **{"requests": 60, "duration": None, **lengths, **load}), "client": client}
+    jumps_as_it_steps(data)
+    cluster = cluster_of(data)
+    result = cluster.run()
+    assert not cluster._live
+    assert not cluster._reads
+    answered = np.flatnonzero(result.status == FINISHED).tolist()
+    assert len(answered) == 60 or client
+    for row in answered:
+        assert sum(last - first + 1 for _, first, last in result.emissions.of(row)) == result.output_tokens[row]
+    for rank in cluster.ranks:
+        assert rank.scheduler.state()[:2] == (0, 0)
+        if isinstance(rank.scheduler, StagedReservingScheduler):
+            assert rank.scheduler.kv.free_tokens == rank.scheduler.kv.capacity_tokens
+    if name == "tight":
+        assert simulate(data).requests_frame()["preemptions"].sum() > 0
+
+
+def test_sglangs_decode_servers_answer_over_stages_as_they_compute() -> None:
+    """One request: each token takes a pass through the stages, whose layers are split; without stages it is a little quicker."""
+    alone = {"arrivals": {"kind": "batch"}, "requests": 1, "duration": None, "prompt_tokens": 1000, "output_tokens": 50}
+    one, two = (
+        simulate(scenario(sglang("prefill", pipeline_parallel=n), sglang("decode", pipeline_parallel=n), **alone)) for n in (1, 2)
+    )
+    plain, staged = (run.requests_frame()["tpot_ms"].iloc[0] for run in (one, two))
+    assert plain < staged < 1.15 * plain

@@ -7,6 +7,7 @@ from dataclasses import replace
 from engine_models.declaration import Handover, PoolRequest, Said
 from engine_models.engines.sglang_memory import keeps_prefixes, state_bytes
 from engine_models.engines.sglang_serving import Serving
+from engine_models.engines.sglang_tiers import OFFLOADS
 from engine_models.refusals import no_pools_with
 from engine_models.schedulers.reserved import ReservingRules
 from hardware_profiles.errors import InputError
@@ -69,7 +70,12 @@ def handover_of(request: PoolRequest, page: int, number: tuple[int, ...], said: 
         said.notes.append(
             "decode servers keep prefixes, and of a prompt that one has the begin of the rest is sent (rules read, not recorded)"
         )
-    if request.pipeline_parallel > 1:
+    if request.pipeline_parallel > 1 and request.role == "decode":
+        said.notes.append(
+            "a decode server over pipeline stages (rules read, not recorded): requests have memory, and prompts that have come a "
+            "row, one round of the micro-batches after all stages could have seen it, and join the one whose turn is next"
+        )
+    elif request.pipeline_parallel > 1:
         said.notes.append(
             "a prefill server over pipeline stages (rules read, not recorded): each stage sends its layers of a piece of a "
             "prompt over interfaces of its own, when the last stage has computed it (assumed: the first may begin sooner)"
@@ -80,6 +86,17 @@ def handover_of(request: PoolRequest, page: int, number: tuple[int, ...], said: 
             "last tokens of its prompt; a decode server keeps one state a request, without a tree of prefixes (assumed)"
         )
     return handover
+
+
+def _agreed(request: PoolRequest) -> dict[str, str]:
+    """What both sides have to have alike: a drafter with layers, which has keys and values of the prompt too, and the stages of
+    a decode server that has any (datasheet: `_resolve_rank_mapping` in `disaggregation/common/conn.py`, public copy, 2026-11).
+    """
+    drafts, stages = request.speculation, request.pipeline_parallel
+    agreed = {"drafter": drafts.method if drafts is not None and drafts.draft is not None else "none"}
+    if stages > 1 or request.role != "decode":
+        agreed["pipeline parallelism"] = str(stages)
+    return agreed
 
 
 def _handover(request: PoolRequest, page: int) -> Handover:
@@ -97,8 +114,11 @@ def _handover(request: PoolRequest, page: int) -> Handover:
             where="deployment.transfer.connector",
             mend=f"use {CONNECTOR} or nixl",
         )
+    staged = request.pipeline_parallel > 1 and request.role == "decode"
     lacking = {
-        "pipeline parallelism on the side that answers": request.pipeline_parallel > 1 and request.role == "decode",
+        "pipeline parallelism on the side that answers and a cache of prefixes there": staged and keeps_prefixes(request),
+        "pipeline parallelism on the side that answers and LoRA adapters": staged and request.lora is not None,
+        "pipeline parallelism on the side that answers and answers written to a store": staged and bool(flags.get(OFFLOADS)),
         "disaggregation_decode_enable_radix_cache and recurrent layers": keeps_prefixes(request) and request.arch.has("linear"),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
         != "early",
@@ -109,14 +129,12 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         "optimistic_prefill_attempts": bool(flags.get("optimistic_prefill_attempts")),
     }
     no_pools_with(lacking)
-    drafts = request.speculation
     found = Handover(
         connector,
         page,
         reserves=True,
         whole_requests=True,
-        # a drafter with layers has keys and values of the prompt too
-        agreed={"drafter": drafts.method if drafts is not None and drafts.draft is not None else "none"},
+        agreed=_agreed(request),
         request_bytes=state_bytes(request),
         beats_s=HEARTBEATS_S,
         gives_up_s=WAITING_TIMEOUT_S,

@@ -92,6 +92,11 @@ class Rank:
 
             kinds.append(CachedReservingScheduler)
         masked = self.adapters is not None
+        if self.lanes > 1:
+            from engine_models.schedulers.reserved_turns import StagedReservingScheduler
+
+            kinds.append(StagedReservingScheduler)
+            given["lanes"] = self.lanes
         return composed(kinds or [ReservingDecodeScheduler])(rules, kv, aggregate=mode != "step", masked=masked, **given)
 
     def _computing(self, kv: RadixPool, mode: Mode) -> PrefillFirstScheduler:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine_models.memory.radix import RadixPool
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstRules
@@ -10,6 +12,7 @@ from engine_models.schedulers.reserved import (
     ReservingRules,
     SendingPrefillScheduler,
 )
+from engine_models.schedulers.reserved_turns import StagedReservingScheduler
 
 
 def decode_server(tokens: int, **knobs: int) -> ReservingDecodeScheduler:
@@ -150,3 +153,56 @@ def test_a_prefill_server_that_has_rested_forms_batch_after_batch_again() -> Non
     server.sent(rows[0])
     assert server.schedule(3.0) is None
     assert list(server.inflight) == [rows[1]]
+
+
+def staged_server(tokens: int = 20000, **knobs: float) -> StagedReservingScheduler:
+    rules: dict[str, Any] = {"max_running_requests": 8, "pre_alloc_size": 8, "metadata_buffers": 8, "max_model_len": 8192}
+    return StagedReservingScheduler(ReservingRules(**rules | knobs), RadixPool(tokens, prefix_caching=False), lanes=2)
+
+
+def test_requests_go_on_one_round_after_a_micro_batch_has_noted_them() -> None:
+    server = staged_server(handshake_s=0.0)
+    first, second = Sequence(0, 600, 4, 0.0), Sequence(1, 600, 3, 0.0)
+    server.add(first)
+    assert server.schedule(1.0) is None  # both lanes have their turn: the first notes it, after the second's it has memory
+    assert [note.seq for note in server.notes] == [first]
+    server.arrived(first)
+    assert server.schedule(2.0) is None
+    assert server.waiting == [first]
+    server.add(second)
+    one = server.schedule(3.0)  # the first lane's: its row's first token came with it, as batch 0
+    assert one is not None
+    assert (one.number, one.decode_rows, first.first_scheduled_s) == (1, 1, 3.0)
+    assert [note.seq for note in server.notes] == [first]  # it was noted in this turn, and waits for the other lane's
+    assert server.schedule(3.1) is None  # that has none, and the first is in flight
+    assert [note.seq for note in server.notes] == [first, second]
+    server.arrived(second)
+    server.settle(one)
+    two = server.schedule(3.2)
+    assert two is not None
+    assert (two.number, two.decode_rows, list(server.running)) == (2, 1, [first])
+    assert server.schedule(3.3) is None  # the other lane has noted that the prompt is here
+    server.settle(two)
+    three = server.schedule(3.4)  # so it waits for a row, and the lane whose turn is next has it: the first
+    assert three is not None
+    assert (three.number, three.decode_rows, list(server.running)) == (4, 2, [first, second])
+    assert first.emissions == [0, 2, 4, 4]  # batch 3 is that of the other's first token
+
+
+def test_a_lane_keeps_memory_back_for_its_own_rows_alone() -> None:
+    """512 for the row of the lane that had its turn, none for that of the other: 1,400 - 512 hold no 600 + 512, 1,400 do."""
+    for turn, admitted in ((0, []), (1, [7])):
+        server = staged_server(2000, handshake_s=0.0)
+        row = Sequence(0, 600, 50, 0.0)
+        row.state, row.length, row.group_state = "running", 601, 650
+        server.kv.free_tokens -= 600
+        server._most = 650
+        server._lanes[0].running[row] = None
+        server._lanes[0].decodes.join(row)
+        server.prealloc[Sequence(7, 600, 50, 0.0)] = 0.0
+        for seq in server.prealloc:
+            seq.group_state = 650
+        server._lanes[1 - turn].noted_s = 1.0
+        server._show(server._lanes[turn])
+        server._let_go_on(server._lanes[1 - turn], 1.0)
+        assert [note.seq.index for note in server.notes] == admitted
