@@ -9,5 +9,9 @@ for library in ("OPENBLAS", "OMP", "MKL"):  # read as numpy is imported; threads
 
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+from tests.effort import examples  # noqa: E402
+
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples(100)
+)
 settings.load_profile("untimed")

@@ -15,6 +15,7 @@ from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
 from simulator.prepare import prepare
 from tests.clusters import ran
+from tests.effort import some
 
 KEEPS = {"disaggregation_decode_enable_radix_cache": True}
 TOKEN_BYTES = 131_072
@@ -52,7 +53,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES))
 def test_jumping_is_stepping_and_no_memory_is_lost(name: str) -> None:
     found = []
     for aggregate in (True, False):

@@ -35,6 +35,7 @@ from simulator.run import _cluster
 from simulator.serving.turning import TurningReplica
 from simulator.workload.build import build_workload
 from tests.clusters import is_refused, jumps_as_it_steps, streams_alike
+from tests.effort import some
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 WORKLOAD: dict[str, Any] = {
@@ -314,7 +315,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES))
 def test_jumping_is_stepping(name: str) -> None:
     jumps_as_it_steps(CASES[name])
 
@@ -324,7 +325,7 @@ def test_streamed_requests_are_those_in_memory(name: str, monkeypatch: pytest.Mo
     streams_alike(CASES[name], monkeypatch)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, 1))
 def test_requests_and_blocks_are_conserved(name: str) -> None:
     cluster = cluster_of(CASES[name])
     result = cluster.run()

@@ -21,6 +21,7 @@ from simulator.cluster.elastic_handover import ElasticHandover
 from simulator.cluster.outcome import FINISHED
 from simulator.prepare import prepare
 from tests.clusters import answered, is_refused, jumps_as_it_steps, ran, streams_alike
+from tests.effort import some
 
 HOST = [{"kind": "host", "bytes": 2e11}]
 CHATS: dict[str, Any] = {
@@ -164,7 +165,7 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", some(STORED))
 def test_stores_and_disks_serve_pools_of_roles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps by runs are steps one by one, blocks of requests all of them; the last tier is read and saves time."""
     data = STORED[name]
@@ -254,7 +255,7 @@ def test_servers_find_in_a_store_what_another_has_written() -> None:
     assert one > 1.5 * other > 0
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", some(STORED, 1))
 def test_stores_outlive_the_servers(name: str) -> None:
     """A server that comes back finds what its store or its disk held; clients that go leave nothing behind."""
     data = copy.deepcopy(STORED[name])

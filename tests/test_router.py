@@ -20,6 +20,7 @@ from simulator.cluster.routers import router_of
 from simulator.run import simulate
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of
 
 
@@ -53,7 +54,7 @@ def result(
     return cluster.run()
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(cases(), st.sampled_from([0.0, 1e-4, 1e-2]))
 def test_choice_is_that_of_a_scan(case: Case, tokenise_token_s: float) -> None:
     with pytest.MonkeyPatch.context() as patch:

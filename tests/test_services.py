@@ -18,6 +18,7 @@ from simulator.prepare import prepare
 from simulator.run import _cluster
 from simulator.workload.build import build_workload
 from tests.clusters import fares_as_alone, is_refused, jumps_as_it_steps, streams_alike
+from tests.effort import some
 
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 SHORT, LONG = {"prompt_tokens": [1, 800]}, {"prompt_tokens": [801, 100_000]}
@@ -82,12 +83,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES))
 def test_jumping_is_stepping(name: str) -> None:
     jumps_as_it_steps(CASES[name])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, 1))
 def test_requests_and_blocks_are_conserved(name: str) -> None:
     checked = load_scenario(CASES[name])
     work = build_workload(checked.workload, seed=checked.seed, base_dir=None)

@@ -12,6 +12,7 @@ from hardware_profiles.errors import InputError, PlanError
 from simulator import RunResult, load_scenario, simulate
 from simulator.config.load import load_scenario as load
 from tests.clusters import jumps_as_it_steps
+from tests.effort import some
 
 ONE: dict[str, Any] = {
     "arrivals": {"kind": "poisson", "rate": 6},
@@ -127,7 +128,7 @@ FLEETS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", FLEETS)
+@pytest.mark.parametrize("name", some(FLEETS))
 def test_stages_over_several_pools(name: str) -> None:
     """Steps by runs are steps one by one, and each request goes where its model and length say."""
     varied = {**ONE, "prompt_tokens": {"kind": "uniform", "low": 50, "high": 1500}}
@@ -268,7 +269,7 @@ CHANGING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGING)
+@pytest.mark.parametrize("name", some(CHANGING))
 def test_stages_over_servers_that_come_and_go(name: str) -> None:
     """Steps by runs are steps one by one, and what is under way when a stage ends goes on in the next."""
     first = CHANGING[name]["pools"][0]["name"]

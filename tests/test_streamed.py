@@ -20,6 +20,7 @@ from simulator.results.sketch import RELATIVE_ERROR, SMALLEST, LogHistogram
 from simulator.results.statistics import weighted_quantiles
 from simulator.run import RunResult, simulate
 from simulator.workload import drawn, streaming
+from tests.effort import examples, some
 
 
 def scenario(requests: int, **deployment: Any) -> dict[str, Any]:
@@ -209,7 +210,7 @@ LINKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LINKED)
+@pytest.mark.parametrize("kind", some(LINKED))
 def test_requests_that_share_or_wait_are_as_in_memory(
     kind: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,7 +421,7 @@ def test_memory_does_not_grow_with_the_requests(small_blocks: None, monkeypatch:
 # Percentiles ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     arrays(np.float64, st.integers(1, 200), elements=st.floats(10 * SMALLEST, 1e9)),
     st.integers(0, 1000),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from simulator.cli.layout import folded, pairs, table, width, wrapped
 from simulator.cli.summary import fleet_lines, latency_rows, verdict_lines, verdict_word
+from tests.effort import examples
 from tests.terminal import typed
 
 NUMBER = re.compile(r"\d[\d,.]*\d|\d")
@@ -63,7 +64,7 @@ CELLS = st.one_of(
 TEXTS = st.lists(st.sampled_from(["host", "time", "h100-sxm-80gb", "of", "12,345", "kernels"]), max_size=12).map(" ".join)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(data=st.data(), columns=st.integers(60, 160))
 def test_no_table_is_wider_than_the_terminal_or_cuts_a_number(data: st.DataObject, columns: int) -> None:
     count = data.draw(st.integers(1, 18))

@@ -20,6 +20,7 @@ from simulator.config import load as load_module
 from simulator.config.load import json_schema, load_scenario, resolved, scenario_hash, shipped_scenarios
 from simulator.config.located import MAX_FILE_BYTES, read_yaml, scalar
 from simulator.config.problems import ScenarioError
+from tests.effort import examples
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 SMALLEST = f"""\
@@ -94,7 +95,7 @@ def test_resolved_is_json_and_loads_to_the_same_scenario() -> None:
     assert data["deployment"]["pools"][0]["tensor_parallel"] == 2
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     rate=st.floats(1e-3, 1e4),
     replicas=st.integers(1, 500),
@@ -170,7 +171,7 @@ def test_numbers_follow_yaml_1_2() -> None:
     assert read_yaml("a: '12'", "x", []).plain() == {"a": "12"}
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**15), 10**15))
 def test_a_number_reads_back_as_itself(number: float) -> None:
     assert scalar(repr(number)) == number

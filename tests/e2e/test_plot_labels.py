@@ -19,6 +19,7 @@ from simulator.report.drawing import LETTER, log_ticks, number, png
 from simulator.report.numbers import short
 from simulator.run import simulate
 from simulator.validation.report import SHOWN
+from tests.effort import examples
 
 from .conftest import SCENARIO
 
@@ -168,7 +169,7 @@ def test_labels_of_the_fidelity_figure_stand_clear(spread: float, tmp_path: Path
     assert misplaced(drawn[0]) == []
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.floats(-6, 9), st.floats(0.02, 9), st.floats(12, 60), st.booleans())
 def test_ticks_of_a_logarithmic_axis_stand_clear(start: float, decades: float, room: float, across: bool) -> None:
     low, high = 10.0**start, 10.0 ** (start + decades)

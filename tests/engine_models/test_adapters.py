@@ -47,6 +47,7 @@ from simulator.workload.adapters import shares
 from simulator.workload.build import build_workload
 from simulator.workload.spec import WorkloadSpec
 from simulator.workload.synthetic import AdapterMix
+from tests.effort import examples
 from tests.engine_models.test_sglang import CLOCK, REQUEST, build
 from tests.invariants.core_cases import SpannedClock
 
@@ -97,7 +98,7 @@ RULES = st.sampled_from(["vllm", "sglang", "trtllm", "trtllm that pauses"]), st.
 
 
 @given(st.lists(REQUEST, min_size=1, max_size=16), *RULES, st.integers(0, 3))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_enough_places_leave_the_schedule_as_it_is(drawn: list[Any], kind: str, depth: int, adapters: int) -> None:
     limits = AdapterLimits(adapters + 1, counts_model=kind == "sglang")
     with_places, without = named(drawn, adapters), named(drawn, adapters)
@@ -109,7 +110,7 @@ def test_enough_places_leave_the_schedule_as_it_is(drawn: list[Any], kind: str, 
 
 
 @given(st.lists(REQUEST, min_size=3, max_size=16), *RULES, st.integers(1, 3))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_no_step_names_more_adapters_than_there_are_places(drawn: list[Any], kind: str, depth: int, places: int) -> None:
     limits = AdapterLimits(places, counts_model=kind == "sglang")
     for batch in served(kind, limits, named(drawn, 6), 900, depth)[0]:

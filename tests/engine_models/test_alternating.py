@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine_models.memory.block_trie import TrieBlocks
 from engine_models.schedulers.alternating import AlternatingBatch, AlternatingRules, AlternatingScheduler
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
@@ -100,7 +101,7 @@ def assert_exact(rules: dict[str, Any], kv: dict[str, Any], asked: list[Asked]) 
     assert jumped.scheduler.state()[:3] == (0, 0, 0)
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=examples(40), derandomize=True)
 @given(loads())
 def test_runs_equal_steps_and_blocks_are_conserved(
     load: tuple[dict[str, Any], dict[str, Any], list[Asked]],

@@ -39,6 +39,7 @@ from engine_models.model.formats import FORMATS, format_named
 from engine_models.model.hf_config import _architecture
 from engine_models.model.stored_format import kv_quantization
 from hardware_profiles.errors import InputError
+from tests.effort import examples
 
 BF16 = format_named("bf16")
 FP8 = format_named("fp8")
@@ -215,7 +216,7 @@ def test_what_a_checkpoint_leaves_alone() -> None:
     assert weight_bytes(oss, BF16) == 2 * parameters(oss)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     name=st.sampled_from(model_names()),
     weights=st.sampled_from(sorted(FORMATS)),
@@ -242,7 +243,7 @@ def test_ranks_together_hold_at_least_the_model(
 
 
 @given(name=st.sampled_from(model_names()))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_gemms_hold_every_matrix(name: str) -> None:
     """n * k over all matrices is the parameter count less tables, what stands beside the layers, norms, biases, small vectors."""
     arch = load_architecture(name)

@@ -18,6 +18,7 @@ from engine_models.schedulers.continuous import ContinuousScheduler
 from engine_models.schedulers.staged import StagedScheduler
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import sharing, token_steps
 from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of
 
@@ -149,7 +150,7 @@ def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: A
     return ends, replica.ranks[0].log.end_s.tobytes(), preemptions, scheduler.hit_tokens
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(cases(feeds=("open",)))
 def test_rows_one_by_one_as_the_aggregate(case: Case) -> None:
     """A cache with one full-attention group, served row by row and settled one by one, changes nothing."""
@@ -165,7 +166,7 @@ def test_rows_one_by_one_as_the_aggregate(case: Case) -> None:
     assert results(case, counting) == results(case, itemised)
 
 
-@settings(max_examples=30, derandomize=True)
+@settings(max_examples=examples(30), derandomize=True)
 @given(cases(feeds=("open",)), st.integers(1, 5))
 def test_drafts_that_are_never_accepted_yield_all_tokens(case: Case, drafts: int) -> None:
     kv = PagedKV(case.blocks, 16, prefix_caching=case.caching)
@@ -234,7 +235,7 @@ LEAVING = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 11)), max_size=8
 ASKED = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40), st.integers(0, 2)), min_size=1, max_size=12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(ASKED, LEAVING, st.integers(2, 4), st.integers(14, 60), st.booleans())
 def test_those_who_leave_a_pipeline_leave_no_block_behind(
     asked: list[tuple[int, int, int]], leaving: list[tuple[int, int]], stages: int, blocks: int, caching: bool

@@ -21,6 +21,7 @@ from hardware_profiles.device import load_device
 from hardware_profiles.kernels import operations_of
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
+from tests.effort import examples
 from tests.step_times import lockstep, step_time
 
 MIXTRAL = load_architecture("mistralai/Mixtral-8x7B-v0.1")
@@ -217,7 +218,7 @@ def test_vllm_parts_tokens_where_ranks_of_several_devices_split_experts(engine: 
     assert found.plan.costs.terms.parts_tokens is parts
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(1, 128), st.integers(1, 4000)), min_size=1, max_size=4),
     st.integers(1, 20),
@@ -233,7 +234,7 @@ def test_runs_of_steps_are_the_steps_to_the_last_bit(loads: list[tuple[int, int]
         assert FOUR.step_s(batches)[0] == run[step]
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=examples(40), derandomize=True)
 @given(st.lists(st.integers(1, 128), min_size=4, max_size=4), st.integers(0, 3))
 def test_more_rows_on_any_rank_are_no_quicker(rows: list[int], rank: int) -> None:
     fewer = FOUR.step_s([decode(n, 200) for n in rows])[0]

@@ -16,6 +16,7 @@ from engine_models.schedulers.dynamic_batcher import BatcherRules, DynamicBatche
 from engine_models.schedulers.worker_groups import WorkerGroups
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int]
@@ -160,7 +161,7 @@ def loads(draw: st.DrawFn) -> tuple[BatcherRules, list[Asked]]:
 
 
 @given(loads(), st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_runs_equal_steps_and_nobody_is_lost(load: tuple[BatcherRules, list[Asked]], at_once: bool) -> None:
     rules, asked = load
     jumped, stepped = (Served(rules, asked, at_once=at_once, aggregate=each) for each in (True, False))
@@ -177,7 +178,7 @@ def test_runs_equal_steps_and_nobody_is_lost(load: tuple[BatcherRules, list[Aske
 
 @pytest.mark.slow
 @given(loads(), st.booleans())
-@settings(max_examples=1500)
+@settings(max_examples=examples(1500))
 def test_runs_equal_steps_in_many_batchers(load: tuple[BatcherRules, list[Asked]], at_once: bool) -> None:
     rules, asked = load
     jumped, stepped = (Served(rules, asked, at_once=at_once, aggregate=each) for each in (True, False))

@@ -26,6 +26,7 @@ from hardware_profiles.errors import InputError
 from simulator.prepare import Prepared
 from simulator.run import simulate
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed, sharing
 from tests.engine_models.test_bounded_bypass import CLOCK, Asked, conserved, loads
 from tests.engine_models.test_declarations import prepared
@@ -76,7 +77,7 @@ def test_pages_that_drafts_fill_are_found_by_the_next_turn_of_a_chat() -> None:
     assert [batch.tokens for batch in done.batches] == [249, 4, 4, 4, 4, 4, 30, 4]
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(loads())
 def test_every_request_gets_its_tokens_and_pages_are_conserved(load: tuple[int, dict[str, Any], list[Asked]]) -> None:
     pages, rules, asked = load

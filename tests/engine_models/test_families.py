@@ -27,6 +27,7 @@ from engine_models.model.config import HARMLESS_FILE
 from engine_models.model.families import FAMILIES, REFUSED
 from engine_models.model.formats import format_named
 from hardware_profiles.errors import InputError
+from tests.effort import examples
 
 TRIALS = Path(__file__).resolve().parents[3] / "shared" / "data" / "trials"
 needs_trials = pytest.mark.skipif(not TRIALS.is_dir(), reason="shared data is not here")
@@ -272,7 +273,7 @@ def test_two_ranks_hold_between_half_and_all(kind: str) -> None:
 words = st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", min_size=3, max_size=20)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     key=words,

@@ -12,6 +12,7 @@ from engine_models.memory.sector_kv import LayerGroup, SectorKV, SectorPool
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.first_fit import FirstFitBatch, FirstFitRules, FirstFitScheduler
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
@@ -118,7 +119,7 @@ def assert_exact(load: tuple[dict[str, Any], dict[str, Any], list[Asked], int]) 
 
 
 @given(loads())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_runs_equal_steps_and_blocks_are_conserved(
     load: tuple[dict[str, Any], dict[str, Any], list[Asked], int],
 ) -> None:
@@ -127,7 +128,7 @@ def test_runs_equal_steps_and_blocks_are_conserved(
 
 @pytest.mark.slow
 @given(loads())
-@settings(max_examples=1500)
+@settings(max_examples=examples(1500))
 def test_runs_equal_steps_in_many_pools(
     load: tuple[dict[str, Any], dict[str, Any], list[Asked], int],
 ) -> None:

@@ -15,6 +15,7 @@ from engine_models.memory.radix import Content, content_of
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import FIRST_COME, GUARANTEED, UTILIZATION, TwoPassRules
 from engine_models.schedulers.memory_then_tokens_tiered import HostCopies, TieredTwoPassScheduler
+from tests.effort import examples
 from tests.engine_models.test_memory_then_tokens import conserved, request
 
 COPIES = HostCopies(token_bytes=1e6, ranks=2, bytes_per_s=1e9)  # a token takes 1 ms
@@ -238,7 +239,7 @@ CASE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(CASE)
 def test_blocks_are_conserved_here_and_there_and_all_answers_end(case: dict[str, Any]) -> None:
     rules = TwoPassRules(8, 64, 54, case["policy"], case["chunking"], overlap=case["overlap"])

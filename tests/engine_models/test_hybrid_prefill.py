@@ -13,6 +13,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.hybrid_prefill import HybridPrefillScheduler, HybridRules
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
@@ -90,7 +91,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[Asked]]
     return rules, kv, asked
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=examples(40), derandomize=True)
 @given(loads())
 def test_runs_equal_steps_and_pages_are_conserved(load: tuple[dict[str, Any], dict[str, Any], list[Asked]]) -> None:
     jumped, stepped = (Served(*load, aggregate=aggregate) for aggregate in (True, False))

@@ -20,6 +20,7 @@ from engine_models.shell import read_script
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
+from tests.effort import examples
 
 TABLES = {name: engine_named(name).flags() for name in BUILT_IN}
 ARGUMENTS = "--model org/m --max-num-seqs 8 -tp 2"
@@ -696,7 +697,7 @@ def test_an_equals_sign_a_list_and_text_say_the_same(drawn: tuple[str, list[list
 
 
 @given(st.data())
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_a_beginning_is_the_flag_if_it_is_the_only_one(data: st.DataObject) -> None:
     engine = data.draw(st.sampled_from(["vllm", "sglang"]))
     table = TABLES[engine]

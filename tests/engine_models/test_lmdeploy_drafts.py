@@ -25,6 +25,7 @@ from simulator.config.load import load_scenario
 from simulator.run import simulate
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import feed, sharing, token_steps
 from tests.engine_models.test_alternating import CLOCK, conserved
 from tests.engine_models.test_declarations import prepared
@@ -105,7 +106,7 @@ def test_the_block_before_the_last_is_computed_again() -> None:
         assert [hit for batch in done.batches for _, hit in batch.hits] == [found]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 120), st.integers(1, 60), st.integers(0, 2)), min_size=1, max_size=16),
     st.integers(1, 4),

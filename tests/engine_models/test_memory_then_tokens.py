@@ -24,6 +24,7 @@ from engine_models.schedulers.memory_then_tokens import (
 )
 from hardware_profiles.errors import InfeasibleError
 from simulator.serving.replica import Replica
+from tests.effort import examples
 from tests.engine_models.test_sglang import CLOCK
 from tests.invariants.core_cases import SpannedClock
 
@@ -267,7 +268,7 @@ CASE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(CASE)
 def test_blocks_are_conserved_and_all_answers_end(case: dict[str, Any]) -> None:
     rules = replace(

@@ -26,6 +26,7 @@ from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import feed, sharing, token_steps
 
 RULES = TwoPassRules(max_batch_size=2, max_num_tokens=64, max_seq_len=400, overlap=False)
@@ -135,7 +136,7 @@ CASE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(CASE)
 def test_blocks_are_conserved_and_jumps_are_steps(case: dict[str, Any]) -> None:
     rules = replace(
@@ -173,7 +174,7 @@ def test_blocks_are_conserved_and_jumps_are_steps(case: dict[str, Any]) -> None:
     assert jumped.log.end_s == stepped.log.end_s
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(CASE, st.lists(st.tuples(st.integers(0, 40), st.integers(0, 19)), max_size=8))
 def test_those_who_leave_at_any_time_leave_no_block_behind(case: dict[str, Any], leaving: list[tuple[int, int]]) -> None:
     """Requests are forgotten before a turn, in whatever state they are; the others end with all their tokens."""

@@ -23,6 +23,7 @@ from engine_models.schedulers.hybrid_prefill_drafted import DraftedHybridSchedul
 from hardware_profiles.errors import InputError
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import feed, sharing, token_steps
 from tests.engine_models.test_declarations import prepared
 from tests.engine_models.test_hybrid_prefill import CLOCK
@@ -111,7 +112,7 @@ def test_fewer_drafts_are_made_the_more_rows_there_are() -> None:
     assert steps(8, 40) == [(160, 0), (40, 8)]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=examples(60), deadline=None, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 150), st.integers(1, 60), st.integers(0, 2)), min_size=1, max_size=16),
     st.integers(1, 20),

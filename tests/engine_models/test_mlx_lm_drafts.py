@@ -26,6 +26,7 @@ from hardware_profiles.errors import InputError
 from simulator.prepare import Prepared
 from simulator.run import simulate
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed, sharing
 from tests.engine_models.test_declarations import prepared
 from tests.engine_models.test_polled_turns import CLOCK, Asked
@@ -83,7 +84,7 @@ def test_requests_are_served_one_after_the_other_and_find_what_was_kept() -> Non
     assert [batch.tokens for batch in again.batches] == [99, 4, 39, 4]  # 100 tokens are shared
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(
     st.lists(
         st.tuples(st.sampled_from([0.0, 0.5, 2.0]), st.integers(1, 300), st.integers(1, 60), st.sampled_from([0, 1])),

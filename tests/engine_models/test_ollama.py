@@ -28,6 +28,7 @@ from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import feed, sharing
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -174,7 +175,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], list[Asked]]:
     return rules, asked
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(loads())
 def test_runs_equal_steps(load: tuple[dict[str, Any], list[Asked]]) -> None:
     rules, asked = load

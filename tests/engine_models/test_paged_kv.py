@@ -12,6 +12,7 @@ from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.block_names import ChainKeys
 from engine_models.parts.sequence import Sequence
+from tests.effort import examples
 
 
 class PlainBlock:
@@ -93,7 +94,7 @@ operations = st.lists(
 
 
 @pytest.mark.parametrize("which", ["counting", "one group"])
-@settings(max_examples=400, derandomize=True)
+@settings(max_examples=examples(400), derandomize=True)
 @given(
     operations,
     st.sampled_from([2, 4]),
@@ -184,7 +185,7 @@ def test_same_hits_and_same_free_blocks_as_block_by_block(
     assert kv.free_blocks == blocks
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=examples(100), derandomize=True)
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(1, 7)), max_size=5), max_size=4

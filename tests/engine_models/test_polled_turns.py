@@ -16,6 +16,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.polled_turns import PolledTurnsScheduler, TurnBatch, TurnRules, no_system
 from hardware_profiles.errors import InfeasibleError
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
@@ -68,7 +69,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[Asked]]
     return rules, store, asked
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=examples(40), derandomize=True)
 @given(loads())
 def test_runs_equal_steps(load: tuple[dict[str, Any], dict[str, Any], list[Asked]]) -> None:
     rules, store, asked = load

@@ -13,6 +13,7 @@ from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import ContinuousRules
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
+from tests.effort import examples
 
 RULES: dict[str, Any] = {"max_num_batched_tokens": 64, "max_num_seqs": 2, "max_model_len": 4096}
 
@@ -72,7 +73,7 @@ def test_under_priority_those_whose_blocks_are_there_are_admitted_by_it() -> Non
     assert batch.rows == [(soon, 1, 39)]
 
 
-@settings(max_examples=80, derandomize=True)
+@settings(max_examples=examples(80), derandomize=True)
 @given(
     st.integers(0, 1 << 30),
     st.integers(0, 40),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.memory.radix import Content, RadixPool, RadixTree
+from tests.effort import examples
 
 RUNS = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=4
@@ -29,7 +30,7 @@ def shared(a: list[Any], b: list[Any]) -> int:
 
 
 @given(st.lists(RUNS, min_size=1, max_size=12), RUNS, st.sampled_from([1, 2, 4]))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_match_finds_the_longest_inserted_prefix(inserted: list[Any], wanted: Any, page: int) -> None:
     tree = RadixTree(page)
     known: list[list[tuple[int, int]]] = []
@@ -51,7 +52,7 @@ def test_match_finds_the_longest_inserted_prefix(inserted: list[Any], wanted: An
 
 
 @given(st.lists(RUNS, min_size=1, max_size=10), st.integers(0, 200))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_eviction_frees_what_it_says_and_spares_what_is_locked(inserted: list[Any], wanted: int) -> None:
     tree = RadixTree()
     contents = [Content(runs) for runs in inserted]

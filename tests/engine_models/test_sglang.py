@@ -30,6 +30,7 @@ from simulator.prepare import prepare
 from simulator.prepared import Prepared
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import replay
+from tests.effort import examples
 from tests.engine_models.test_declarations import prepared
 from tests.invariants.core_cases import SpannedClock
 
@@ -147,7 +148,7 @@ RULES = st.builds(
     st.booleans(),
     st.sampled_from([1, 1, 2, 3]),
 )
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 def test_jumps_equal_steps_and_tokens_are_conserved(
     drawn: list[Any], rules: PrefillFirstRules, page: int, capacity: int, caching: bool, lanes: int
 ) -> None:
@@ -202,7 +203,7 @@ def test_the_pieces_of_a_prompt_go_through_a_pipeline_one_behind_the_other() -> 
 
 
 @given(st.lists(REQUEST, min_size=5, max_size=25), st.sampled_from([1, 2]))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_priority_preemption_loses_nobody(drawn: list[Any], depth: int) -> None:
     rules = PrefillFirstRules(
         4, 256, in_flight=depth, priority_scheduling=True, preemption=True, preemption_threshold=0

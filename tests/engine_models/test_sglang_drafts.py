@@ -22,6 +22,7 @@ from engine_models.schedulers.prefill_first import PrefillFirstRules
 from engine_models.schedulers.prefill_first_drafted import DraftedPrefillFirstScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.serving.replica import Replica
+from tests.effort import examples
 from tests.engine_models.test_declarations import prepared
 from tests.engine_models.test_sglang import CLOCK, REQUEST, build
 from tests.invariants.core_cases import SpannedClock
@@ -52,7 +53,7 @@ def serve(
     st.integers(1, 5),
     st.floats(0, 1),
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_every_request_gets_its_tokens_and_gives_its_memory_back(
     drawn: list[Any], depth: int, page: int, capacity: int, drafts: int, acceptance: float
 ) -> None:

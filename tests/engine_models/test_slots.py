@@ -13,6 +13,7 @@ from engine_models.memory.whole_prompts import WholePrompts, alike
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.slots import SlotBatch, SlotRules, SlotScheduler, Wish, padded
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed, sharing
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
@@ -104,7 +105,7 @@ def loads(draw: st.DrawFn) -> tuple[SlotRules, list[Asked], int]:
     return rules, asked, draw(st.sampled_from([0, 400, 10_000]))
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(loads())
 def test_runs_equal_steps_and_cells_are_conserved(load: tuple[SlotRules, list[Asked], int]) -> None:
     """Jumps give the same tokens at the same times; every request ends with all its tokens, or as slot or pool end it."""

@@ -27,6 +27,7 @@ from hardware_profiles.errors import InputError
 from simulator.prepare import Prepared
 from simulator.run import simulate
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed, sharing
 from tests.engine_models.test_declarations import prepared
 from tests.engine_models.test_slots import TICK, Asked, conserved, loads
@@ -109,7 +110,7 @@ def test_a_call_that_holds_a_part_of_the_drafts_ends_all_that_runs() -> None:
     assert [len(steps) for steps in fewer.tokens] == [6, 6]  # 24 + 24 + 10 cells, and four tokens more do not fit
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(loads(), st.integers(1, 5), st.integers(0, 3), st.sampled_from([0.0, 0.6, 1.0]), st.booleans())
 def test_every_request_ends_and_cells_are_conserved(
     load: tuple[SlotRules, list[Asked], int], n_max: int, n_min: int, accepted: float, whole: bool

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.soft_budget import SoftBudgetRules, SoftBudgetScheduler
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Served
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
@@ -24,7 +25,7 @@ def served(rows: int, asked: list[Asked], *, aggregate: bool = False, record: bo
 loads = st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.3]), st.integers(1, 400), st.integers(1, 90)), min_size=1, max_size=25)
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=examples(40), derandomize=True)
 @given(st.sampled_from([1, 3, 6, 16]), loads)
 def test_runs_equal_steps(rows: int, load: list[tuple[float, int, int]]) -> None:
     at_s, asked = 0.0, []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from engine_models.parts.batch import Batch, Span
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
+from tests.effort import examples
 
 WINDOWS = (5, 40, 128)
 
@@ -25,7 +26,7 @@ def spans_of(lengths: list[int]) -> tuple[Span, ...]:
     return tuple(Span(w, sum(min(n, w) for n in lengths), sum(n < w for n in lengths)) for w in WINDOWS)
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=examples(150), derandomize=True)
 @given(
     st.lists(
         st.one_of(

@@ -11,6 +11,7 @@ from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.split_fuse import SplitFuseBatch, SplitFuseRules, SplitFuseScheduler
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Fed, apart
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
@@ -55,7 +56,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, int], int, list[Asked]]:
     return rules, draw(st.sampled_from([25, 40, 90, 1000])), asked
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(loads())
 def test_runs_equal_steps_and_blocks_are_conserved(load: tuple[dict[str, int], int, list[Asked]]) -> None:
     jumped, stepped = (Served(*load, aggregate=aggregate) for aggregate in (True, False))

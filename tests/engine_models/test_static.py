@@ -11,6 +11,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.static import StaticScheduler
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int]
@@ -88,7 +89,7 @@ def test_a_group_that_outgrows_the_memory_fails_as_a_whole() -> None:
     st.lists(st.tuples(st.floats(0, 3), st.integers(1, 150), st.integers(1, 120)), min_size=1, max_size=15),
     st.sampled_from([(), (40,), (20, 60)]),
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_runs_equal_steps(rows: int, tokens: int, asked: list[Asked], windows: tuple[int, ...]) -> None:
     asked.sort()
     jumped, stepped = (Served(rows, tokens, asked, windows=windows, aggregate=each) for each in (True, False))

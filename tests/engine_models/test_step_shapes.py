@@ -20,6 +20,7 @@ from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch, Span
 from hardware_profiles.device import load_device
 from hardware_profiles.kernels import operations_of
+from tests.effort import examples
 from tests.step_times import lockstep, shard_of, step_time, up_to
 
 BF16 = Formats(format_named("bf16"), format_named("bf16"), format_named("bf16"))
@@ -41,7 +42,7 @@ def decode(rows: int, kv_tokens: int, **shape: Any) -> Batch:
     return batch
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(st.integers(1, 128), st.integers(1, 6000), st.integers(1, 60), st.sampled_from([0, 0, 256, 4096]))
 def test_a_run_is_its_steps_to_the_last_bit(rows: int, context: int, steps: int, cells: int) -> None:
     shape = decode(rows, rows * context, pool_cells=cells)
@@ -136,7 +137,7 @@ def test_a_scheduler_that_knows_no_windows_is_priced_at_the_mean() -> None:
         assert attention.batch_s(decode(64, 64 * length)) == attention.batch_s(spanned([length] * 64, 1024))
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=40), st.integers(1, 50), st.booleans())
 def test_windowed_runs_are_their_steps_up_to_the_next_row_at_its_window(
     lengths: list[int], steps: int, fixed: bool

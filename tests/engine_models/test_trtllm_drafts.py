@@ -17,6 +17,7 @@ from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION,
 from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
 from hardware_profiles.errors import InputError
 from simulator.serving.replica import Replica
+from tests.effort import examples
 from tests.engine_models.test_declarations import prepared
 from tests.engine_models.test_sglang import CLOCK, REQUEST, build
 from tests.invariants.core_cases import SpannedClock
@@ -44,7 +45,7 @@ def serve(
     st.integers(1, 5),
     st.floats(0, 1),
 )
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 def test_every_request_gets_its_tokens_and_gives_its_memory_back(
     drawn: list[Any], overlap: bool, chunking: str | None, policy: str, blocks: int, drafts: int, acceptance: float
 ) -> None:

@@ -18,6 +18,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.whole_lifetime import LifetimeBatch, LifetimeRules, WholeLifetimeScheduler
 from engine_models.schedulers.whole_lifetime_drafted import DraftedLifetimeScheduler
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models import fed
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "tgi"
@@ -318,7 +319,7 @@ def requests_of(drawn: list[Any]) -> list[tuple[int, Sequence]]:
     return out
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.lists(REQUEST, min_size=1, max_size=40),
     st.booleans(),

@@ -16,6 +16,7 @@ from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.prepared import Prepared
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.engine_models.fed import Served
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
@@ -34,7 +35,7 @@ def served(knobs: tuple[int, int, int], asked: list[Asked], *, aggregate: bool =
 loads = st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.3]), st.integers(1, 200), st.integers(1, 90)), min_size=1, max_size=25)
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=examples(40), derandomize=True)
 @given(st.tuples(st.sampled_from([300, 900]), st.sampled_from([1, 3, 16]), st.sampled_from([20, 45, 400])), loads)
 def test_runs_equal_steps(knobs: tuple[int, int, int], load: list[tuple[float, int, int]]) -> None:
     at_s, asked = 0.0, []

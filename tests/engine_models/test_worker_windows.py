@@ -13,6 +13,7 @@ from engine_models.schedulers.worker_groups import WorkerGroups
 from engine_models.schedulers.worker_windows import Collectors, WindowRules
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int]
@@ -141,7 +142,7 @@ def test_workers_take_turns_on_the_device() -> None:
     st.lists(st.tuples(st.floats(0, 3), st.integers(1, 150), st.integers(1, 120)), min_size=1, max_size=15),
     st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_runs_equal_steps_and_nobody_is_lost(rules: WindowRules, asked: list[Asked], at_once: bool) -> None:
     asked.sort()
     jumped, stepped = (Served(rules, asked, at_once=at_once, aggregate=each) for each in (True, False))

@@ -25,6 +25,7 @@ from hardware_profiles.roofline import Roofline
 from simulator import load_scenario, simulate
 from simulator.prepare import prepare
 from simulator.results.domain import domain
+from tests.effort import examples
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kernels"
 needs_tables = pytest.mark.skipif(
@@ -101,7 +102,7 @@ def test_a_format_without_its_arithmetic_is_not_borrowed() -> None:
     assert "attention_decode/bfloat16/fp8" in a10.groups  # stored in fp8, computed in bfloat16
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.sampled_from(["a100-sxm-40gb", "l4-24gb", "rtx-4090-24gb", "a10-24gb"]),
     st.integers(1, 256),

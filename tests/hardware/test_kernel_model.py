@@ -20,6 +20,7 @@ from hardware_profiles.kernel_model import load_kernel_model
 from hardware_profiles.kernel_physics import DevicePeaks
 from hardware_profiles.kernels import operations_of
 from hardware_profiles.roofline import Roofline
+from tests.effort import examples
 
 FITTED = km.fitted_models()
 
@@ -52,7 +53,7 @@ def test_serving_is_not_faster_than_bench_where_caches_help(device: str, framewo
     assert np.all(k.decode_attention_s("bfloat16", 32, 8, 128, 0, batch, context) >= bench * (1 - 1e-9))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.sampled_from(FITTED),
     st.integers(1, 8000),
@@ -64,7 +65,7 @@ def test_eight_times_the_rows_never_cost_less(which: tuple[str, str], m: int, sh
     assert t[1] >= 0.85 * t[0]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.sampled_from(FITTED), st.integers(1, 512), st.integers(256, 60_000))
 def test_four_times_the_context_never_costs_less(which: tuple[str, str], batch: int, context: int) -> None:
     """Up to a tolerance: TensorRT-LLM on H200 is measured to step down where it begins to split the context."""

@@ -18,6 +18,7 @@ from simulator.validation.schedules import RecordedClock
 from simulator.workload.build import build_workload
 from simulator.workload.columns import Workload
 from simulator.workload.spec import WorkloadSpec
+from tests.effort import examples, some
 from tests.invariants.core_cases import CLOCK, plan
 
 SERVICE_S = {"a": 0.01, "b": 0.0, "c": 0.0, "d": 0.0}  # a step takes 10 ms whatever it holds
@@ -66,7 +67,7 @@ LAWS: tuple[Any, ...] = (
 )
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("law", some(LAWS), ids=str)
 @pytest.mark.parametrize("rows", [2, 64])
 def test_the_interactive_response_time_law(law: Any, rows: int) -> None:
     """R = N / X - Z (Denning and Buzen 1978), whatever the law and however many are served at once."""
@@ -85,7 +86,7 @@ def test_the_interactive_response_time_law(law: Any, rows: int) -> None:
     seed=st.integers(0, 99),
     replicas=st.integers(1, 3),
 )
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=examples(40), derandomize=True)
 def test_a_loop_runs_to_its_count_and_never_above_its_population(
     clients: int, requests: int, law: Any, turns: int, seed: int, replicas: int
 ) -> None:

@@ -31,6 +31,7 @@ from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, REJECTED, ClusterResult, Rows
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.invariants.core_cases import (
     CLOCK,
     LOOP,
@@ -73,7 +74,7 @@ def emitted(result: ClusterResult) -> list[list[tuple[int, int]]]:
     ]
 
 
-@settings(max_examples=120, derandomize=True)
+@settings(max_examples=examples(120), derandomize=True)
 @given(cases())
 def test_jumping_equals_stepping_bit_for_bit(case: Case) -> None:
     jumped, stepped = run(case), run(case, aggregate=False)
@@ -82,7 +83,7 @@ def test_jumping_equals_stepping_bit_for_bit(case: Case) -> None:
     assert jumped.hit_tokens == stepped.hit_tokens
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=examples(100), derandomize=True)
 @given(windowed_cases())
 def test_sliding_windows_jumped_equal_stepping_bit_for_bit(case: Case) -> None:
     jumped, stepped = run(case), run(case, aggregate=False)
@@ -144,7 +145,7 @@ def drafted_rules(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     }, draw(st.sampled_from([1, 4, 4096]))
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=examples(150), derandomize=True)
 @given(cases(), drafted_rules(), st.floats(0, 1))
 def test_drafts_jumped_equal_stepping_bit_for_bit(
     case: Case, drafted: tuple[dict[str, Any], int], acceptance: float
@@ -167,7 +168,7 @@ def test_drafts_jumped_equal_stepping_bit_for_bit(
     assert jumped.accepted_drafts == stepped.accepted_drafts
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=examples(100), derandomize=True)
 @given(cases(), st.integers(2, 4))
 def test_pipelines_jumped_equal_stepping_bit_for_bit(case: Case, stages: int) -> None:
     engine = plan(case.blocks, stages, caching=case.caching, pipelined=True, **dict(case.knobs))
@@ -181,7 +182,7 @@ def test_pipelines_jumped_equal_stepping_bit_for_bit(case: Case, stages: int) ->
     assert jumped.hit_tokens == stepped.hit_tokens
 
 
-@settings(max_examples=80, derandomize=True)
+@settings(max_examples=examples(80), derandomize=True)
 @given(cases())
 def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case) -> None:
     workload = workload_of(case)
@@ -214,7 +215,7 @@ def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case) -> No
         assert log.column("steps").sum() == len(ends)
 
 
-@settings(max_examples=80, derandomize=True)
+@settings(max_examples=examples(80), derandomize=True)
 @given(cases(feeds=("open",)))
 def test_blocks_are_conserved_and_steps_keep_to_their_budget(case: Case) -> None:
     engine, workload = plan_of(case), workload_of(case)
@@ -254,7 +255,7 @@ def test_blocks_are_conserved_and_steps_keep_to_their_budget(case: Case) -> None
     assert ends == sorted(ends)
 
 
-@settings(max_examples=80, derandomize=True)
+@settings(max_examples=examples(80), derandomize=True)
 @given(windowed_cases(feeds=("open",)))
 def test_blocks_of_several_groups_are_conserved(case: Case) -> None:
     """Nobody shares a block here: after every batch the rows hold what their windows reach, all else is free and queued."""
@@ -291,7 +292,7 @@ def test_blocks_of_several_groups_are_conserved(case: Case) -> None:
     assert kv.free_blocks == kv.capacity_blocks
 
 
-@settings(max_examples=80, derandomize=True)
+@settings(max_examples=examples(80), derandomize=True)
 @given(cases(feeds=("open",)), st.sampled_from([0.0, 1e-4, 1e-2]), st.sampled_from([LOOP, None]))
 def test_replicas_run_together_as_apart(case: Case, tokenise_token_s: float, loop: EventLoop | None) -> None:
     """Round robin does not look at the replicas: one clock for all gives what each by itself gives.
@@ -307,7 +308,7 @@ def test_replicas_run_together_as_apart(case: Case, tokenise_token_s: float, loo
     assert digest(together) == digest(apart)
 
 
-@settings(max_examples=30, derandomize=True)
+@settings(max_examples=examples(30), derandomize=True)
 @given(cases(feeds=("open",)))
 def test_littles_law_from_empty_to_empty(case: Case) -> None:
     """The integral of the number in the system equals the sum of the times in it (counted by its events)."""

@@ -18,6 +18,7 @@ from simulator.cluster.routers import router_of
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import Replica
 from simulator.workload import drawn, streaming
+from tests.effort import some
 from tests.guard.cases import CASES as GUARDED
 from tests.guard.cases import CHATS, CLASSES, RANKS, TIGHT, V2_LITE, Case, args, given, poisson, write_trace
 
@@ -369,7 +370,7 @@ def test_every_engine_has_a_case() -> None:
     assert served == set(BUILT_IN)
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", some(CASES))
 def test_results_by_jumps_are_those_step_by_step(name: str, run: Callable[..., RunResult]) -> None:
     assert_same(run(name), run(name, aggregate=False))
 
@@ -397,7 +398,7 @@ class Nosy(Router):
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", some(CUT))
 def test_results_do_not_depend_on_where_jumps_are_cut(
     name: str, seed: int, run: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from engine_models.schedulers.prefill_first import PrefillFirstRules
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, REJECTED, ClusterResult
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.invariants.core_cases import (
     CLOCK,
     Case,
@@ -79,7 +80,7 @@ def run_group(case: Case, ranks: int, engine: EnginePlan | None = None, **option
     ).run()
 
 
-@settings(max_examples=120, derandomize=True)
+@settings(max_examples=examples(120), derandomize=True)
 @given(cases(), st.sampled_from([2, 3, 8]), st.sampled_from(["round_robin", "least_requests"]))
 def test_jumping_equals_stepping_bit_for_bit(case: Case, ranks: int, router: str) -> None:
     jumped = run_group(case, ranks, router=router)
@@ -89,7 +90,7 @@ def test_jumping_equals_stepping_bit_for_bit(case: Case, ranks: int, router: str
     assert jumped.hit_tokens == stepped.hit_tokens
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(cases(feeds=("open", "closed")), st.sampled_from([2, 4]))
 def test_jumping_equals_stepping_under_prefill_first(case: Case, ranks: int) -> None:
     case = replace(case, priorities=False, shared=False)
@@ -98,7 +99,7 @@ def test_jumping_equals_stepping_under_prefill_first(case: Case, ranks: int) -> 
     assert (jumped.status[~np.isin(jumped.status, (REJECTED,))] == FINISHED).all()
 
 
-@settings(max_examples=80, derandomize=True)
+@settings(max_examples=examples(80), derandomize=True)
 @given(cases(), st.sampled_from([2, 5]))
 def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case, ranks: int) -> None:
     workload = workload_of(case)
@@ -128,7 +129,7 @@ def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case, ranks
         assert log.column("steps").sum() == len(ends)
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(cases(feeds=("open",)), st.sampled_from([2, 4]))
 def test_ranks_of_a_group_share_every_step(case: Case, ranks: int) -> None:
     """No two steps of ranks of a group overlap other than by being the same one."""
@@ -139,7 +140,7 @@ def test_ranks_of_a_group_share_every_step(case: Case, ranks: int) -> None:
         assert all(later - earlier >= CLOCK["a"] * 0.999 for earlier, later in pairwise(every))
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=examples(40), derandomize=True)
 @given(cases(), st.sampled_from([2, 3]))
 def test_the_same_run_twice_is_the_same(case: Case, ranks: int) -> None:
     assert digest(run_group(case, ranks)) == digest(run_group(case, ranks))

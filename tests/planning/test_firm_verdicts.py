@@ -18,6 +18,7 @@ from simulator.results.latencies import Latencies
 from simulator.results.verdict import needed
 from simulator.run import RunResult, simulate
 from tests.counted import verdict
+from tests.effort import examples
 
 TRIALS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "trials"
 LENGTHS = {"prompt_tokens": 100, "output_tokens": 10}
@@ -48,7 +49,7 @@ def swept(scenario: Any, folder: Path, vary: str = "deployment.replicas=1,2") ->
 
 
 @given(percent=st.sampled_from([50, 90, 95, 99]), share=st.floats(0.01, 2.0), late=st.integers(0, 3))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_a_sample_too_thin_for_its_percentile_never_says_met(percent: int, share: float, late: int) -> None:
     count = max(1, round(share * needed(percent)))
     values = np.full(count, 80.0)

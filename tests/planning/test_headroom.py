@@ -26,6 +26,7 @@ from simulator.planning.headroom import (
 from simulator.prepare import prepare
 from simulator.run import run_prepared
 from simulator.workload.spec import WorkloadSpec
+from tests.effort import examples
 from tests.terminal import typed
 
 LENGTHS = {"prompt_tokens": 500, "output_tokens": 8}
@@ -138,7 +139,7 @@ class Threshold(Search):
         return self.seen.setdefault(factor, self._at(factor))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.floats(-4, 4), st.none() | st.floats(-1, 1))
 def test_bisection_ends_at_the_limit(exponent: float, near: float | None) -> None:
     """Wherever it begins."""

@@ -20,6 +20,7 @@ from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FAILED, FINISHED, REJECTED, UNFINISHED, ClusterResult, Reason
 from simulator.run import simulate
 from simulator.validation.schedules import RecordedClock
+from tests.effort import examples
 from tests.guard.cases import CHATS, TIGHT, args, given, poisson
 from tests.invariants.core_cases import CLOCK, Case, cases, plain_workload, plan, plan_of, workload_of
 
@@ -235,7 +236,7 @@ CLIENTS = st.none() | st.builds(
 )
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @drawn(
     cases(),
     st.none() | LIMITS,

@@ -18,6 +18,7 @@ from simulator.prepare import prepare
 from simulator.run import _cluster
 from simulator.workload.build import build_workload
 from tests.clusters import jumps_as_it_steps
+from tests.effort import some
 
 DYNAMO: dict[str, Any] = {"system": "dynamo"}
 CONDITIONAL = {**DYNAMO, "conditional_disagg_enabled": True}
@@ -120,7 +121,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES))
 def test_jumping_is_stepping(name: str) -> None:
     jumps_as_it_steps(CASES[name])
 

@@ -17,6 +17,7 @@ from simulator.cluster.routing.kv_index import KvIndex, LiveBlocks
 from simulator.cluster.routing.policy import Arrival, Loads, Policy, PowerOfTwo
 from simulator.cluster.routing.prefix_tree import PrefixTree
 from simulator.cluster.routing.systems import MODULES, system_named
+from tests.effort import examples
 
 WORKERS = 4
 
@@ -292,7 +293,7 @@ def named(path: list[int]) -> list[int]:
     return [hash(tuple(path[: i + 1])) for i in range(len(path))]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.lists(st.tuples(st.integers(0, 2), paths), max_size=12), st.data())
 def test_the_index_finds_what_workers_hold(stores: list[tuple[int, list[int]]], data: st.DataObject) -> None:
     """Stored paths, whose ends are removed last block first, as engines do."""
@@ -322,7 +323,7 @@ def test_the_index_finds_what_workers_hold(stores: list[tuple[int, list[int]]], 
         assert index.leading(blocks).tolist() == expected
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.lists(st.tuples(st.integers(0, 2), paths), max_size=12), st.randoms(use_true_random=False))
 def test_live_blocks_count_once(requests: list[tuple[int, list[int]]], draw: Random) -> None:
     live, entered = LiveBlocks(3), []
@@ -347,7 +348,7 @@ def test_live_blocks_count_once(requests: list[tuple[int, list[int]]], draw: Ran
         live.leave(worker, tail)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.lists(st.tuples(st.integers(0, 1), st.lists(st.integers(0, 1), max_size=7)), max_size=10), paths)
 def test_the_tree_matches_the_longest_prefix(inserted: list[tuple[int, list[int]]], asked: list[int]) -> None:
     tree = PrefixTree()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hardware_profiles.errors import InputError
 from simulator.validation.contradictions import sift
 from simulator.validation.runs import validate_runs
+from tests.effort import examples
 from tests.terminal import typed
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
@@ -175,7 +176,7 @@ def test_a_row_without_id_is_named_by_its_place(tmp_path: Path) -> None:
     assert left_out == {"row 2": "the row has no id"}
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.lists(
         st.dictionaries(

@@ -17,6 +17,7 @@ from simulator.workload.columns import Workload
 from simulator.workload.describe import describe
 from simulator.workload.spec import WorkloadSpec
 from simulator.workload.streaming import open_stream
+from tests.effort import examples
 
 EPOCH_S = 1_764_400_000
 MS = st.lists(st.integers(0, 100_000_000), min_size=2, max_size=30, unique=True)
@@ -46,13 +47,13 @@ def same(one: Workload, other: Workload, within_s: float) -> None:
     assert one.duration_s == pytest.approx(other.duration_s, abs=within_s)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(MS, st.integers(-(10**9), 10**9))
 def test_any_offset_gives_the_same_requests(times_ms: list[int], offset_s: int) -> None:
     same(read([ms / 1e3 for ms in times_ms]), read([offset_s + ms / 1e3 for ms in times_ms]), 1e-6)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(MS, st.sampled_from([1, 1_000, 1_000_000, 1_000_000_000]))
 def test_any_unit_since_1970_gives_the_same_requests(times_ms: list[int], per_second: int) -> None:
     stamps = [EPOCH_S * per_second + ms * per_second / 1_000 for ms in times_ms]
@@ -61,7 +62,7 @@ def test_any_unit_since_1970_gives_the_same_requests(times_ms: list[int], per_se
     assert any("1970" in text for text in found.warnings)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(MS, st.randoms(use_true_random=False))
 def test_any_order_of_rows_gives_the_same_requests(times_ms: list[int], random: object) -> None:
     numbers = list(range(len(times_ms)))

@@ -16,6 +16,7 @@ from simulator.workload.build import build_workload
 from simulator.workload.columns import Workload
 from simulator.workload.describe import cached_tokens, prefix_hit_potential
 from simulator.workload.spec import WorkloadSpec
+from tests.effort import examples
 
 POISSON = {"kind": "poisson", "rate": 5}
 LENGTHS = {
@@ -161,7 +162,7 @@ def test_shared_prefix_comes_on_top() -> None:
 
 
 @given(seed=st.integers(0, 1000), turns=st.integers(1, 6), groups=st.integers(0, 3))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_conversations_contain_their_history(seed: int, turns: int, groups: int) -> None:
     extra = {"shared_prefix": {"groups": groups, "tokens": 32}} if groups else {}
     sessions = {"turns": {"kind": "uniform", "low": 1, "high": turns}, "think_time_s": 3}

@@ -20,6 +20,7 @@ from simulator.workload.build import build_workload
 from simulator.workload.columns import Workload
 from simulator.workload.spec import WorkloadSpec
 from simulator.workload.streaming import open_stream
+from tests.effort import examples
 
 LENGTHS = {
     "prompt_tokens": {"kind": "lognormal", "mean": 100, "p99": 700},
@@ -104,7 +105,7 @@ def test_max_concurrency_over_a_trace_runs_to_its_end(trace: Path) -> None:
 
 
 @given(n=st.integers(1, 30), requests=st.integers(1, 90), groups=st.integers(0, 3), seed=st.integers(0, 50))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_a_pool_is_the_first_prompts_again_and_again(n: int, requests: int, groups: int, seed: int) -> None:
     extra = {"shared_prefix": {"groups": groups, "tokens": 32}} if groups else {}
     load = {"arrivals": POISSON, **LENGTHS, **extra, "requests": requests}

@@ -14,6 +14,7 @@ from hardware_profiles.errors import InputError
 from simulator.workload.build import build_workload
 from simulator.workload.columns import Workload
 from simulator.workload.spec import WorkloadSpec
+from tests.effort import examples
 
 LENGTHS = {
     "prompt_tokens": {"kind": "lognormal", "mean": 100, "p99": 700},
@@ -43,7 +44,7 @@ laws = st.one_of(
 
 
 @given(law=laws, clients=st.integers(1, 40), more=st.integers(0, 60), seed=st.integers(0, 99))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_thinking_moves_nothing_else(law: Any, clients: int, more: int, seed: int) -> None:
     quiet = build(seed, arrivals=closed(clients, 0), requests=clients + more)
     w = build(seed, arrivals=closed(clients, law), requests=clients + more)
