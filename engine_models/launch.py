@@ -14,8 +14,11 @@ from typing import Any
 
 import yaml
 
+from engine_models import scheduled
+from engine_models.kserve import with_runtimes
 from engine_models.launcher import CONTAINER_KEYS, LONGEST_TEXT, Launcher
 from engine_models.python_calls import read_call
+from engine_models.python_commands import read_commands
 from engine_models.shell import Script, assignment, read_script
 from engine_models.swap_configs import as_services
 from hardware_profiles.errors import InputError
@@ -30,13 +33,15 @@ _Loader: Any = type(
     {"flatten_mapping": lambda self, node: None, "__doc__": "Leaves `<<` as a key: merging it here could fill the memory."},
 )
 _Loader.add_constructor("tag:yaml.org,2002:merge", lambda loader, node: "<<")
-_READS_AS_YAML = re.compile(r"\s*(#[^\n]*\n\s*)*(---\s|- |\[(?!\w+\]\s*\n)|[A-Za-z][\w./-]*:(\s|$))")
-_ENGINES_OF_CONTAINERS = ("docker", "podman", "nerdctl")
+_READS_AS_YAML = re.compile(r"\s*(#[^\n]*\n\s*)*(---\s|- |\{\s*\"|\[(?![\w:-]+\]\s*\n)|[A-Za-z][\w./-]*:(\s|$))")
+_ENGINES_OF_CONTAINERS = ("docker", "podman", "nerdctl", "apptainer", "singularity")
 _VALUES_BEFORE_IMAGE = re.compile(
     r"-[vewuphl]|--(volume|env|name|mount|workdir|env-file|hostname|user|label|network|publish|gpus|device|entrypoint|add-host|"
     r"ulimit|shm-size|runtime|ipc|restart|cap-add|security-opt|group-add)"
 )
 _ANY_IMAGE = re.compile(r"\$\w+|\$\{\w+\}|<[^<>]*>|[A-Za-z0-9][\w.-]*(?:[/:][\w.@-]+)+")
+_RUN_IMAGES = {"kubectl": "", "oc": "", "vastai": "", "gcloud": ","}
+"""Tools that run an image (``--image``), and what stands between the arguments in ``--args``, "" where they are the rest."""
 _SHELLS = ("bash", "sh", "zsh", "sleep", "tail")
 _HELP = ("--help", "-h", "--version")
 _TEMPLATE_LINE = re.compile(r"(?m)^[ \t]*\{\{.*\}\}[ \t]*$")
@@ -50,6 +55,11 @@ _ELSEWHERE_SET = (
 _COPIES = (("minReplicas", "maxReplicas"), ("minReplicaCount", "maxReplicaCount"), ("min_replicas", "max_replicas"))
 """Least and most copies, as Kubernetes and KServe, KEDA, and Ray name them."""
 _TYPESET = str.maketrans("“”‘’", "\"\"''")
+_REQUIRED = re.compile(r"[\"']([\w./\[\],-]+(?:==|:)v?[0-9][\w.+-]*)[\"']")
+"""Packages and images of one version, as texts of a program."""
+_FROM = re.compile(r"(?m)^FROM[ \t]+(?:--\S+[ \t]+)*(\S+)")
+_UNIT = re.compile(r"(?m)^(Image|Exec)=(.*(?:\\\n.*)*)$")
+"""Image and command of a container that systemd starts (Podman's quadlets)."""
 _DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[[^\]]*\])")
 _SPEAK_OF_COMMANDS = (
     *("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf"),
@@ -202,20 +212,45 @@ class _Search:
             else:
                 self.found.keys, self.found.named, self.found.called = self.launcher.called(call.keys), call.named, True
             return
+        if self.program_text(text):
+            return
         if _READS_AS_YAML.match(text):
-            documents = _documents(text)
+            documents = with_runtimes(_documents(text))
             self.mounted |= _mounted(documents)
             for document in documents:
                 self.data(document, alone=len(documents) == 1)
             return
+        if "[Container]" in text and (unit := dict(_UNIT.findall(text))):
+            exports = "\n".join(line for line in text.splitlines() if line.startswith("export "))
+            command = unit.get("Exec", "").replace("\\\n", " ")
+            self.container({"image": unit.get("Image"), "command": command, "environment": _singles(read_script(exports))})
+            return
         text, words = self.dockerfile(text)
-        script = read_script(text)
+        script = read_script(text, {name: [value] for name, value in scheduled.of_script(text).items()})
         self.script(script)
         if words:
-            self.command(words, _singles(script), script.files)
+            image = _FROM.findall(text)[-1:]
+            self.command(["docker", "run", *image, *words] if image else words, _singles(script), script.files)
         if not self.found.launches:
             for body in script.files.values():
                 self.text(body)
+
+    def program_text(self, text: str) -> bool:
+        """Whether the text is a program that starts servers by commands, which are read."""
+        for command in read_commands(text):
+            before = len(self.found.launches)
+            if self.program(command.words)[0] is None and self.image_at(command.words) is None:
+                self.inside(command.words, {})
+            else:
+                self.command(command.words, {}, {})
+            if command.unsaid and len(self.found.launches) > before:
+                raise InputError(
+                    f"the program's command has other words if `{command.unsaid}`, which the text does not say",
+                    mend="paste the command that it makes",
+                )
+        if self.found.launches:
+            self.versions(_REQUIRED.findall(text), 0)
+        return bool(self.found.launches)
 
     def dockerfile(self, text: str) -> tuple[str, list[str]]:
         """The text without the lists of ENTRYPOINT and CMD, and their words."""
@@ -251,6 +286,7 @@ class _Search:
             return
         self.seen.add(id(data))
         if isinstance(data, Mapping):
+            environment = {**environment, **scheduled.of_document(data)}
             for key in ("env", "envs", "environment"):
                 environment = {**environment, **dict(_environment(data.get(key)))}
         for child in data.values() if isinstance(data, Mapping) else data:
@@ -273,6 +309,8 @@ class _Search:
         self.seen.add(id(data))
         data = _merged(data) if isinstance(data, Mapping) else data
         if isinstance(data, Mapping):
+            if isinstance(data.get("image"), Mapping) and {"command", "args"} & {*data}:
+                data = {**data, "image": _named(data["image"])}
             bounds = _copies(data) or bounds
             around = data.get("metadata")
             names += tuple(name for of in (around, data) if isinstance(of, Mapping) and isinstance(name := of.get("name"), str))
@@ -280,7 +318,8 @@ class _Search:
             before, commands = len(self.found.launches), len(self.found.others)
             self.container(data)
             deploy = data.get("deploy")
-            own = data.get("scale", deploy.get("replicas") if isinstance(deploy, Mapping) else None)
+            around = deploy.get("replicas") if isinstance(deploy, Mapping) else None
+            own = data.get("scale", data.get("replicaCount", around))
             copies = replicas if own is None else own
             whole = copies if isinstance(copies, int) and not isinstance(copies, bool) else None
             self.found.launches[before:] = [
@@ -332,6 +371,7 @@ class _Search:
         """One command: note the server it starts, and the version that it speaks of. `set_here` : its environment as words."""
         if not words:
             return
+        words = _as_container(words)
         before = len(self.found.launches)
         at, worker = self.program(words)
         image = self.image_at(words)
@@ -470,6 +510,30 @@ def _merged(data: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any]:
         if isinstance(base, Mapping) and depth < _DEEPEST_MERGE:
             merged = {**_merged(base, depth + 1), **merged}
     return {**merged, **{key: value for key, value in data.items() if key != "<<"}}
+
+
+def _as_container(words: list[str]) -> list[str]:
+    """What a tool of a cluster or a cloud runs as an image, as a ``docker run``; other commands as they are."""
+    tool = words[0].rpartition("/")[2]
+    images = [word.partition("=")[2] for word in words if word.startswith("--image=")]
+    images += [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--image"]
+    if tool not in _RUN_IMAGES or not images:
+        return words
+    rest: list[str] = []
+    for i, word in enumerate(words):
+        if word == "--" or (word == "--args" and not _RUN_IMAGES[tool]):
+            return ["docker", "run", images[0], *words[i + 1 :]]
+        if _RUN_IMAGES[tool] and (word.startswith("--args=") or word == "--args"):
+            rest = (word.partition("=")[2] or " ".join(words[i + 1 : i + 2])).split(_RUN_IMAGES[tool])
+    return ["docker", "run", images[0], *rest]
+
+
+def _named(image: Any) -> Any:
+    """An image whose registry, repository and tag are keys, as charts have them, as one word."""
+    if not isinstance(image, Mapping) or not isinstance(image.get("repository"), str):
+        return image
+    registry, tag = image.get("registry"), image.get("tag")
+    return "/".join(filter(None, (registry, image["repository"]))) + (f":{tag}" if tag else "")
 
 
 def _singles(script: Script) -> dict[str, str]:

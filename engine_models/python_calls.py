@@ -47,7 +47,7 @@ def read_call(text: str, functions: tuple[str, ...], groups: Groups | None = Non
         nodes = list(ast.walk(ast.parse(textwrap.dedent(text))))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    meant, known = _imports(nodes), _constants(nodes)
+    meant, known = _imports(nodes), constants(nodes)
     calls: list[tuple[ast.Call, bool]] = []
     for node in nodes:
         if isinstance(node, ast.Call):
@@ -77,7 +77,7 @@ def _imports(nodes: list[ast.AST]) -> dict[str, str]:
     return meant
 
 
-def _constants(nodes: list[ast.AST]) -> dict[str, ast.expr]:
+def constants(nodes: list[ast.AST]) -> dict[str, ast.expr]:
     """Names that the program sets once, and to what."""
     found: dict[str, ast.expr] = {}
     twice: set[str] = set()

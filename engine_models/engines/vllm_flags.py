@@ -388,7 +388,7 @@ PLAIN_SAMPLING = {"generation_config": "vllm"}
 """The flag by which requests are not sampled as the checkpoint asks."""
 
 _QUIET = r"""(?x)LOG|CACHE_ROOT|CONFIG_ROOT|_PORT|HOST_IP|ALLOW_|TIMEOUT|API_KEY|MODELSCOPE|DO_NOT_TRACK|USAGE
-    |TARGET_DEVICE|MULTIPROC_METHOD|DEV_MODE|ASSETS|FETCH|_PATH|_DIR\b|IMAGE|MODEL|VERSION"""
+    |TARGET_DEVICE|MULTIPROC_METHOD|DEV_MODE|ASSETS|FETCH|_PATH|_DIR\b|_PID\b|IMAGE|MODEL|VERSION"""
 """Variables of the environment that change nothing that is predicted."""
 
 _KSERVE = {"model_id": "model", "model_name": "served_model_name"}

@@ -2,7 +2,7 @@
 
 They are the values of the production stack's Helm chart (`helm/templates/deployment-vllm-multi.yaml`, read 2026-11: without
 `enablePrefixCaching` it turns the prefix cache off wherever `vllmConfig` stands), those of llm-d's chart of model services
-(`llm-d-modelservice`, `templates/_helpers.tpl`, read 2026-11), KServe's LLMInferenceService, models of KubeAI, and the
+(`llm-d-modelservice`, `templates/_helpers.tpl`, read 2026-11), KServe's services of both kinds, models of KubeAI, and the
 configurations of Ray Serve (`ray.serve.llm.LLMConfig`; read 2026-11), as a call, in an application's file or in a RayService.
 """
 
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engine_models import kserve
 from engine_models.engines import kubeai
 from hardware_profiles.errors import InputError
 
@@ -43,6 +44,9 @@ def as_containers(document: Mapping[str, Any]) -> Mapping[str, Any]:
     of_kubeai = {name: _of_model(model) for name, model in kubeai.models_of(document, "VLLM")}
     if of_kubeai:
         return {"services": of_kubeai}
+    model = kserve.model_of(document)
+    if model is not None and _is_of_vllm(model):
+        return {"services": {"main": _of_predictor(model) | kserve.bounds_of(document)}}
     if document.get("kind") == "LLMInferenceService" and isinstance(spec, Mapping):
         return {"services": dict(_of_service(spec, document.get("metadata")))}
     return document
@@ -187,6 +191,33 @@ def _of_service(spec: Mapping[str, Any], metadata: Any) -> Iterator[tuple[str, d
     for side, part in ((name, spec), (f"{name}-prefill", split)):
         if isinstance(part, Mapping):
             yield side, _of_part(part, named if isinstance(named, Mapping) else {})
+
+
+def _is_of_vllm(model: Mapping[str, Any]) -> bool:
+    """Whether the server of a service's model is vLLM: by its runtime, or KServe's own for models of Hugging Face."""
+    named = model.get("modelFormat")
+    kind = str(named.get("name", "")).lower() if isinstance(named, Mapping) else ""
+    return kind in ("vllm", "huggingface") or "vllm" in str(model.get("runtime", "")).lower()
+
+
+def _of_predictor(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The server of a service's model; InputError where its arguments ask for the transformers library instead."""
+    words = []
+    given = iter(_words(model.get("args")))
+    for word in given:
+        name, equals, value = word.partition("=")
+        if name == "--backend":
+            if (value if equals else next(given, "")) == "huggingface":
+                raise InputError(
+                    "the service asks for KServe's backend over the transformers library",
+                    where="--backend",
+                    mend="describe it with the engine `transformers` and flags of its own",
+                )
+            continue
+        words.append(word.replace("--max_length", "--max_model_len", 1) if name == "--max_length" else word)
+    stored = kserve.stored_model(model)
+    image = {"image": model["image"]} if isinstance(model.get("image"), str) else {}
+    return {**image, "command": ["vllm", "serve", *([stored] if stored else []), *words], "env": _listed(model.get("env"))}
 
 
 def _of_part(part: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
