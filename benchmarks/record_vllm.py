@@ -73,8 +73,6 @@ def drawn_config(draw: random.Random, longest: int, answer: int) -> Case:
 
 def draw_states(draw: random.Random, config: Case, longest: int, answer: int) -> None:
     """Let the model have recurrent layers, whose states are kept in passing, at ends of steps or not at all."""
-    for name in ("num_speculative_tokens", "num_lookahead_tokens", "spec_accept"):
-        config.pop(name, None)
     groups = draw.choice([1, 1, 2, 3])
     config |= {"enable_chunked_prefill": True, "block_size": draw.choice([16, 32, 64, 128])}
     config["kv_groups"] = [{"type": "full"}, *[{"type": "states"}] * groups]
@@ -151,6 +149,7 @@ def built(config: Case, transfer: Any = None) -> Any:
                 shapes=((8,),),
                 dtypes=(torch.float16,),
                 mamba_cache_mode="align" if caching else "none",
+                num_speculative_blocks=drafts,
                 num_prefill_checkpoint_blocks=int("state_checkpoints" in config),
                 prefill_checkpoint_alignment=config.get("state_checkpoints"),
             )

@@ -102,7 +102,7 @@ def leaves_checkpoints(request: PoolRequest, version: Version) -> bool:
 class Cache:
     """Groups of KV blocks: the windows of each, bytes and tokens of a block, how many of the groups hold states.
 
-    checkpoints : see `leaves_checkpoints`.
+    checkpoints : see `leaves_checkpoints`. drafts : behind each of which a state is kept.
     told : vLLM's own grouping and the bytes of a block of this one, where the start-up line rests on it.
     """
 
@@ -113,6 +113,7 @@ class Cache:
     prefix_caching: bool
     told: tuple[Grouping, int] | None = None
     checkpoints: bool = False
+    drafts: int = 0
 
     @classmethod
     def of(cls, request: PoolRequest, version: Version, serving: Serving, said: Said) -> Cache:
@@ -151,7 +152,7 @@ class Cache:
             )
         if drafts is not None:
             block_bytes += drafts.kv_bytes_per_token() * block
-        return cls(windows, block_bytes, block, states, caching, told, checkpoints)
+        return cls(windows, block_bytes, block, states, caching, told, checkpoints, drafts.tokens if drafts else 0)
 
     def stated_tokens(self, blocks: int, context: int, step_tokens: int, parts: tuple[int, ...]) -> int | None:
         """Tokens that the start-up line tells of `blocks`, None for those of all groups without a window."""
@@ -174,7 +175,9 @@ class Cache:
         """Blocks that the windows of the longest request take at most."""
         in_flight = serving.in_flight * serving.tokens
         spans = [min(w - 1 + in_flight, serving.context) for w in self.windows if w not in (None, STATE_WINDOW)]
-        return sum(-(-span // self.block) + 1 for span in spans) + self.states * (3 if self.prefix_caching else 1)
+        return sum(-(-span // self.block) + 1 for span in spans) + self.states * (
+            (3 if self.prefix_caching else 1) + self.drafts
+        )
 
     def context(self, request: PoolRequest, serving: Serving, blocks: int, kv_bytes: int, said: Said) -> int:
         """The longest request; InfeasibleError where the flag states one that the cache does not hold."""

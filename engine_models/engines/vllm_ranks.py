@@ -71,6 +71,8 @@ class Rank:
             max_model_len=self.rules.max_model_len,
             states=self.windows.count(STATE_WINDOW),
             checkpoints=self.rules.checkpoints,
+            drafts=self.rules.speculative_tokens if STATE_WINDOW in self.windows else 0,
+            lookahead_tokens=self.rules.lookahead_tokens,
             replayed_tokens=int(STATE_WINDOW in self.windows),
             **self.switches,
         )
@@ -222,7 +224,7 @@ def limits_of(rank: Rank, version: Version, serving: Serving, cache: Cache, leas
         prompt_tokens=context - 1,
         row_tokens=context,
         spare_tokens=rules.speculative_tokens + rules.lookahead_tokens,
-        row_blocks=cache.states,
+        row_blocks=cache.states * (1 + rules.speculative_tokens),
         request_tokens=request_blocks * cache.block,
         stated_tokens=stated,
         least_stated=int(least_share * (kv_tokens if stated is None else stated)) if least_share < 1 else None,

@@ -37,6 +37,7 @@ class Table:
     blocks: list[Block | None] = field(default_factory=list)
     hashed: int = 0  # blocks already considered for the prefix index
     gone: int = 0  # blocks that left the window, or were never needed
+    spare: int = 0  # blocks beside, for the states behind drafts
 
 
 @dataclass(slots=True)
@@ -86,6 +87,8 @@ class HybridKV(BlockPool):
         prefix was seen to end, can be found again (0.33, retention interval 0); else all.
     states : how many of the groups, the last ones, hold states (`STATE_WINDOW`): of the blocks that a step fills the last one
         alone is taken; without prefix caching a request has one block in each for its life.
+    drafts, lookahead_tokens : a request has so many more blocks in each of these groups, one for the state behind each draft;
+        slots that a drafter needs beyond a row's tokens are of the other groups.
     checkpoints : the step that ends a prompt leaves the state behind its last whole block too, in a block of its own.
     replayed_tokens : tokens at a prompt's end that are computed again where all of it comes from elsewhere.
     The others are the pool's.
@@ -108,6 +111,8 @@ class HybridKV(BlockPool):
         sparse_windows: bool = True,
         states: int = 0,
         checkpoints: bool = False,
+        drafts: int = 0,
+        lookahead_tokens: int = 0,
         replayed_tokens: int = 0,
     ) -> None:
         super().__init__(
@@ -119,6 +124,7 @@ class HybridKV(BlockPool):
         self.sparse_windows = sparse_windows
         self.first_state = len(windows) - states
         self.checkpoints = checkpoints
+        self.drafts, self.lookahead_tokens = drafts, lookahead_tokens
         self.growing = windows if prefix_caching else windows[: self.first_state]  # of groups that take blocks as a row decodes
         self._fresh: set[int] = set()  # names of states that enter the index with this step: they can be read from the next on
         self._caps: list[int | None] = [
@@ -258,9 +264,10 @@ class HybridKV(BlockPool):
             if group < self.first_state:
                 total += max(0, need - max(skipped, len(blocks)))
             else:
-                more = need - len(blocks)
-                states = self._states_of(computed, tokens, found.prompt_end)
-                total += max(0, min(more, states)) if self.prefix_caching else 1
+                end = tokens if whole else max(tokens - self.lookahead_tokens, computed + 1)
+                more = -(-end // self.block_tokens) - len(blocks)
+                states = self._states_of(computed, end, found.prompt_end)
+                total += (max(0, min(more, states)) if self.prefix_caching else 1) + self.drafts
                 if self.is_fresh(found):
                     return self.capacity_blocks + 1
             total += sum(block is not None and block.holders == 0 for block in blocks[skipped:])
@@ -295,7 +302,8 @@ class HybridKV(BlockPool):
 
     def held(self, seq: Sequence) -> int:
         """Number of blocks that the sequence holds, over all groups."""
-        return sum(block is not None for table in self._tables(seq) for block in table.blocks)
+        tables = self._tables(seq)
+        return sum(block is not None for table in tables for block in table.blocks) + sum(table.spare for table in tables)
 
     def missing(self, seq: Sequence, tokens: int) -> int:
         """Blocks that the sequence lacks to hold `tokens` tokens."""
@@ -304,8 +312,13 @@ class HybridKV(BlockPool):
         missing = sum(max(0, need - len(table.blocks)) for table in tables[:first])
         if first == len(tables):
             return missing
-        states = self._states_of(seq.computed, tokens, prompt_end(seq))
+        need, states = self._states_needed(seq, tokens)
         return missing + sum(self._lacking(table, need, states) for table in tables[first:])
+
+    def _states_needed(self, seq: Sequence, tokens: int) -> tuple[int, int]:
+        """Entries of a table of states for so many slots of a row, and how many of the new ones hold a state."""
+        end = max(tokens - self.lookahead_tokens, seq.computed + 1)
+        return -(-end // self.block_tokens), self._states_of(seq.computed, end, prompt_end(seq))
 
     def _states_of(self, begin: int, end: int, prompt: int) -> int:
         """States that a step keeps which serves a row's tokens from `begin` to `end`; it has a prompt of so many tokens."""
@@ -316,11 +329,11 @@ class HybridKV(BlockPool):
     def _lacking(self, table: Table, need: int, states: int) -> int:
         """Blocks of states that a row takes whose table is to have `need` entries."""
         more = need - len(table.blocks)
-        return max(0, min(more, states)) if self.prefix_caching else not table.blocks
+        return (max(0, min(more, states)) if self.prefix_caching else not table.blocks) + self.drafts - table.spare
 
     def blocks_of(self, tokens: int) -> int:
         """Blocks that `tokens` tokens take in all groups, if none stands in one already."""
-        return self.first_state * -(-tokens // self.block_tokens) + len(self.windows) - self.first_state
+        return self.first_state * -(-tokens // self.block_tokens) + (len(self.windows) - self.first_state) * (1 + self.drafts)
 
     def missing_whole(self, seq: Sequence, tokens: int) -> int:
         """Blocks that a sequence lacks to hold `tokens` tokens, in window groups as `admission_blocks` counts the whole."""
@@ -328,7 +341,7 @@ class HybridKV(BlockPool):
         tables, first = self._tables(seq), self.first_state
         for cap, table in zip(self._caps[:first], tables[:first], strict=True):
             total += max(0, (need if cap is None or need < cap else cap) - len(table.blocks))
-        states = self._states_of(seq.computed, tokens, prompt_end(seq))
+        need, states = self._states_needed(seq, tokens)
         return total + sum(self._lacking(table, need, states) for table in tables[first:])
 
     def leave_window(self, seq: Sequence, scheduled: int, processed: int) -> None:
@@ -419,9 +432,12 @@ class HybridKV(BlockPool):
                 self.take(more)
                 table.blocks.extend([PLAIN] * more)
             elif more > 0:
-                states = self._lacking(table, need, self._states_of(seq.computed, tokens, prompt_end(seq)))
-                self.take(states)
-                table.blocks.extend([None] * (more - states) if self.prefix_caching else [])
+                entries, states = self._states_needed(seq, tokens)
+                lacking = self._lacking(table, entries, states)
+                self.take(lacking)
+                states = lacking - self.drafts + table.spare
+                table.spare = self.drafts
+                table.blocks.extend([None] * (entries - len(table.blocks) - states) if self.prefix_caching else [])
                 table.blocks.extend([PLAIN] * states)
 
     def register(self, seq: Sequence, known_tokens: int) -> None:
@@ -504,6 +520,8 @@ class HybridKV(BlockPool):
         """Free all blocks, group by group, the last of the sequence first."""
         for table in self._tables(seq):
             gone = table.gone
+            if table.spare:
+                self.free_plain(table.spare)
             self._free(table.blocks[: gone - 1 if gone else None : -1])
         seq.group_state = None
 

@@ -12,7 +12,7 @@ from engine_models.cost.attention import DecodeAttention, PrefillAttention
 from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines import sglang, tgi, vllm, vllm_cache
-from engine_models.memory.hybrid_kv import STATE_WINDOW
+from engine_models.memory.hybrid_kv import STATE_WINDOW, HybridKV
 from engine_models.model.architecture import (
     Architecture,
     KvGroup,
@@ -149,6 +149,24 @@ def test_a_prompt_stops_where_its_states_are_kept() -> None:
     # a step of fewer tokens ends with a block
     assert pieces_of(vllm.plan(request(SMALL, 2, max_num_batched_tokens=2048))) == [(1056, 0), (1344, 1056)]
     assert pieces_of(vllm.plan(request(SMALL, 2, enable_prefix_caching=False))) == whole
+
+
+def test_a_request_has_a_block_of_states_for_each_draft() -> None:
+    """A prompt of two and a half blocks: three blocks of attention, one of each of two groups of states, and four beside."""
+    for caching, states in ((True, 2), (False, 2)):
+        kv = HybridKV(
+            60, 16, (None, STATE_WINDOW, STATE_WINDOW), prefix_caching=caching, most_in_flight_tokens=64, max_model_len=256,
+            states=2, drafts=2, lookahead_tokens=2,
+        )  # fmt: skip
+        seq = Sequence(0, 40, 8, 0.0)
+        kv.prepare(seq)
+        assert kv.admission_blocks(kv.find(seq), 42, whole=False) == kv.missing(seq, 42) == 3 + states + 4
+        kv.grow(seq, 42)
+        assert kv.held(seq) == 60 - kv.free_blocks == 3 + states + 4
+        seq.computed = 46
+        assert kv.missing(seq, 51) == 1 + 2 * caching  # attention's fourth block; without prefix cache states stay where they are
+        kv.release(seq)
+        assert kv.free_blocks == 60
 
 
 def pieces_of(plan: EnginePlan) -> list[tuple[int, int]]:
