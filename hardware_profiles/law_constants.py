@@ -512,6 +512,18 @@ OPENVINO_CPU = replace(
     unpack={"": 38.6, "16": 0.0, **dict.fromkeys(_INT4, 19.3)},
     arithmetic={"": ("bf16", 1.0), "16": ("bf16", 1.0)},
 )
+#: Of two sockets one server uses one, to which the library binds its load (datasheet: model server's documentation of scaling on
+#: dual sockets, 2025): half of the shares of the machine's peaks, and twice the operations of a core's.
+OPENVINO_CPU_TWO = replace(
+    OPENVINO_CPU,
+    title="CPUs in two sockets under OpenVINO, which uses one",
+    read={key: share / 2 for key, share in OPENVINO_CPU.read.items()},
+    unpack={key: 2 * count for key, count in OPENVINO_CPU.unpack.items()},
+    matrix={key: share / 2 for key, share in OPENVINO_CPU.matrix.items()},
+    kv_share=OPENVINO_CPU.kv_share / 2,
+    attend=(OPENVINO_CPU.attend[0] / 2, OPENVINO_CPU.attend[1]),
+    attention_share=OPENVINO_CPU.attention_share / 2,
+)
 
 #: MLC-LLM's compiled kernels on NVIDIA cards. kind: fitted, 2026-11, source: Llama-2 of 7B and 13B in 4 bits on an RTX 3090 Ti
 #: (llm-perf-bench, 2023-10): two rates, two constants; the rates of prompts and batches are assumed. Elsewhere: llama.cpp's laws
@@ -580,7 +592,9 @@ def law_of(device: Device, framework: str) -> Law | None:
         return BLOCKWISE
     if framework == "openvino":
         if device.kind == "cpu":
-            return OPENVINO_CPU if "bf16" in device.peak_flops_per_s else None
+            if "bf16" not in device.peak_flops_per_s:
+                return None
+            return OPENVINO_CPU_TWO if device.name.endswith("-2s") else OPENVINO_CPU
         if device.vendor != "intel":
             return None
         if device.kind == "apu":

@@ -50,6 +50,8 @@ FORMATS = {
     name: Support(KINDS, "compression of weights by NNCF, as optimum-intel offers it (2026-08)")
     for name in ("fp32", "bf16", "fp16", "nncf", "int8_wo", "int4", "awq", "gptq")
 }
+ONE_SOCKET = "of two sockets one server uses one, as the library binds its load: two replicas, each on one, serve twice as much"
+"""What is said of machines of two (datasheet: model server's documentation of scaling on dual sockets, 2025)."""
 KV_FORMATS = {"u8": "int8", "i8": "int8", "u4": "u4", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
 """Values of the property ``KV_CACHE_PRECISION``, and the format of the KV cache that they fix."""
 
@@ -123,6 +125,7 @@ def library_plan(
                 "all of it is copied (not measured)"
             ),
             "cached prompts can be found" if caching else "no prefix cache",
+            *([ONE_SOCKET] if request.device_name.endswith("-2s") else []),
             f"{engine.title}'s host and front end are priced as vLLM's (assumed, nobody measured them)",
         ),
         warnings=_warnings(engine.title, rules, context, kv_tokens, fixed=fixed),

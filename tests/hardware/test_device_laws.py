@@ -506,3 +506,14 @@ def test_rows_that_superblocks_do_not_divide_are_in_another_type() -> None:
     even, mixed, whole = (float(ops.moe_s("q6_k", *shape, 4, 8, 1, 1, 1.0)) / (shape[0] * shape[1])
                           for shape in ((2816, 1408 + 128), (2816, 1408), (2880, 1408)))  # fmt: skip
     assert even < mixed < whole
+
+
+def test_openvino_uses_one_of_two_sockets() -> None:
+    two, one = (operations_of(load_device(f"xeon-8480-{n}s"), "openvino") for n in (2, 1))
+    for fmt in ("bf16", "nncf_int8", "nncf_int4_sym_128"):
+        assert np.allclose(two.gemm_s(fmt, ROWS, N, K), one.gemm_s(fmt, ROWS, N, K), rtol=0.02), fmt
+    for fmt in ("bf16", "int8"):
+        read = [float(ops.decode_attention_s(fmt, 32, 8, 128, 0, 8.0, 8e3)) for ops in (two, one)]
+        assert math.isclose(*read, rel_tol=0.02), fmt
+        prompts = [float(ops.prefill_attention_s("bf16", fmt, 32, 8, 128, 0, 1e3, 1e3)) for ops in (two, one)]
+        assert math.isclose(*prompts, rel_tol=0.02), fmt
