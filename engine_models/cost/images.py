@@ -26,7 +26,6 @@ from engine_models.cost.terms import Shard
 from engine_models.model.blocks import Vision
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
-from hardware_profiles.device import Device, stacked_blackwell
 from hardware_profiles.records import dataclass
 
 LAUNCHES_A_LAYER = 12
@@ -55,18 +54,6 @@ class EncoderKernels:
     floor_s: float
     head_step: int
     median_error_percent: float
-
-
-FLASH_3 = EncoderKernels(0.50, 12e-6, 16, 11.0)
-FLASH_4 = EncoderKernels(0.35, 8e-6, 16, 17.0)
-FLASH_2 = EncoderKernels(0.65, 8e-6, 32, 15.0)
-"""FlashAttention as vLLM's towers run it, of Hopper, of Blackwell in data centres, of others. kind: fitted, 2026-11, three
-numbers a kernel, to the encoder attention of vLLM 0.24 and 0.25, 30 shapes of heads on eight GPUs (ai-dynamo/aiconfigurator)."""
-
-
-def kernels_of(device: Device) -> EncoderKernels:
-    """The attention kernel of a tower on a device."""
-    return FLASH_3 if device.architecture == "hopper" else FLASH_4 if stacked_blackwell(device) else FLASH_2
 
 
 @dataclass(frozen=True)
@@ -157,4 +144,4 @@ class WithImages(StepCost):
         return self._inner.host_s(batch)
 
 
-__all__ = ["PIXEL_S", "Images", "WithImages", "kernels_of"]
+__all__ = ["MULTIPROCESSORS", "PIXEL_S", "EncoderKernels", "Images", "WithImages"]

@@ -114,7 +114,7 @@ ENGINE: Engine = Engine(
         "offload": Support(_KINDS, "SGLang 0.5's HiCache (mem_cache/hiradix_cache.py)"),
         "handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation"),
         "speculative": Support(_KINDS, "SGLang 0.5.23's srt/speculative"),
-        "lora": Support(_KINDS, "SGLang 0.5.23's srt/lora"),
+        "lora": Support(_KINDS, "SGLang 0.5.23's srt/lora"), "images": Support(_KINDS, "SGLang 0.5.23's srt/multimodal"),
         "structured": Support(_KINDS, "SGLang 0.5.23's srt/constrained"),
         "pipeline_parallel": Support(_KINDS, "SGLang 0.5.23's srt/managers/scheduler_pp_mixin.py"),
     },

@@ -20,6 +20,7 @@ from engine_models.engines.sglang_attention import (
     is_latent,
     warn_of_attention,
 )
+from engine_models.engines.sglang_images import images_of_pool
 from engine_models.engines.sglang_kernels import (
     CUTLASS,
     EXPERT_LAUNCHES,
@@ -39,6 +40,7 @@ from engine_models.engines.sglang_kernels import (
 )
 from engine_models.engines.sglang_norms import torch_norms
 from engine_models.engines.sglang_serving import Serving
+from engine_models.images import image_token_s
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import load_device
 
@@ -70,6 +72,7 @@ def costs_of(
         speculation=request.speculation,
         adapters=adapters,
         masks=masks,
+        images=images_of_pool(request, said) if request.images else None,
     )
 
 
@@ -154,7 +157,10 @@ def front_of(request: PoolRequest, overheads: Overheads) -> FrontEnd:
     assert loop is not None
     workers = int(request.flags.get("tokenizer_worker_num") or 1)
     loop = replace(loop, share=request.data_parallel / workers)
-    return FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=loop, tokenises_late=True)
+    image_s = image_token_s(request)
+    return FrontEnd(
+        overheads.front_end_s, overheads.tokenise_token_s, image_token_s=image_s, loop=loop, tokenises_late=True
+    )
 
 
 __all__ = ["costs_of", "first_use_of", "front_of"]

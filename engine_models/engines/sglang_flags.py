@@ -275,7 +275,7 @@ _CHANGING = {
         prefill_delayer_max_delay_ms prefill_delayer_max_delay_passes prefill_delayer_queue_min_ratio
         prefill_delayer_token_usage_low_watermark prefill_only_one_req retraction_policy sm_group_num
     """,
-    "what images, video and sound cost; requests are text here": """
+    "what images, video and sound cost": """
         enable_adaptive_dispatch_to_encoder enable_broadcast_mm_inputs_process enable_mm_global_cache enable_prefix_mm_cache
         encoder_register_urls encoder_transfer_backend encoder_urls image_processor_backend keep_mm_feature_on_device
         language_model_only language_only limit_mm_data_per_request media_url_max_file_size_mb mm_attention_backend

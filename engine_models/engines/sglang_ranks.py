@@ -9,6 +9,7 @@ from engine_models.cost.adapters import Adapters
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
 from engine_models.engines.sglang_drafts import Verifying, check_stages, step_slots, verifying
 from engine_models.engines.sglang_handover import post_s_of, reserving
+from engine_models.engines.sglang_images import image_cache_tokens
 from engine_models.engines.sglang_memory import keeps_prefixes
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
@@ -55,6 +56,7 @@ class Rank:
     post_s: float = 0.0  # what a piece takes a prefill server's host to post
     lanes: int = 1  # micro-batches of a pipeline that take turns, of at most `lane_rows` rows each
     lane_rows: int = 0
+    image_cache_tokens: int = 0  # of encoded images, 0 where prompts hold none
 
     def scheduler(self, mode: Mode) -> PrefillFirstScheduler | ReservingDecodeScheduler:
         """Build a scheduler with its cache."""
@@ -111,6 +113,11 @@ class Rank:
             given |= {"row_tokens": drafts.row_tokens, "step_slots": drafts.step_slots}
             if self.adapters is None:
                 rules.append(DraftedPrefillFirstScheduler)
+        if self.image_cache_tokens:
+            from engine_models.schedulers.prefill_first_encoding import EncodingPrefillFirstScheduler
+
+            rules.append(EncodingPrefillFirstScheduler)
+            given["image_cache_tokens"] = self.image_cache_tokens
         if sends:
             given |= {"metadata_buffers": self.rules.max_running_requests, "post_s": self.post_s}
             if self.lanes == 1 and self.tiers is None:
@@ -158,6 +165,7 @@ def rank_of(
         tiers=tiers,
         lanes=lanes,
         lane_rows=int(flags.get("pp_max_micro_batch_size") or max(1, rows // stages)),
+        image_cache_tokens=image_cache_tokens(request) if request.images else 0,
     )
 
 

@@ -142,9 +142,9 @@ def _masks(request: PoolRequest, version: Version, serving: Serving, said: Said)
 
 def _images(request: PoolRequest, version: Version, said: Said) -> Images:
     """Images that are encoded before steps."""
-    from engine_models.engines.vllm_images import images_of
+    from engine_models.engines.vllm_images import images_of_pool
 
-    return images_of(request, version, said)
+    return images_of_pool(request, version, said)
 
 
 def front_of(request: PoolRequest, version: Version, overheads: Overheads) -> FrontEnd:
@@ -156,7 +156,7 @@ def front_of(request: PoolRequest, version: Version, overheads: Overheads) -> Fr
     loop = replace(loop, share=request.data_parallel / processes, chat_s=loop.chat_s + parse_s)
     front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=loop)
     if request.images:
-        from engine_models.engines.vllm_images import image_token_s
+        from engine_models.images import image_token_s
 
         front = replace(front, image_token_s=image_token_s(request))
     limit = flags.get("max_num_queued_reqs")

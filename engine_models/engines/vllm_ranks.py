@@ -190,7 +190,7 @@ def rank_of(
         role=request.role,
         at_once=handover is not None and handover.reserves,
         adapters=limits_in(adapters, structured=request.structured),
-        encoder=_encoder(request, version, serving) if request.images else None,
+        encoder=_encoder(request, serving) if request.images else None,
     )
 
 
@@ -199,10 +199,10 @@ def keeping_states(rules: ContinuousRules, block_tokens: int, *, checkpoints: bo
     return replace(rules, aligned_tokens=block_tokens, checkpoints=checkpoints)
 
 
-def _encoder(request: PoolRequest, version: Version, serving: Serving) -> EncoderLimits:
+def _encoder(request: PoolRequest, serving: Serving) -> EncoderLimits:
     from engine_models.engines.vllm_images import encoder_limits
 
-    return encoder_limits(request, version, serving)
+    return encoder_limits(request, serving)
 
 
 def limits_of(rank: Rank, version: Version, serving: Serving, cache: Cache, least_share: float) -> Limits:

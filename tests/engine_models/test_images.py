@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from engine_models.cost.images import LAUNCHES_A_LAYER, PIXEL_S, TILE
 from engine_models.memory.encoder_cache import EncoderCache
 from engine_models.memory.paged_kv import PagedKV
+from engine_models.memory.radix import RadixPool
 from engine_models.model.hf_config import load_architecture
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.encoding import EncoderLimits, EncodingScheduler
+from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules
+from engine_models.schedulers.prefill_first_encoding import EncodingPrefillFirstScheduler
 from hardware_profiles.errors import InputError
 from simulator.cluster.content import image_places
 from simulator.config.load import load_scenario
@@ -92,6 +95,20 @@ def test_a_waiting_request_without_room_lets_the_next_one_try_or_not() -> None:
     waits = Encoded(asked, limits, max_num_batched_tokens=500, unreadable_is_skipped=False)
     assert [index for index, *_ in passed.rows()[0]] == [0, 2]
     assert [index for index, *_ in waits.rows()[0]] == [0]
+
+
+def test_sglang_encodes_what_a_step_reads_unless_its_cache_still_has_it() -> None:
+    rules = PrefillFirstRules(max_prefill_tokens=100, chunked_prefill_size=100, max_running_requests=8, max_model_len=4096)
+
+    def encoded(*images: tuple[int, int], cache: int) -> list[tuple[int, ...]]:
+        scheduler = EncodingPrefillFirstScheduler(rules, RadixPool(4000, 1), image_cache_tokens=cache)
+        seq = Sequence(0, 250, 2, 0.0)
+        seq.images = images
+        return [batch.encodes for batch in Fed(scheduler, [seq], RecordedClock(CLOCK), PrefillFirstBatch).batches]
+
+    assert encoded((90, 130), (240, 250), cache=100)[:3] == [(40,), (), (10,)]
+    assert encoded((90, 130), cache=30)[:3] == [(40,), (40,), ()]  # larger than the cache: once a chunk
+    assert encoded((0, 60), (70, 130), cache=100)[:3] == [(60, 60), (), ()]  # the second is the last that was kept
 
 
 def test_an_image_that_no_step_can_encode_is_refused() -> None:
@@ -187,10 +204,11 @@ def test_the_front_end_reads_images_one_after_the_other() -> None:
     assert with_images["ttft_kernel_ms"]["mean"] > without["ttft_kernel_ms"]["mean"] + 5
 
 
+SGLANG = {"engine": "sglang"}
 EXPERTS = {"data_parallel": 2, "model": "Qwen/Qwen3-VL-30B-A3B-Instruct"}
 
 
-@pytest.mark.parametrize("extra", [{}, EXPERTS, {"hardware": "b200-sxm-180gb"}])
+@pytest.mark.parametrize("extra", [{}, EXPERTS, {"hardware": "b200-sxm-180gb"}, SGLANG, {**SGLANG, "hardware": "l40s-48gb"}])
 def test_jumping_equals_stepping(extra: dict[str, Any]) -> None:
     own = dict(extra)
     model = own.pop("model", QWEN)
@@ -253,6 +271,8 @@ def test_a_trace_says_which_prompts_hold_images(tmp_path: Path) -> None:
         (QWEN, {"offload": {"kv_offloading_size": 10}}, "beside `offload`"),
         (QWEN, {"lora": {}}, "LoRA adapters"),
         (QWEN, {"engine": "vllm@0.6.0"}, "before 0.8"),
+        (QWEN, {"engine": "sglang", "lora": {}}, "LoRA adapters"),
+        (QWEN, {"engine": "sglang", "kv_tiers": [{"kind": "host", "bytes": 1e10}]}, "beside `kv_tiers`"),
     ],
 )
 def test_what_is_refused_says_why(model: str, deployment: dict[str, Any], words: str) -> None:
