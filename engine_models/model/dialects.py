@@ -7,7 +7,8 @@ SGLang 0.5.23 (`srt/layers/quantization`) read of the same keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine_models.model.config import Config
@@ -173,6 +174,47 @@ def _weights_alone(quantization: Config) -> bool:
     groups = quantization.get("config_groups")
     found = [group for group in groups.values() if isinstance(group, Mapping)] if isinstance(groups, Mapping) else []
     return bool(found) and all("input_activations" in group and group["input_activations"] is None for group in found)
+
+
+def overridden(quantization: Config, names: tuple[str, ...], whole: Found) -> Found | None:
+    """The format of modules of these names where rules change it, None where these leave them alone; else that of `whole`.
+
+    GPTQModel's ``dynamic`` has regular expressions from a name's beginning, "-:" before those that are left alone; AutoRound's
+    ``extra_config`` has whole names, or expressions for any part of one (vLLM 0.33's `gptq_utils.py` and `inc/config_parser.py`).
+    """
+    dynamic, extra = quantization.get("dynamic"), quantization.get("extra_config")
+    for pattern, said in dynamic.items() if isinstance(dynamic, Mapping) else ():
+        rule = str(pattern)
+        if _met(re.match, rule.removeprefix("-:").removeprefix("+:"), names):
+            return None if rule.startswith("-:") else _changed(quantization, said, whole)
+    for pattern, said in extra.items() if isinstance(extra, Mapping) else ():
+        if pattern in names or (_SPECIAL & set(str(pattern)) and _met(re.search, str(pattern), names)):
+            return _changed(quantization, said, whole)
+    return whole
+
+
+_SPECIAL = set(r"*+?^$()[]{}|\\")
+
+
+def _met(how: Callable[[str, str], re.Match[str] | None], pattern: str, names: tuple[str, ...]) -> bool:
+    """Whether an expression matches one of `names`; one that is none matches nothing."""
+    try:
+        return any(how(pattern, name) is not None for name in names)
+    except re.error:
+        return False
+
+
+def _changed(quantization: Config, said: Any, whole: Found) -> Found | None:
+    """The format of a rule's own bits and group, None of 16 bits and more."""
+    if not isinstance(said, Mapping) or not {"bits", "group_size"} & set(said):
+        return whole
+    if isinstance(said.get("bits"), int) and said["bits"] >= WIDE_BITS:
+        return None
+    return _of_groups(str(quantization.get("quant_method", "")).lower(), {**quantization, **said}) or whole
+
+
+WIDE_BITS = 16
+"""From so many bits on weights are not narrow."""
 
 
 REFUSED = {

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.model.config import Config
-from engine_models.model.dialects import MODELOPT, REFUSED, Found, of_quantization, of_quark, of_tensors
+from engine_models.model.dialects import (
+    MODELOPT,
+    REFUSED,
+    Found,
+    of_quantization,
+    of_quark,
+    of_tensors,
+    overridden,
+)
 from hardware_profiles.errors import InputError
 from hardware_profiles.records import dataclass
 
@@ -52,7 +60,7 @@ def _probes(dense: list[int], moe: list[int], layers: int, recurrence: str) -> d
 def _unquantized(quantization: Config, probes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """The parts whose main matrices the checkpoint leaves alone, probed by their usual module names."""
     ignored: list[str] = []
-    for key in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers", "exclude"):
+    for key in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers", "exclude", "llm_int8_skip_modules"):
         value = quantization.get(key)
         ignored += [str(v) for v in value] if isinstance(value, list) else []
     return tuple(part for part, names in probes.items() if any(_matches(name, pattern) for name in names for pattern in ignored))
@@ -134,7 +142,7 @@ def stored_format(config: Config, dense: list[int], moe: list[int], layers: int,
             where=where,
             mend="name the format with 'weights' in the deployment and drop 'quantization_config'",
         )
-    left = _unquantized(quantization, probes)
+    left = (*_unquantized(quantization, probes), *(part for part in probes if part not in found))
     there = [part for part, kept in (("experts", moe), ("mlp", dense)) if kept and part not in left and part in found]
     name, bits = found[there[0]] if there else next(iter(found.values()))
     parts = {part: stored for part, (stored, _) in found.items() if part not in left and stored != name}
@@ -163,7 +171,7 @@ def _by_parts(quantization: Config, probes: Mapping[str, tuple[str, ...]]) -> di
         return _of_layers(quantization.get("layer_quant_config"), quantization.get("global_quant_config"), probes)
     alone = of_quantization(quantization)
     if alone is not None:
-        return dict.fromkeys(probes, alone)
+        return {part: own for part, names in probes.items() if (own := overridden(quantization, names, alone)) is not None}
     if not isinstance(groups, Mapping) or not groups:
         return None
     read = [

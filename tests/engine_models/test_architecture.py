@@ -533,6 +533,31 @@ def test_groups_of_tensors_are_formats_of_parts() -> None:
     assert (arch.quantization, arch.part_formats) == ("mxfp4", (("attention", "fp8"),))
 
 
+@pytest.mark.parametrize(
+    ("rules", "left", "parts"),
+    [
+        ({"quant_method": "gptq", "dynamic": {"-:.*self_attn.*": {}, "+:.*down_proj": {}}}, ("attention",), ()),
+        ({"quant_method": "gptq", "dynamic": {".*self_attn.*": {"bits": 8, "group_size": 128}}}, (), (("attention", "int8_wo"),)),
+        ({"quant_method": "auto-round", "extra_config": {".*self_attn.*": {"bits": 16, "data_type": "fp"}}}, ("attention",), ()),
+        (
+            {"quant_method": "auto-round", "extra_config": {"model.layers.1.self_attn.o_proj": {"bits": 8}}},
+            (),
+            (("attention", "int8_wo"),),
+        ),
+        ({"quant_method": "auto-round", "extra_config": {"self_attn.*": {"bits": 16}}}, ("attention",), ()),
+        ({"quant_method": "gptq", "dynamic": {"-:self_attn.*": {}, "-:[": {}}}, (), ()),
+        ({"quant_method": "auto-round", "extra_config": {"model.layers.1.self_attn.o_proj": {"scheme": "W4"}}}, (), ()),
+    ],
+)
+def test_rules_change_the_format_of_some_modules(
+    rules: dict[str, Any], left: tuple[str, ...], parts: tuple[tuple[str, str], ...]
+) -> None:
+    moe = {**TINY, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    stated = {"bits": 4, "group_size": 128, **rules}
+    arch = architecture_from_config({**moe, "quantization_config": stated}, "rules")
+    assert (arch.quantization, arch.unquantized, arch.part_formats) == ("gptq", left, parts)
+
+
 def test_experts_alone_in_four_bits() -> None:
     """SGLang's w4afp8: experts are integers of 4 bits, what else there is in blocks of FP8."""
     moe = {**TINY, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
