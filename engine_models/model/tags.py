@@ -4,7 +4,9 @@ A tag names a size, then, if wanted, a variant of the same shapes and a number f
 That choice and the size of its file stand in ``catalogue/tags.json`` [model, format, GB]: as pages of the library and lists of
 pulled models show them (kind: measured, 2026-09, source: a list of pages of the library, read 2026-09-23, and outputs of
 ``list`` and ``show`` in public repositories). A format counts where the file is within 5 % of the weights in it and further from
-those in others; a model whose file holds its embedding twice (Qwen3 0.6B and 1.7B) is left out.
+those in others (gpt-oss keeps what is no expert in 16 bits, unlike ggml-org's file: `/api/tags` counts 13,793,441,244 bytes of
+20b, and 61,223 + 1,104 MiB of 120b are loaded, ollama/ollama#16416); a model whose file holds its embedding twice (Qwen3
+0.6B and 1.7B) is left out.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 
-OTHERS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0")
+OTHERS = ("q4_0", "q4_k_m", "q5_k_m", "q8_0", "mxfp4_moe")
 
 
 @pytest.mark.parametrize("name", [name for name in tags.library() if ":" in name and not name.endswith(":latest")])
@@ -20,11 +20,8 @@ def test_a_tag_is_of_the_format_whose_weights_are_its_file(name: str) -> None:
     tagged = tags.library()[name]
     arch = load_architecture(tagged.model)
     off = {form: abs(weight_bytes(arch, format_named(form)) / 1e9 / tagged.file_gb - 1) for form in (*OTHERS, tagged.format)}
-    if tagged.format == "mxfp4_moe":  # 16 bits in the file, of what the format has in 8
-        assert off[tagged.format] < 0.08
-    else:
-        assert min(off, key=lambda form: off[form]) == tagged.format
-        assert off[tagged.format] < 0.05
+    assert min(off, key=lambda form: off[form]) == tagged.format
+    assert off[tagged.format] < 0.05
 
 
 @pytest.mark.parametrize(
@@ -36,7 +33,7 @@ def test_a_tag_is_of_the_format_whose_weights_are_its_file(name: str) -> None:
         ("Llama3.1:8b-instruct-q4_K_M", "Llama-3.1-8B", "q4_k_m"),
         ("qwen3:14b-q8_0", "Qwen3-14B", "q8_0"),
         ("mistral-nemo:latest", "Mistral-Nemo", "q4_0"),
-        ("gpt-oss:20b", "gpt-oss-20b", "mxfp4_moe"),
+        ("gpt-oss:20b", "gpt-oss-20b", "mxfp4"),
         ("deepseek-r1:32b", "DeepSeek-R1-Distill-Qwen-32B", "q4_k_m"),
         ("bartowski/Meta-Llama-3.1-8B-Instruct-GGUF", "Llama-3.1-8B", "q4_k_m"),
         ("hf.co/unsloth/Qwen3-8B-GGUF:Q5_K_M", "Qwen3-8B", "q5_k_m"),
@@ -75,4 +72,4 @@ def test_a_family_alone_is_the_model_where_files_are_not_loaded() -> None:
         deployment = {"engine": engine, "hardware": "rtx-pro-6000-96gb"}
         prepared = prepare(load_scenario({"model": "gpt-oss", "deployment": deployment, "workload": load}))
         stored[engine] = prepared.formats.weights.name
-    assert stored == {"vllm": "mxfp4", "ollama": "mxfp4_moe"}
+    assert stored == {"vllm": "mxfp4", "ollama": "mxfp4"}
