@@ -365,6 +365,10 @@ MODELOPT, MODELOPT_FORMATS, MODELOPT_WITHOUT = "nvidia/", ("fp8", "nvfp4"), ("de
 datasheet, 2026-11: of 27 whose `hf_quant_config.json` aiconfigurator-core 0.12 has packed, 24 say so; assumed of others."""
 
 
+NAMED_METHODS = ("w4afp8",)
+"""Formats in a repository's name that are the `quant_method` of its config."""
+
+
 def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) -> Architecture:
     """Return the architecture a scenario's ``model`` names.
 
@@ -407,7 +411,10 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
             where="model",
             mend=f"{hint}'capacity-plan list models' names them; or give a config.json or its fields inline",
         )
-    arch = architecture_from_config(found.config, spec, where=f"catalogue entry {found.key}")
+    config = found.config
+    if found.quantization in NAMED_METHODS:  # a name that is a method's, which says itself what it leaves alone
+        config = {**config, "quantization_config": {"quant_method": found.quantization}}
+    arch = architecture_from_config(config, spec, where=f"catalogue entry {found.key}")
     arch = replace(arch, assumed=(*arch.assumed, *found.assumed)) if found.assumed else arch
     if found.quantization is None or found.quantization == arch.quantization:
         return arch

@@ -564,6 +564,8 @@ def test_experts_alone_in_four_bits() -> None:
     arch = architecture_from_config({**moe, "quantization_config": {"quant_method": "w4afp8"}}, "mixed")
     assert arch.quantization == "w4afp8"
     assert dict(arch.part_formats)["attention"] == "fp8_block"
+    named = load_architecture("tencent/DeepSeek-R1-W4AFP8")
+    assert (named.quantization, dict(named.part_formats)["attention"]) == ("w4afp8", "fp8_block")
 
 
 def test_older_key_names() -> None:
