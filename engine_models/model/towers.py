@@ -77,6 +77,9 @@ def _patches(config: Mapping[str, Any], outer: Mapping[str, Any]) -> int | None:
             return merge * merge
         if isinstance(kernel, list) and len(kernel) == 2 and all(isinstance(side, int) and 0 < side < 100 for side in kernel):
             return int(kernel[0] * kernel[1])
+        pool = keys.get("pooling_kernel_size")
+        if isinstance(pool, int) and 0 < pool < 100:
+            return pool * pool
         for key in ("pixel_shuffle_ratio", "downsample_ratio"):
             ratio = keys.get(key)
             if isinstance(ratio, float) and 0.01 < ratio <= 1:

@@ -188,6 +188,25 @@ def test_an_image_takes_no_less_than_its_arithmetic_and_its_launches() -> None:
     assert encode_s(1024) < encode_s(2048) < encode_s(4096)
 
 
+@pytest.mark.parametrize(
+    ("model", "patches", "pixels", "tile"),
+    [
+        ("OpenGVLab/InternVL3-8B", 4, 784, 1024),  # 256 tokens of a tile of 448 x 448
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 4, 784, 576),
+        ("google/gemma-3-27b-it", 16, 3136, 4096),
+        ("google/gemma-4-31B-it", 9, 2304, 0),
+        ("llava-hf/llava-1.5-7b-hf", 1, 196, 576),
+        ("moonshotai/Kimi-K2.5", 4, 784, 0),
+        ("mistralai/Pixtral-12B-2409", 1, 256, 0),
+        ("Qwen/Qwen3.5-9B", 4, 1024, 0),
+    ],
+)
+def test_how_many_patches_a_token_stands_for(model: str, patches: int, pixels: int, tile: int) -> None:
+    vision = load_architecture(model, Path()).vision
+    assert vision is not None
+    assert (vision.patches, vision.pixels, vision.tile_patches) == (patches, pixels, tile)
+
+
 def test_layers_that_see_windows_cost_less_than_those_that_see_the_image() -> None:
     windows, whole = encode_s(16384), encode_s(16384, model="Qwen/Qwen2-VL-7B-Instruct")
     per_layer = 4 * TILE * 4 * 16384 * 80 * 16 * (4 * 16384 // TILE) / (0.5 * 989.4e12)
@@ -264,7 +283,7 @@ def test_a_trace_says_which_prompts_hold_images(tmp_path: Path) -> None:
     ("model", "deployment", "words"),
     [
         ("Qwen/Qwen3-8B", {}, "takes no images"),
-        ("OpenGVLab/InternVL3-8B", {}, "its config does not say"),
+        ("openbmb/MiniCPM-V-4_5", {}, "its config does not say"),
         (QWEN, {"engine_args": {"language_model_only": True}}, "leaves the vision tower out"),
         (QWEN, {"engine_args": {"limit_mm_per_prompt": "image=0"}}, "admits no image"),
         (QWEN, {"engine": "tgi"}, "not for tgi yet"),
