@@ -54,6 +54,9 @@ _ELSEWHERE_SET = (
 """Settings of the environment as other programs than a shell write them."""
 _COPIES = (("minReplicas", "maxReplicas"), ("minReplicaCount", "maxReplicaCount"), ("min_replicas", "max_replicas"))
 """Least and most copies, as Kubernetes and KServe, KEDA, and Ray name them."""
+_OF_NOTEBOOKS = re.compile(r"(?m)^[ \t]*(?:%%(?:bash|sh|script)\b[^\n]*\n|!(?=[A-Za-z./]))")
+"""What a cell of a notebook has before commands of a shell."""
+_RANGE = re.compile(r"(\d{1,6})\.\.(\d{1,6})")
 _TYPESET = str.maketrans("“”‘’", "\"\"''")
 _REQUIRED = re.compile(r"[\"']([\w./\[\],-]+(?:==|:)v?[0-9][\w.+-]*)[\"']")
 """Packages and images of one version, as texts of a program."""
@@ -138,7 +141,7 @@ def find_launches(source: str | Sequence[Any] | Mapping[str, Any], launcher: Lau
                 f"the launch command is longer than {LONGEST_TEXT:,} characters",
                 mend="paste the part that starts the server alone",
             )
-        text = _unfenced(source).translate(_TYPESET)
+        text = _OF_NOTEBOOKS.sub("", _unfenced(source).translate(_TYPESET))
         for pattern in _ELSEWHERE_SET:
             text = pattern.sub(lambda found: f"export {found['n']}={shlex.quote(found['v'])}", text)
         search.text(text)
@@ -243,9 +246,10 @@ class _Search:
                 self.inside(command.words, {})
             else:
                 self.command(command.words, {}, {})
-            if command.unsaid and len(self.found.launches) > before:
+            unsaid = command.unsaid or next((f"what `{word[3:]}` is" for word in command.words if word.startswith("--*")), "")
+            if unsaid and len(self.found.launches) > before:
                 raise InputError(
-                    f"the program's command has other words if `{command.unsaid}`, which the text does not say",
+                    f"further words of the program's command depend on {unsaid}, which the text does not say",
                     mend="paste the command that it makes",
                 )
         if self.found.launches:
@@ -275,6 +279,8 @@ class _Search:
         if isinstance(data, Mapping | list | tuple) and not self.containers(data):
             self.seen.clear()
             self.scripts(data, {})
+            if isinstance(data, Mapping) and (copies := scheduled.copies_of(data)) is not None:
+                self.found.launches[:] = [replace(launch, replicas=copies) for launch in self.found.launches]
             if alone and not self.found.launches and isinstance(data, Mapping) and not {"kind", "apiVersion"} & {*data}:
                 self.found.keys = data
 
@@ -319,7 +325,7 @@ class _Search:
             self.container(data)
             deploy = data.get("deploy")
             around = deploy.get("replicas") if isinstance(deploy, Mapping) else None
-            own = data.get("scale", data.get("replicaCount", around))
+            own = data.get("scale", data.get("replicas", data.get("replicaCount", around)))
             copies = replicas if own is None else own
             whole = copies if isinstance(copies, int) and not isinstance(copies, bool) else None
             self.found.launches[before:] = [
@@ -499,6 +505,8 @@ def _copies(data: Mapping[str, Any]) -> tuple[str | None, Bounds] | None:
         low, high = (end if type(end) is int else None for end in map(data.get, names))
         if low is not None or high is not None:
             return name, (low, high)
+    if found := _RANGE.fullmatch(str(data.get("replicas"))):  # of dstack
+        return name, (int(found[1]), int(found[2]))
     return None
 
 

@@ -37,7 +37,7 @@ _FROM_ENVIRONMENT = ("os.getenv", "os.environ.get", "environ.get", "getenv")
 
 @dataclass
 class Command:
-    """A command: its words, or one text for a shell. `unsaid` : a condition under which it has other words."""
+    """A command: its words, or one text for a shell. `unsaid` : on what further words depend that the text does not say."""
 
     words: list[str]
     unsaid: str = ""
@@ -97,24 +97,32 @@ class _Reader:
         for statement in statements:
             if isinstance(statement, ast.If):
                 self.branch(statement)
-                continue
-            self.statement(statement)
-            for name in ("body", "orelse", "finalbody"):
-                inner = getattr(statement, name, None)
-                if isinstance(inner, list):
-                    self.block(inner)
+            elif isinstance(statement, ast.For | ast.AsyncFor | ast.While):
+                test = statement.test if isinstance(statement, ast.While) else statement.iter
+                self.perhaps(statement.body, f"what `{ast.unparse(test)}` is")
+                self.block(statement.orelse)
+            else:
+                self.statement(statement)
+                for name in ("body", "orelse", "finalbody"):
+                    inner = getattr(statement, name, None)
+                    if isinstance(inner, list):
+                        self.block(inner)
 
     def branch(self, statement: ast.If) -> None:
         holds = self.truth(statement.test)
-        if holds is not None:
+        if holds is None:
+            self.perhaps([*statement.body, *statement.orelse], f"whether `{ast.unparse(statement.test)}`")
+        else:
             self.block(statement.body if holds else statement.orelse)
-            return
+
+    def perhaps(self, statements: list[ast.stmt], unsaid: str) -> None:
+        """Statements of which the text does not say whether, or how often, they run: commands that they change are in doubt."""
         before = {name: list(command.words) for name, command in self.named.items()}
-        self.block([*statement.body, *statement.orelse])
+        self.block(statements)
         for name, words in before.items():
             if self.named[name].words != words:
                 self.named[name].words[:] = words
-                self.named[name].unsaid = ast.unparse(statement.test)
+                self.named[name].unsaid = unsaid
 
     def statement(self, statement: ast.stmt) -> None:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
@@ -123,7 +131,7 @@ class _Reader:
             words = self.words(value)
             held = self.named.get(target.id)
             if words is not None and held is not None and isinstance(statement, ast.AugAssign):
-                held.words.extend(words[: _MOST_WORDS - len(held.words)])
+                self.extend(held, words)
                 return
             if words is not None and isinstance(value, ast.List | ast.BinOp):
                 self.named[target.id] = Command(words)
@@ -132,13 +140,20 @@ class _Reader:
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Name):
             held = self.named.get(value.func.value.id)
             if held is not None and value.func.attr in ("append", "extend") and len(value.args) == 1:
-                more = self.words(value.args[0]) if value.func.attr == "extend" else [self.word(value.args[0])]
-                held.words.extend((more or [])[: _MOST_WORDS - len(held.words)])
+                if value.func.attr == "append":
+                    held.words.append(self.word(value.args[0]))
+                elif (more := self.words(value.args[0])) is not None:
+                    self.extend(held, more)
+                else:
+                    held.unsaid = f"what `{ast.unparse(value.args[0])}` is"
                 return
         if isinstance(statement, ast.Expr | ast.Assign | ast.Return | ast.AnnAssign) and value is not None:
             self.loose(value)
         for item in getattr(statement, "items", ()):  # with subprocess.Popen(...) as server
             self.loose(item.context_expr)
+
+    def extend(self, held: Command, words: list[str]) -> None:
+        held.words.extend(words[: _MOST_WORDS - len(held.words)])
 
     def loose(self, value: ast.expr) -> None:
         """Lists and texts that stand in an expression by themselves."""
@@ -155,8 +170,14 @@ class _Reader:
 
     def words(self, value: ast.expr) -> list[str] | None:
         """A list of words; None for anything else."""
-        if isinstance(value, ast.Name):
-            return list(self.named[value.id].words) if value.id in self.named else None
+        if isinstance(value, ast.Name) and value.id in self.named:
+            return list(self.named[value.id].words)
+        if isinstance(value, ast.Name) and isinstance(known := self.known.get(value.id), ast.Call):
+            value = known
+        if isinstance(value, ast.Call) and ast.unparse(value.func) in ("shlex.split", "split") and value.args:
+            return self.word(value.args[0]).split()
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "split":
+            return None if value.args else self.word(value.func.value).split()
         if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
             left, right = self.words(value.left), self.words(value.right)
             return None if left is None or right is None else [*left, *right][:_MOST_WORDS]
@@ -169,7 +190,8 @@ class _Reader:
 
     def items(self, item: ast.expr) -> Iterator[str]:
         if isinstance(item, ast.Starred):
-            yield from self.words(item.value) or [f"${ast.unparse(item.value)}"]
+            words = self.words(item.value)
+            yield from [f"--*{ast.unparse(item.value)}"] if words is None else words
         else:
             yield self.word(item)
 
@@ -183,6 +205,11 @@ class _Reader:
         name = value.id if isinstance(value, ast.Name) else value.attr if isinstance(value, ast.Attribute) else None
         if name is not None and name in self.known and depth < _DEEPEST:
             return self.word(self.known[name], depth + 1)
+        if isinstance(value, ast.Subscript) and isinstance(value.value, ast.Name) and isinstance(value.slice, ast.Constant):
+            held = self.known.get(value.value.id)
+            for key, of in zip(held.keys, held.values, strict=True) if isinstance(held, ast.Dict) else ():
+                if isinstance(key, ast.Constant) and key.value == value.slice.value and depth < _DEEPEST:
+                    return self.word(of, depth + 1)
         if isinstance(value, ast.IfExp) and (holds := self.truth(value.test)) is not None:
             return self.word(value.body if holds else value.orelse, depth)
         if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):

@@ -69,6 +69,13 @@ def of_document(task: Mapping[Any, Any]) -> dict[str, str]:
     return {name: str(count) for name, count in found.items()}
 
 
+def copies_of(task: Mapping[Any, Any]) -> int | None:
+    """The copies of a service of SkyPilot that has always as many; None for any other task."""
+    service = task.get("service")
+    copies = service.get("replicas") if isinstance(service, Mapping) else None
+    return _whole(copies) if type(copies) is int else None
+
+
 def _accelerators(asked: Any) -> Iterator[int | None]:
     """The numbers of accelerators of the kinds that may be taken; None for one that is not said."""
     kinds: list[Any] = [asked] if isinstance(asked, str) else asked if isinstance(asked, list) else []

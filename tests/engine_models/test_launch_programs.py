@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 
@@ -75,6 +76,15 @@ SCRIPTS = {
         "import subprocess\nsubprocess.run(['docker', 'run', '--gpus', 'all', 'vllm/vllm-openai:latest', '--model', 'org/m', "
         "'--max-num-seqs', '8', '-tp', '2'])"
     ),
+    "words of a text": (
+        "import shlex, subprocess\nMORE = '--max-num-seqs 8'\nargs = 'org/m -tp 2'.split()\n"
+        "subprocess.Popen(['vllm', 'serve', *args, *shlex.split(MORE)])"
+    ),
+    "a mapping": (
+        "import subprocess\nC = {'model': 'org/m', 'tp': 2}\n"
+        "subprocess.Popen(['vllm', 'serve', C['model'], '-tp', str(C['tp']), '--max-num-seqs', '8'])"
+    ),
+    "a notebook": "!pip install something\n!vllm serve org/m --max-num-seqs 8 -tp 2 &",
     "Modal": MODAL,
     "BentoML": BENTO,
 }
@@ -92,10 +102,23 @@ def test_a_command_in_a_program_is_read(name: str) -> None:
 
 def test_a_condition_that_the_text_does_not_say_is_named() -> None:
     text = "import sys\ncmd = ['vllm', 'serve', 'org/m']\nif len(sys.argv) > 1:\n    cmd += ['--enforce-eager']\n"
-    with pytest.raises(InputError, match=r"other words if `len\(sys\.argv\) > 1`"):
+    with pytest.raises(InputError, match=r"depend on whether `len\(sys\.argv\) > 1`, which the text does not say"):
         parse_engine_args("vllm", text)
     other = text.replace("    cmd", "    other = ['x']\n    other")
     assert parse_engine_args("vllm", other).model == "org/m"
+
+
+@pytest.mark.parametrize(
+    ("rest", "what"),
+    [
+        ("for key, value in settings.items():\n    cmd += [f'--{key}', value]", "settings.items()"),
+        ("cmd.extend(extra)", "extra"),
+        ("cmd = ['vllm', 'serve', 'org/m', *extra]", "extra"),
+    ],
+)
+def test_words_from_elsewhere_are_named(rest: str, what: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"depend on what `{what}` is")):
+        parse_engine_args("vllm", f"import subprocess\ncmd = ['vllm', 'serve', 'org/m']\n{rest}\nsubprocess.Popen(cmd)")
 
 
 def test_what_only_a_run_knows_is_asked_for() -> None:
@@ -161,6 +184,13 @@ resources: {{gpu: {gpu}}}
 def test_a_task_of_skypilot_says_its_accelerators(asked: str) -> None:
     found = parse_engine_args("vllm", SKY.format(accelerators=asked))
     assert {key: found.values[key] for key in FLAGS} == FLAGS
+
+
+def test_copies_of_services_are_the_replicas() -> None:
+    sky, dstack = SKY.format(accelerators="H100:2"), DSTACK.format(gpu="2")
+    assert parse_engine_args("vllm", sky + "service: {replicas: 3, readiness_probe: /health}\n").replicas == 3
+    assert parse_engine_args("vllm", dstack + "replicas: 3\n").replicas == 3
+    assert parse_engine_args("vllm", dstack + "replicas: 1..4\n").copies == (1, 4)
 
 
 @pytest.mark.parametrize("asked", ["2", "A100:40GB:2", "{name: A100, count: 2}", "80GB:2"])
