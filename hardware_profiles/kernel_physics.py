@@ -90,8 +90,9 @@ STANDS_FOR: Mapping[str, tuple[str, ...]] = {
     "w4afp8": ("fp8", "fp8_block"),
 }
 """Formats that no table times, and those whose kernels stand for theirs, the first there is: the same arithmetic and activations
-made narrow in blocks alike, by their own bytes. kind: assumed, 2026-11-30; compared with one run, of w4afp8: 256 requests of 1,000
-and 1,000 tokens to DeepSeek-R1 on eight H20, 128 at a time, took 159 s in SGLang of 2025-07 (pull request 8118), 124 s by this."""
+made narrow in blocks alike, by their own bytes. kind: assumed, 2026-11-30; compared with one run, of w4afp8: 256 requests of
+1,000 and 1,000 tokens to DeepSeek-R1 on eight H20, 128 at a time, took 159 s (SGLang of 2025-07, pull request 8118), 124 by
+this."""
 
 
 def canonical_format(fmt: str) -> str:
