@@ -79,16 +79,23 @@ CUDA_GDDR = Law(
 )
 
 #: On processors with LPDDR memory is read less well. kind: fitted, 2026-11, source: decoding of 13 models on DGX Spark (uploads,
-#: the scoreboard), each left out 6 % off in the median, nine of ten within 16; tried on 12 with recurrent layers. Prompts by eye:
-#: Llama-2-7B in Q4_0 there, three quarters of the cards' shares.
+#: the scoreboard), each left out 6 % off in the median, nine of ten within 16; tried on 12 with recurrent layers. Prompts by eye,
+#: three quarters of the cards' shares, less in formats of more bits (perhaps since a cache of 24 MB holds less of their weights
+#: for the next tile): 2,048 tokens of five models after up to 32,768 (ggml-org/llama.cpp@4c7e9893 benches/dgx-spark.md, build
+#: 6918), off by 10 % in the median. Later builds, which multiply in FP4, are quicker with gpt-oss.
 CUDA_LPDDR = replace(
     CUDA_GDDR,
     title="NVIDIA processors with LPDDR under llama.cpp",
-    off_pct=(8.0, 30.0),
+    off_pct=(8.0, 16.0),
     within=Within(decode_width=0.25, batch_width=0.35, few_width=0.4, prompt_width=0.45),
     read={"": 0.73, "16": 0.8, **dict.fromkeys(_PLAIN, 0.81), "w4a16_mxfp4": 0.95},
     launch_s=2.7e-6,
-    matrix={key: 0.75 * share for key, share in CUDA_GDDR.matrix.items()},
+    matrix={
+        **{key: 0.75 * share for key, share in CUDA_GDDR.matrix.items()},
+        **dict.fromkeys(_PLAIN, 0.21),
+        "q8_0": 0.15,
+        "w4a16_mxfp4": 0.15,
+    },
 )
 
 #: The same before June 2024: prompts widen the weights and multiply in 16 bit, attention is not fused, launches take longer.
