@@ -90,6 +90,14 @@ BY_ARCHITECTURE: Mapping[str, Efficiencies] = {
     }
 }
 
+#: Rows that leave no expert of a layer without one. kind: by construction.
+ALL_CHOSEN_ROWS = 1e9
+#: Share of the bandwidth at which a step reads the experts of a layer where its kernel goes through all that a device holds,
+#: chosen or not. kind: the rule by source (vllm-project/vllm-gaudi@091bbad, `mixture_of_experts` of `extension/ops.py` gets every
+#: expert's weights; pull request 1656: the dense path reads every local expert for every token), the share by eye, 2026-11, of
+#: one stream of MiniMax-M2.7 in FP8 on four Gaudi 2 (50 ms a token, issue 1623).
+EVERY_EXPERT: Mapping[str, float] = {"gaudi2": 0.5, "gaudi3": 0.5}
+
 
 @dataclass(frozen=True)
 class Roofline(Ops):
@@ -99,6 +107,7 @@ class Roofline(Ops):
     processors : multiprocessors that a short chunk of a prompt leaves idle, 0 where work is cut to fill them.
     link_latency_s, message_latency_s : of a collective and of a message to another device.
     network : between nodes, where the devices that work together stand in several.
+    every_expert_share : share of the bandwidth at which a step reads all experts held; 0: the chosen alone.
     """
 
     device: str
@@ -110,6 +119,7 @@ class Roofline(Ops):
     message_latency_s: float = MESSAGE_LATENCY_S
     provenance: Mapping[str, Any] = field(default_factory=lambda: {"sources": [], "kind": "assumed"})
     network: Network | None = None
+    every_expert_share: float = 0.0
 
     @classmethod
     def of_gpu(cls, device: str, framework: str, peaks: DevicePeaks) -> Roofline:
@@ -122,7 +132,11 @@ class Roofline(Ops):
         peaks = peaks_of(device)
         if device.kind != "cpu":
             gpu = cls.of_gpu(device.name, framework, peaks)
-            gpu = replace(gpu, efficiencies=BY_ARCHITECTURE.get(device.architecture, gpu.efficiencies))
+            gpu = replace(
+                gpu,
+                efficiencies=BY_ARCHITECTURE.get(device.architecture, gpu.efficiencies),
+                every_expert_share=EVERY_EXPERT.get(device.architecture, 0.0),
+            )
             radeon = device.vendor == "amd" and not device.name.startswith(STACKED_MEMORY)
             return replace(gpu, link_latency_s=RCCL_LATENCY_S) if radeon else gpu
         between = device.inter_node_bytes_per_s_per_direction
@@ -258,6 +272,9 @@ class Roofline(Ops):
             t = np.maximum(t, np.minimum(share, 1.0) * whole)
         read = moe_weight_bytes(fmt, rows, *args)
         t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
+        if self.every_expert_share:
+            held = moe_weight_bytes(fmt, np.full_like(rows, ALL_CHOSEN_ROWS), *args)
+            t = np.maximum(t, p["latency_s"] + held / (self.peaks.hbm_bytes_per_s * self.every_expert_share))
         return np.where(count > 0, t, 0.0)
 
     def _collective_s(self, op: str, gpus: int, message_bytes: ArrayLike) -> Array:

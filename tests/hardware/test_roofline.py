@@ -79,3 +79,13 @@ def test_radeon_cards_pay_for_every_collective_of_rccl() -> None:
     least = {name: float(operations_of(load_device(name), "vllm").all_reduce_s(2, 1.0)) for name in names}
     assert least["r9700"] == pytest.approx(RCCL_LATENCY_S, rel=0.01)
     assert max(least["mi300x"], least["gaudi-3"]) < 2e-5
+
+
+@pytest.mark.parametrize(("tp", "ep"), [(8, 1), (1, 8)])
+def test_gaudi_reads_every_expert_for_a_single_row(tp: int, ep: int) -> None:
+    """Of 160 experts one of eight devices has the eighth of the bytes, at half of the bandwidth, however many rows choose."""
+    gaudi, peer = operations_of(load_device("gaudi-3"), "vllm"), operations_of(load_device("b200"), "vllm")
+    of_few = [gaudi.moe_s("bf16", 5120, 1536, 8, 160, tp, ep, rows) for rows in (1.0, 4.0)]
+    read_s = 160 / 8 * 3 * 5120 * 1536 * 2 / (0.5 * 3.675e12)
+    assert [float(t) for t in of_few] == pytest.approx([read_s, read_s], rel=0.05)
+    assert float(peer.moe_s("bf16", 5120, 1536, 8, 160, tp, ep, 1.0)) < 0.3 * read_s
