@@ -77,14 +77,14 @@ of a run's time, 50,000 a sixth of one with chats over 16 replicas."""
 
 
 @contextmanager
-def rare_collections() -> Iterator[None]:
-    """Look for cyclic garbage rarely: a run makes millions of objects, few of them in cycles."""
+def rare_collections(young_objects: int = YOUNG_OBJECTS) -> Iterator[None]:
+    """Look for cyclic garbage rarely, after so many new objects: a run makes millions of objects, few of them in cycles."""
     first = not gc.isenabled()  # of a command, and mostly the only one: what start-up has made stays, and what the run makes
     if first:
         gc.freeze()
         gc.enable()
     before = gc.get_threshold()
-    gc.set_threshold(YOUNG_OBJECTS, *before[1:])
+    gc.set_threshold(young_objects, *before[1:])
     try:
         yield
     finally:

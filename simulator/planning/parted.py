@@ -40,6 +40,8 @@ MOST_IN_ONE = 10_000
 """Points of a sweep with one table and a run directory each, some 100 kB; beyond it comes in parts (assumed)."""
 PART = 256
 """Points of a part: what is computed again where a worker dies (assumed)."""
+YOUNG_OBJECTS = 20_000
+"""New objects after which the garbage of a part's points is looked for: fifty replicas leave some thousands a point (assumed)."""
 FIRST_FAILURES = 3
 """Points without a result that stand out of a part."""
 TOGETHER = 64
@@ -99,8 +101,11 @@ class Part:
 
     def run(self, folder: Path, command_line: Sequence[str]) -> dict[str, Any]:
         """Simulate its points and write its table; return what stands out of them."""
+        from simulator.cluster.cluster import rare_collections
+
         first = self.number * PART
-        rows = [self._row(index, command_line) for index in range(first, min(first + PART, self.plan.points))]
+        with rare_collections(YOUNG_OBJECTS):
+            rows = [self._row(index, command_line) for index in range(first, min(first + PART, self.plan.points))]
         store.write_part(self.path(folder), rows, _kinds(self.plan.axes))
         return {"status": "ok", "reason": "", **_standing_out(rows, self.plan)}
 

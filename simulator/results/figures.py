@@ -52,7 +52,7 @@ from simulator.results.rates import (
 from simulator.results.request_table import request_table
 from simulator.results.sketch import RELATIVE_ERROR
 from simulator.results.statistics import BoolArray, Exact, FloatArray, IntArray, Sketched, Statistic
-from simulator.results.timeline import Bins, Window, WindowLoad, table
+from simulator.results.timeline import Bins, Window, WindowLoad, table, table_of
 from simulator.results.verdict import class_slo, good_requests, named_bounds, slo_dict, verdict
 from simulator.serving.emissions import Emissions
 from simulator.serving.log import StepLog
@@ -286,7 +286,7 @@ class Collector:
         self._load = WindowLoad(self.window)
         self._of_pools = {name: WindowLoad(self.window) for name in pools}
         self._logs, self._capacities = logs, capacities
-        self._bins = [Bins(capacity) for capacity in capacities]
+        self._bins = [] if exact else [Bins(capacity) for capacity in capacities]
         make: type[Statistic] = Exact if exact else Sketched
         self.held: ClusterResult | None = None
         self.held_rows: Rows | None = None
@@ -433,7 +433,8 @@ class Collector:
         self._load.add(found, self._capacities[number])
         if len(self._of_pools) > 1:
             self._of_pools[self._pools[number]].add(found, self._capacities[number])
-        self._bins[number].add(found)
+        if not self._exact:
+            self._bins[number].add(found)
         tokens = self._tokens[number].take(len(ends))
         low = int(np.searchsorted(ends, window.start_s, side="left"))
         high = int(np.searchsorted(ends, window.end_s, side="right"))
@@ -552,6 +553,8 @@ class Collector:
 
     def timeline(self, end_of_run_s: float, ranks: int | None = None) -> Callable[[], dict[str, NDArray[Any]]]:
         """What makes the columns of `timeline.parquet`, of the first `ranks`, all if None."""
+        if self._exact:  # the logs keep all
+            return partial(table_of, self._logs[:ranks], self._capacities[:ranks], end_of_run_s)
         return partial(table, self._bins[:ranks], end_of_run_s)
 
 
