@@ -127,6 +127,10 @@ class EncodingScheduler(ContinuousScheduler):
         """A request is not served in this step after all, or starts over: what was encoded before stays to be found."""
         for image in self._new.pop(seq, ()):
             self._undo(image)
+        self._let_go(seq)
+
+    def _let_go(self, seq: Sequence) -> None:
+        """A request holds no image any more."""
         self.images.forget(seq)
         self._reading.pop(seq, None)
 
@@ -155,29 +159,40 @@ class EncodingScheduler(ContinuousScheduler):
     def settle(self, batch: Batch) -> list[Sequence]:
         """As of the base; images are let go whose tokens are computed."""
         ended = super().settle(batch)
-        for seq in self._rows.pop(batch.number, ()):
-            number = self._reading.get(seq)
-            if number is None:
+        self._read(batch.number)
+        return ended
+
+    def take(self, steps: int) -> tuple[Batch, int, int]:
+        """As of the base, with the results of the batches before."""
+        taken = super().take(steps)
+        for number in [number for number in self._rows if number <= self.processed_number]:
+            self._read(number)
+        return taken
+
+    def _read(self, number: int) -> None:
+        """Rows of a batch, whose results are known, let go the images that are computed."""
+        for seq in self._rows.pop(number, ()):
+            image = self._reading.get(seq)
+            if image is None:
                 continue
             known = seq.computed if seq.state != "decoding" else seq.prompt_tokens
-            while number < len(seq.images) and seq.images[number][1] <= known:
-                self.images.let_go((seq, number))
-                number += 1
-            if number < len(seq.images):
-                self._reading[seq] = number
+            while image < len(seq.images) and seq.images[image][1] <= known:
+                self.images.let_go((seq, image))
+                image += 1
+            if image < len(seq.images):
+                self._reading[seq] = image
             else:
                 del self._reading[seq]
-        return ended
 
     def _free(self, seq: Sequence) -> None:
         super()._free(seq)
         if seq.images:
-            self._give_up(seq)
+            self._let_go(seq)
 
     def cancel(self, seq: Sequence) -> bool:
         """As of the base."""
         if seq.images:
-            self._give_up(seq)
+            self._let_go(seq)
         return super().cancel(seq)
 
 
