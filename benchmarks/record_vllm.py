@@ -20,8 +20,8 @@ from typing import Any
 from recorded_load import Arrivals, Case, drawn_requests, head, main, prompt, step_s, stops_at, token
 
 VERSION = "0.33.0"
-STATES = 1_000_000
-"""Seeds from here on draw models with recurrent layers."""
+STATES, STAGES = 1_000_000, 2_000_000
+"""Seeds from here on draw models with recurrent layers, and pipelines of several stages without asynchronous scheduling."""
 
 
 class Given:
@@ -113,7 +113,11 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     draw = random.Random(seed)
     longest, answer = draw.choice([200, 500, 1200]), draw.choice([20, 80, 200])
     config = drawn_config(draw, longest, answer)
-    if seed >= STATES:
+    if seed >= STAGES:
+        for name in ("num_speculative_tokens", "num_lookahead_tokens", "spec_accept", "async_scheduling"):
+            config.pop(name, None)
+        config["pipeline_parallel_size"] = draw.choice([2, 2, 3, 4])
+    elif seed >= STATES:
         draw_states(draw, config, longest, answer)
     requests = drawn_requests(draw, longest, answer, priorities=config.get("policy") == "priority")
     if "kv_groups" not in config and draw.random() < 0.4:
@@ -131,13 +135,18 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
 # -- vLLM's scheduler ---------------------------------------------------------------------------------------
 
 
+def in_flight(config: Case) -> int:
+    """Batches that are scheduled ahead: one a stage of a pipeline, two with async scheduling."""
+    return int(config.get("pipeline_parallel_size", 1 + config.get("async_scheduling", False)))
+
+
 def built(config: Case, transfer: Any = None) -> Any:
     """vLLM's scheduler with these settings, and those of a connector."""
     interface = importlib.import_module("vllm.v1.kv_cache_interface")
     torch = importlib.import_module("torch")
     block, drafts = config["block_size"], config.get("num_speculative_tokens", 0)
     caching = config.get("enable_prefix_caching", True)
-    lookahead, depth = config.get("num_lookahead_tokens", 0), 1 + config.get("async_scheduling", False)
+    lookahead, depth = config.get("num_lookahead_tokens", 0), in_flight(config)
 
     def group(number: int, given: Case) -> Any:
         shape = {"block_size": block, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float16}
@@ -175,7 +184,7 @@ def built(config: Case, transfer: Any = None) -> Any:
         ),
         model_config=Given(max_model_len=config["max_model_len"], runner_type="generate", get_total_num_kv_heads=lambda: 1),
         parallel_config=Given(
-            pipeline_parallel_size=1,
+            pipeline_parallel_size=config.get("pipeline_parallel_size", 1),
             tensor_parallel_size=1,
             data_parallel_size=1,
             data_parallel_index=0,
@@ -210,7 +219,7 @@ def built(config: Case, transfer: Any = None) -> Any:
         accept_tokens=lambda *_: True,
         validate_tokens=lambda _, tokens: tokens,
     )
-    kind = "async_scheduler.AsyncScheduler" if depth > 1 else "scheduler.Scheduler"
+    kind = "async_scheduler.AsyncScheduler" if config.get("async_scheduling") else "scheduler.Scheduler"
     module, name = kind.split(".")
     scheduler = getattr(importlib.import_module(f"vllm.v1.core.sched.{module}"), name)
     together = math.lcm(*(group.kv_cache_spec.block_size for group in layout.kv_cache_groups))
@@ -404,7 +413,7 @@ class Recorder:
 
     def run(self) -> None:
         """Serve all requests; one batch ahead with async scheduling."""
-        depth = 1 + self.config.get("async_scheduling", False)
+        depth = in_flight(self.config)
         flight: deque[tuple[Any, Case, set[str]]] = deque()
         now_s = free_s = 0.0
         while self.arrivals.next_s < float("inf") or flight or self.scheduler.has_unfinished_requests():

@@ -118,6 +118,7 @@ class ContinuousScheduler(Scheduler):
         self._takes_vain = self.__class__ is ContinuousScheduler and self._async and tiers is None and not windows
         self._vain: list[Sequence] = []  # rows that the batch formed last serves in vain
         self._late: list[tuple[int, Sequence]] = []  # have ended, and are freed when so many batches are settled
+        self._pieces: dict[Sequence, int] = {}  # rows of a pipeline whose prompts go on, and their latest batch
         self._flying: set[Sequence] = set()  # rows of the batch formed last, but for those that only decode
         self._stored = -1  # latest batch whose blocks the tiers have
         self._settled_s = 0.0
@@ -502,6 +503,7 @@ class ContinuousScheduler(Scheduler):
             return seq.computed - 1 if self._async else seq.computed
         self.partial.pop(seq, None)
         self._prompts.discard(seq)
+        seq.ready_batch = self._pieces.pop(seq, seq.ready_batch)
         return min(seq.computed, self._known(seq))
 
     def _admit(
@@ -747,11 +749,14 @@ class ContinuousScheduler(Scheduler):
             batch.serve(tokens, seq.computed, decodes=tokens == 1 and seq.computed >= seq.prompt_tokens)
             seq.computed += tokens
             if seq.computed < seq.length:
+                if self.rules.pipelined:
+                    self._pieces[seq] = number
                 continue
             # the row has caught up: it emits a token
             seq.emit(number, number)
             seq.length += 1
             if self.rules.pipelined:
+                self._pieces.pop(seq, None)
                 self._await_result(seq, batch)
                 continue
             del self.partial[seq]

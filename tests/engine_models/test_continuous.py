@@ -53,6 +53,28 @@ def test_a_prompt_takes_what_the_decodes_leave() -> None:
     assert rows == [[(0, 40, 0), (1, 60, 0)], [(0, 1, 40), (1, 90, 60)], [(0, 1, 41), (1, 1, 150)]]
 
 
+def test_a_row_of_a_pipeline_that_loses_its_memory_waits_for_the_piece_of_its_prompt_under_way() -> None:
+    scheduler = scheduler_of(10, in_flight=4, pipelined=True, reserve_full_prompt=False, max_num_batched_tokens=64)
+    scheduler.add(Sequence(0, 64, 9, 0.0))
+    batches: list[Batch] = []
+
+    def formed() -> list[tuple[int, int, int]]:
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        batches.append(batch)
+        return [(s.index, n, before) for s, n, before in batch.rows or []]
+
+    assert formed() == [(0, 64, 0)]
+    scheduler.settle(batches[0])
+    scheduler.add(Sequence(1, 128, 9, 0.0))
+    assert formed() == [(0, 1, 64), (1, 63, 0)]  # nine of ten blocks are taken
+    assert formed() == []  # the rest of the prompt needs four more: its row gives up what it has
+    scheduler.add(Sequence(2, 16, 9, 0.0))
+    assert formed() == [(2, 16, 0)]  # goes before it, as the piece is under way
+    scheduler.settle(batches[1])
+    assert formed() == [(0, 1, 65), (1, 63, 0)]
+
+
 def test_without_chunking_a_prompt_waits_for_the_whole_budget() -> None:
     scheduler = scheduler_of(chunked_prefill=False)
     rows = rows_of(
