@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from itertools import repeat
 from operator import eq
-from struct import Struct
+from struct import Struct, calcsize
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ _FIELDS = {
 _RECORD = np.dtype([(name, f"<{kind}") for name, kind in _FIELDS.items()])
 _PLACE, _SUMS = Struct("<" + "".join(_FIELDS.values())), Struct("<qddii")
 _pack = _PLACE.pack
+_OF_PROMPTS = ("prefill_s", "launch_s", "prefill_tokens", "preemptions")
+_pack_decodes = Struct("<" + "".join(f"{calcsize('<' + k)}x" if name in _OF_PROMPTS else k for name, k in _FIELDS.items())).pack
+"""Packs a record in which these are 0."""
 _NO_STATE = (-1.0, 0, 0, 0, 0, 0)
 
 
@@ -104,9 +107,8 @@ class StepLog:
         if any(map(eq, starts_s, before)):  # some may go on in the same state
             n = 0
         if n:
-            sums = kv_used, repeat(0.0), repeat(0.0), repeat(1), kv_used
-            each = idle_s, repeat(running), repeat(waiting), decode_tokens
-            self._records += b"".join(map(_PLACE.pack, *sums, starts_s[:n], *each, repeat(0), repeat(0)))
+            each = starts_s[:n], idle_s, repeat(running), repeat(waiting), decode_tokens
+            self._records += b"".join(map(_pack_decodes, kv_used, repeat(1), kv_used, *each))
             self.end_s.fromlist(ends_s[:n])
         for i in range(n, len(ends_s)):
             kv = kv_used[i]
