@@ -51,8 +51,15 @@ def _products(latency_s: float, depth_s: float, compute: float, memory: float, r
     return {**_GEMM, "latency_s": latency_s, "depth_s": depth_s, **shares}
 
 
+#: Experts in MXFP4 that are widened to 16 bits by a Triton kernel, where there is no arithmetic in 4 bits. kind: by eye, 2026-11,
+#: source: gpt-oss-120b on one MI300X with 64 to 256 users and on eight with 1 and 4 (vLLM 0.17, SemiAnalysisAI/InferenceX
+#: pull requests 1061 and 1092, 2026-04): six steps, one to 7 % too short and 1 and 5 % too long by these three.
+_WIDENED_EXPERTS = {"latency_s": 4e-5, "compute_efficiency": 0.2, "memory_efficiency": 0.45}
 BY_FORMAT: Mapping[str, Efficiencies] = {
-    "cdna3": {"gemm/fp8_block": _products(2.4e-6, 9.5e-10, 0.303, 0.503, 0.254)},
+    "cdna3": {
+        "gemm/fp8_block": _products(2.4e-6, 9.5e-10, 0.303, 0.503, 0.254),
+        "moe/w4a16_mxfp4": {**EFFICIENCIES["moe"], **_WIDENED_EXPERTS},
+    },
     "cdna4": {
         "gemm": _products(3.4e-6, 3.7e-10, 0.489, 0.789, 0.329),
         "gemm/fp8": _products(2.8e-6, 7.5e-10, 0.469, 0.907, 0.620),
@@ -81,7 +88,7 @@ ERROR_PCT = 12.0
 #: The same in formats whose kernels differ by version more than by size, by architecture. kind: assumed, 2026-11, source: nine
 #: runs of DeepSeek-V3.1 under SGLang 0.5.7 on MI300X, which chose this width alone: steps 11 to 35 % too short, prompts 27 to 78
 #: (mean 40);
-#: gpt-oss in MXFP4 on MI300X: vLLM 0.24 takes 3.8 times what is predicted, ATOM 1.3 times (bb96972).
+#: gpt-oss in MXFP4 on MI300X: vLLM 0.24 takes 2.8 times what is predicted, ATOM as long (bb96972).
 FORMAT_ERROR_PCT = {"cdna3": {"fp8_block": 40.0, "w4a16_mxfp4": 50.0}}
 
 

@@ -103,7 +103,7 @@ EVERY_EXPERT: Mapping[str, float] = {"gaudi2": 0.5, "gaudi3": 0.5}
 class Roofline(Ops):
     """Times of one device by its datasheet. Build it with :meth:`of_device` or :meth:`of_gpu`.
 
-    efficiencies : parameters of the bases by operation; those of products in a format that differ, under ``gemm/`` and its name.
+    efficiencies : parameters of the bases by operation; those of a format that differ, under ``gemm/`` or ``moe/`` and its name.
     processors : multiprocessors that a short chunk of a prompt leaves idle, 0 where work is cut to fill them.
     link_latency_s, message_latency_s : of a collective and of a message to another device.
     network : between nodes, where the devices that work together stand in several.
@@ -256,7 +256,8 @@ class Roofline(Ops):
         spread: float = 1.0,
     ) -> Array:
         """See the base; formats in bfloat16's arithmetic as in `gemm_s`."""
-        fmt, p = canonical_format(fmt), self.efficiencies["moe"]
+        fmt = canonical_format(fmt)
+        p = self.efficiencies.get(f"moe/{fmt}", self.efficiencies["moe"])
         count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = (np.float64(x) for x in (hidden, intermediate, topk, experts))

@@ -369,6 +369,15 @@ def test_the_first_arc_cards_reach_half_of_what_their_successors_do() -> None:
         assert 0.25 < first < most < 0.65 < second
 
 
+def test_experts_in_mxfp4_are_read_less_well_where_they_are_widened() -> None:
+    """All 128 experts of gpt-oss-120b: at 0.45 of MI300X's bandwidth after 40 us, at 0.78 where 4 bits are multiplied."""
+    old, new = (operations_of(load_device(name), "vllm") for name in ("mi300x", "mi355x"))
+    held_bytes = 128 * 3 * 2880 * 2880 * (0.5 + 1 / 32)
+    took = [float(ops.moe_s("mxfp4", 2880, 2880, 4, 128, 1, 1, 512)) for ops in (old, new)]
+    assert took[0] > 4e-5 + held_bytes / (0.45 * 5.3e12)
+    assert took[1] < 0.5 * took[0]
+
+
 def test_weights_in_mxfp4_are_computed_in_4_bits_where_the_device_can() -> None:
     """A prompt of 8,192 rows: CDNA4's 4-bit rate is four times the 16-bit one; CDNA3 widens."""
     older, newer = (operations_of(load_device(name), "vllm") for name in ("mi300x", "mi355x"))
