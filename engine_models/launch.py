@@ -288,6 +288,9 @@ class _Search:
         """Commands in the texts inside `data`, with the environment that stands beside them."""
         if isinstance(data, str):
             self.inside([data], environment)
+            if not self.anywhere.search(data):  # what is installed, or the image, beside the command
+                words = [word.strip("\"'").removeprefix("docker:") for word in data.split()]
+                self.versions(words, len(self.found.launches))
         if not isinstance(data, Mapping | list | tuple) or id(data) in self.seen or depth > _DEEPEST:
             return
         self.seen.add(id(data))

@@ -26,7 +26,8 @@ def beside(deployment: Deployment, pool: Pool, flags: EngineFlags) -> list[str]:
                 f"the launch command starts a router ({program}), which a pool cannot state: requests go round in turn here; "
                 f"write router: {asked} under deployment"
             )
-    if flags.copies is not None and pool.autoscaler is None and deployment.autoscaler is None:
+    scaled = flags.copies not in (None, (pool.replicas, pool.replicas))
+    if flags.copies is not None and scaled and pool.autoscaler is None and deployment.autoscaler is None:
         low, high = flags.copies
         bounds = " and ".join(f"{word} {end}" for word, end in (("at least", low), ("at most", high)) if end is not None)
         keys = ", ".join(f"{key}: {end}" for key, end in (("min_replicas", low), ("max_replicas", high)) if end is not None)

@@ -618,6 +618,9 @@ def test_what_a_text_starts_beside_the_pool_is_said_unless_the_scenario_states_i
     assert "at least 2 and at most 8 replicas; here they stay 2" in warned(scaled)
     scaler = {"kind": "hpa", "target": 4, "min_replicas": 2, "max_replicas": 8}
     assert "replicas; here" not in warned(scaled, autoscaler=scaler)
+    always_two = {"spec": {"predictor": {"minReplicas": 2, "maxReplicas": 2, "model": {"args": ["--port=1"]}}}}
+    assert "replicas; here" not in warned(always_two)
+    assert "replicas; here they stay 3" in warned(always_two, replicas=3)
     services = {
         "services": {
             "chat": {"image": "vllm/vllm-openai:v0.15.1", "command": "--model Qwen/Qwen3-8B"},

@@ -186,6 +186,20 @@ def test_a_task_of_skypilot_says_its_accelerators(asked: str) -> None:
     assert {key: found.values[key] for key in FLAGS} == FLAGS
 
 
+@pytest.mark.parametrize(
+    "beside",
+    ["setup: |\n  uv pip install 'vllm==0.11.0' hf_transfer\n", "setup: pip install vllm[audio]==0.11.0\n"],
+    ids=["quoted", "extra"],
+)
+def test_what_a_task_installs_is_the_version(beside: str) -> None:
+    assert parse_engine_args("vllm", beside + SKY.format(accelerators="H100:2")).version == "0.11.0"
+
+
+def test_the_image_of_a_task_is_the_version() -> None:
+    text = SKY.format(accelerators="H100:2").replace("H100:2}", f"H100:2, image_id: 'docker:{IMAGE}'}}")
+    assert parse_engine_args("vllm", text).version == "0.11.0"
+
+
 def test_copies_of_services_are_the_replicas() -> None:
     sky, dstack = SKY.format(accelerators="H100:2"), DSTACK.format(gpu="2")
     assert parse_engine_args("vllm", sky + "service: {replicas: 3, readiness_probe: /health}\n").replicas == 3
