@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine_models.memory.kv_tiers import KvTiers
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
 from hardware_profiles.errors import InputError
 from simulator import RunResult, load_scenario, simulate
 from simulator.cluster.outcome import FINISHED
+from simulator.cluster.services import Fleet
 from simulator.prepare import prepare
 from simulator.run import _cluster
 from simulator.workload.build import build_workload
@@ -440,3 +442,55 @@ def test_only_prompts_that_are_computed_reserve_blocks_before_loads() -> None:
         if len(flight) > 1 or (flight and batch is None):
             scheduler.settle(flight.pop(0))
     assert lost_midway > 2
+
+
+def around_a_store(seed: int) -> dict[str, Any]:
+    """Prefill and decode servers of one model and servers of another around one store, two of which are lost."""
+    each = {"engine": "vllm", "hardware": "h100-sxm-80gb", "gpus_per_node": 1, "replicas": 2}
+    each["kv_tiers"] = [{**HOST, "bytes": 3e8}]
+    few = {"num_gpu_blocks_override": 900, "max_model_len": 6000}
+    roles = [{**each, "name": role, "role": role, "engine_args": few} for role in ("prefill", "decode")]
+    other = {**each, "name": "q", "model": QWEN, "engine_args": few}
+    lost = [{"at_s": s, "kind": "node", "pool": pool, "replica": 0, "for_s": 1.0} for s, pool in ((1.2, "decode"), (2.1, "q"))]
+    store = {**STORE, "bytes": 2e9, "bytes_per_s": 2e9}
+    around = {"kv_tiers": [store], "failures": {"events": lost, "start_up": 0.2}, "router": "least_requests"}
+    kinds = [{**CHATS, "name": name, "arrivals": {"kind": "poisson", "rate": 9}} for name in ("l", "q")]
+    kinds[1]["model"] = QWEN
+    load = {"classes": [{k: v for k, v in kind.items() if k != "requests"} for kind in kinds], "duration": 4.0}
+    client = {"retries": {"attempts": 3, "on": ["node_lost", "503"], "backoff_s": 0.2}}
+    model = "meta-llama/Llama-3.1-8B-Instruct"
+    deployment = {"pools": [*roles, other], **around}
+    return {"model": model, "seed": seed, "deployment": deployment, "workload": load, "client": client}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nobody_looks_into_a_store_at_a_time_that_another_has_passed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked up and stored there comes in order of time, whoever does it; and what peers are to hear is told at once."""
+    data = around_a_store(seed)
+    jumps_as_it_steps(data)
+    latest = [0.0, 0.0]
+    find, store, run_to = KvTiers.find, KvTiers.store, Fleet._run_to
+
+    def at(now_s: float) -> None:
+        assert now_s >= latest[0] - 1e-12
+        latest[:] = now_s, latest[1] + 1
+
+    def found(self: KvTiers, seq: Sequence, held_blocks: int, batch: int, now_s: float = 0.0) -> int | None:
+        if self._names(seq):
+            at(now_s)
+        return find(self, seq, held_blocks, batch, now_s)
+
+    def stored(self: KvTiers, seq: Sequence, known_tokens: int, batch: int, now_s: float = 0.0) -> float:
+        if min(known_tokens, seq.prompt_tokens) // self.block_tokens > seq.host_blocks:
+            at(now_s)
+        return store(self, seq, known_tokens, batch, now_s)
+
+    def ran(self: Fleet, number: int, to_s: float) -> None:
+        run_to(self, number, to_s)
+        assert not any(peer.notes for replica in self._turning for peer in replica.peers)
+
+    monkeypatch.setattr(KvTiers, "find", found)
+    monkeypatch.setattr(KvTiers, "store", stored)
+    monkeypatch.setattr(Fleet, "_run_to", ran)
+    simulate(data)
+    assert latest[1] > 150

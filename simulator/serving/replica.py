@@ -292,6 +292,10 @@ class Replica:
                         return False
                 if self._jump(limit_s):
                     continue
+            if self._asleep_until_s > now and not heard and not flight and self._rests():  # it knows until when
+                if self._sleep(limit_s):
+                    continue
+                return False
             self._asleep_until_s = 0.0
             self._priced = None
             if only is None:
@@ -346,6 +350,10 @@ class Replica:
 
     def _goes_on(self, nothing: Batch) -> bool:
         """Whether the loop decides again at once after a batch in which nothing is computed."""
+        return True
+
+    def _rests(self) -> bool:
+        """Whether the loop, which has nothing to do now and has heard nothing, need not decide until it is to wake up."""
         return True
 
     def _sleep(self, limit_s: float) -> bool:

@@ -124,6 +124,15 @@ class TurningReplica(Replica):
         self._lost = self._lost or bool(nothing.preempted)
         return not (nothing.preempted and any(peer.turns() for peer in self.peers))
 
+    def _rests(self) -> bool:
+        turns = max(peer.turns() for peer in self.peers)
+        if self.on_turn is not None or 0 < turns < INFINITY:
+            return False
+        if turns:
+            for peer in self.peers:
+                peer.turned(1)
+        return True
+
     def _sleep(self, limit_s: float) -> bool:
         peers = self.peers
         scheduler = peers[0]
