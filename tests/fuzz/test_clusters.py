@@ -133,3 +133,57 @@ def test_clusters_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
                 if name in columns:
                     mine, theirs = frame[name].tolist()[: len(columns[name])], list(columns[name])
                     assert [str(value) for value in mine] == [str(value) for value in theirs], (seed, name)
+
+
+ENGINES: dict[str, dict[str, Any]] = {
+    **{name: {"hardware": "h100-sxm-80gb"} for name in ("tgi", "trtllm", "sglang", "vllm", "triton")},
+    **{name: {"hardware": "a100-sxm-80gb"} for name in ("litserve", "deepspeed_mii", "mlc_llm", "llama_cpp", "ollama")},
+    "lmdeploy": {"hardware": "a100-sxm-80gb", "engine_args": {"backend": "pytorch"}},
+    "transformers": {"hardware": "a100-sxm-80gb", "engine_args": {"mode": "continuous"}},
+    "exllamav2": {"hardware": "rtx-4090-24gb", "weights": "exl2_4.0"},
+    "mlx_lm": {"hardware": "apple-m2-ultra-76c-192gb"},
+    **{name: {"hardware": "xeon-8480-2s"} for name in ("openvino", "openarc")},
+}
+NAMES = ["meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"]
+
+
+def of_any_engine(engine: str, seed: int) -> dict[str, Any]:
+    """Servers of an engine, which may be lost or take turns, and clients that may give up."""
+    draw = Random(f"{engine} {seed}")
+    pool: dict[str, Any] = {"name": "p", "engine": engine, **ENGINES[engine], "replicas": draw.randint(1, 3)}
+    deployment: dict[str, Any] = {"pools": [pool], "router": draw.choice(["random", "least_requests", "session"])}
+    load: dict[str, Any] = {
+        "arrivals": draw.choice([{**ARRIVALS[0], "rate": draw.choice([2, 8])}, *ARRIVALS[1:3]]),
+        "prompt_tokens": {"kind": "uniform", "low": 1, "high": 1500},
+        "output_tokens": {"kind": "uniform", "low": 1, "high": 120},
+    }
+    work: dict[str, Any] = {**load, "requests": draw.randint(20, 45)}
+    turns = draw.random() < 0.4
+    if turns:
+        pool |= {"models": NAMES, "swap_s": draw.choice([0.0, 0.7])}
+        kinds = [{"name": name, "model": name, **load} for name in NAMES]
+        work = {"classes": kinds, "requests": work["requests"]}
+    elif draw.random() < 0.6:
+        kinds_of_loss = ["node", "gpu", "drain", "slow"]
+        event: dict[str, Any] = {"at_s": draw.uniform(0.2, 5), "kind": draw.choice(kinds_of_loss), "pool": "p", "replica": 0}
+        event |= {"for_s": draw.uniform(0, 4), **({"factor": 3.0} if event["kind"] == "slow" else {})}
+        deployment["failures"] = {"events": [event], **START}
+    client: dict[str, Any] = {}
+    if engine not in ("litserve", "deepspeed_mii", "mlc_llm", "triton"):  # whose servers cannot drop a request
+        client = {"timeout_s": draw.choice([0.5, 2.0, 6.0])}
+        client["retries"] = {"attempts": 3, "backoff_s": 0.2, "on": ["timeout", "node_lost"]}
+    around = {} if turns else {"model": NAMES[0]}
+    return {**around, "seed": seed, "deployment": deployment, "workload": work, "client": client}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_servers_of_any_engine_lose_nobody_however_steps_are_taken(engine: str) -> None:
+    for seed in range(2):
+        data = of_any_engine(engine, seed)
+        jumps_as_it_steps(data)
+        run = simulate(data)
+        came = Counter(run.requests_frame().status)
+        totals = run.result["totals"]
+        assert totals["offered"] == sum(count for status, count in came.items() if status != "not_arrived"), seed
+        assert totals["completed"] == came["finished"], seed
