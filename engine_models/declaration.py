@@ -495,7 +495,7 @@ class Engine:
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
     adapters_beside : keys of a pool, of `speculative`, `offload`, `kv_tiers`, `role`, `pipeline_parallel` and `data_parallel`
         (attention of its ranks), beside which adapters are simulated.
-    masks_beside, images_beside : the same keys, beside which structured output is, and images are.
+    masks_beside : the same keys, beside which structured output is; beside any, images are not.
     drafts : settings of speculative decoding (a pool's `speculative`) with the engine's defaults for this model and its flags;
         InputError for what it does not do. None: they are taken as they are.
     transcribe : recordings that are written in a form of their own as others are: `config` line, requests and steps.
@@ -527,7 +527,6 @@ class Engine:
     pair_replay: Callable[[str, Mapping[str, Any]], PairReplay] | None = None
     adapters_beside: tuple[str, ...] = ()
     masks_beside: tuple[str, ...] = ()
-    images_beside: tuple[str, ...] = ()
     drafts: Callable[[Mapping[str, Any], Architecture, Mapping[str, Any]], dict[str, Any]] | None = None
     transcribe: Callable[[Line, list[Line], list[Line]], tuple[Line, list[Line], list[Line]]] | None = None
 

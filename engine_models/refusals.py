@@ -26,7 +26,7 @@ def only_on_nvidia(request: PoolRequest, runs: str) -> None:
 
 
 def no_pascal(request: PoolRequest, title: str) -> None:
-    """GPUs before Volta, whose kernels no release of these servers has or whose times nobody measured."""
+    """Refuse GPUs before Volta: no release of these servers has kernels for them, or nobody measured their times."""
     if load_device(request.device_name).architecture.startswith("pascal"):
         raise InputError(
             f"{title} is simulated on NVIDIA's GPUs from Volta on, not on {request.device_name}",

@@ -219,6 +219,11 @@ def device_names() -> list[str]:
     return list(_files())
 
 
+def sockets(name: str) -> int:
+    """Sockets of a server's processors by the device's name: one, or two that are one machine (``-2s``)."""
+    return 2 if name.endswith("-2s") else 1
+
+
 def _words(name: str) -> list[str]:
     """Split a name into lower-case words without noise: ``NVIDIA A100-SXM4-80GB`` -> ``a100 sxm 80gb``."""
     text = re.sub(r"(?<![a-z\d])(\d+)\s*g(?:i?b)?\b", r"\1gb", name.lower().replace("+", " ").replace("(r)", " "))
@@ -273,7 +278,7 @@ def resolve_device(name: str) -> str:
     wanted = set(words)
     fits = [k for k in known if wanted <= set(k.split("-"))] if wanted else []
     if len(fits) > 1:  # a server processor named without its sockets comes in pairs
-        fits = [k for k in fits if k.endswith("-2s")] or fits
+        fits = [k for k in fits if sockets(k) == 2] or fits
     if len(fits) > 1:  # "M4" is not the Max
         fits = [k for k in fits if not {"pro", "max", "ultra"} & (set(k.split("-")) - wanted)] or fits
     if len(fits) > 1 and re.search(r"\bmac[\s-]?mini\b", plain):  # fewer cores of a plain chip are an iMac's

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hardware_profiles.device import STACKED_MEMORY, Device
+from hardware_profiles.device import STACKED_MEMORY, Device, sockets
 from hardware_profiles.device_laws import Law, Within
 
 #: Formats that dot products take as they are: a scale, or a scale and an offset, for 32 weights each.
@@ -601,7 +601,7 @@ def law_of(device: Device, framework: str) -> Law | None:
         if device.kind == "cpu":
             if "bf16" not in device.peak_flops_per_s:
                 return None
-            return OPENVINO_CPU_TWO if device.name.endswith("-2s") else OPENVINO_CPU
+            return OPENVINO_CPU_TWO if sockets(device.name) == 2 else OPENVINO_CPU
         if device.vendor != "intel":
             return None
         if device.kind == "apu":
@@ -618,7 +618,7 @@ def law_of(device: Device, framework: str) -> Law | None:
     if device.kind == "cpu":
         if device.memory_bandwidth_bytes_per_s.value < DESKTOP_BYTES_PER_S:
             return CPU_DESKTOP
-        return CPU_TWO if device.name.endswith("-2s") else CPU_SERVER
+        return CPU_TWO if sockets(device.name) == 2 else CPU_SERVER
     if device.kind == "apple":
         return METAL_M5 if device.architecture == "m5" else METAL
     if device.vendor == "nvidia":

@@ -78,6 +78,7 @@ def cpu_efficiencies() -> Efficiencies:
     found["moe"]["tile_rows"] = CPU_TILE_ROWS
     return found
 
+
 #: What Intel's first Arc cards reach of their peaks. kind: fitted, 2026-11, source: one A770: decoding of Llama-3-8B in 4 and 8
 #: bits under OpenVINO's server as its rate falls to none (0.40 and 0.47 of the bandwidth; Xe2, on a B580, 0.76 and 0.85),
 #: oneMKL's products in 16 bits (58.7 of 137.6 TFLOP/s, ollama/ollama#2458). Under llama.cpp it is 0.25 to 0.32

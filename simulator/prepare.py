@@ -333,9 +333,10 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     masked, images = structured_asked(scenario), images_asked(scenario)
     _check_features(pool, engine, device, structured=masked, images=images)
     if masked:
-        _check_masks(pool, engine)
+        refusal = f"structured output beside {{key}} is not modelled for {engine.title} yet"
+        _check_beside(pool, engine.masks_beside, refusal, "workload.structured_output")
     if images:
-        _check_images(pool, engine)
+        _check_beside(pool, (), f"images in prompts beside {{key}} are not modelled for {engine.title} yet", "workload.images")
     if ranks > 1:
         _check_lockstep(pool, engine)
     check_parallelism(
@@ -522,24 +523,10 @@ def images_asked(scenario: Scenario) -> bool:
     return any(load.images is not None for load in scenario.workload.loads())
 
 
-def _check_images(pool: Pool, engine: Engine) -> None:
-    """Refuse images beside what they are not modelled with."""
-    for key in (key for key, there in _beside(pool).items() if there and key not in engine.images_beside):
-        raise InputError(
-            f"images in prompts beside `{key}` are not modelled for {engine.title} yet",
-            where="workload.images",
-            mend="take one of the two out",
-        )
-
-
-def _check_masks(pool: Pool, engine: Engine) -> None:
-    """Refuse grammars beside what they are not modelled with."""
-    for key in (key for key, there in _beside(pool).items() if there and key not in engine.masks_beside):
-        raise InputError(
-            f"structured output beside `{key}` is not modelled for {engine.title} yet",
-            where="workload.structured_output",
-            mend="take one of the two out",
-        )
+def _check_beside(pool: Pool, modelled: tuple[str, ...], refusal: str, where: str) -> None:
+    """Refuse what stands at `where` beside keys of a pool but those with which it is modelled; `refusal` names a {key}."""
+    for key in (key for key, there in _beside(pool).items() if there and key not in modelled):
+        raise InputError(refusal.format(key=f"`{key}`"), where=where, mend="take one of the two out")
 
 
 def _beside(pool: Pool) -> dict[str, bool]:

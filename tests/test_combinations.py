@@ -92,8 +92,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-
-
 def pair(
     both: dict[str, Any], model: str = LLAMA_8B, load: dict[str, Any] = SHORT, style: str | None = None, **sides: dict[str, Any]
 ) -> dict[str, Any]:

@@ -63,6 +63,8 @@ KVBM = {"connector": "DynamoConnector"}
 
 
 RADIX = {"engine": "sglang", "engine_args": {"max_total_tokens": 14400, "context_length": 8192, "page_size": 16}}
+
+
 def test_the_write_policy_says_what_the_host_gets() -> None:
     def written(policy: str) -> float:
         found = run([{**HOST, "bytes": 60e9, "write": policy}], **RADIX).result["server"]["kv_tiers"][0]

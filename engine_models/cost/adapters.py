@@ -186,7 +186,6 @@ def ranks_of(settings: Mapping[str, Any], rank_limit: int | None) -> tuple[int, 
     return rank, slot_rank
 
 
-
 def adapters_of(
     settings: Mapping[str, Any],
     arch: Architecture,

@@ -135,7 +135,6 @@ class LlamaServer:
             "the host's time (0.1 ms a row, for sampling and streaming) and the front end (1 ms) are assumed",
         )
 
-
     def _backend_words(self) -> tuple[str, ...]:
         request = self.request
         if request.device_vendor == "amd" and request.device_kind != "cpu":

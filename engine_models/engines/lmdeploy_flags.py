@@ -98,6 +98,7 @@ _KINDS = {
     for name in text.split()
 }
 
+
 def _drafts(algorithm: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags of drafts say of a pool's `speculative`."""
     drafts: dict[str, Any] = {"method": DRAFT_METHODS[algorithm]}

@@ -30,7 +30,7 @@ from engine_models.memory.content_blocks import ContentBlocks
 from engine_models.model.blocks import Architecture
 from engine_models.refusals import no_layers
 from engine_models.schedulers.one_list import OneListRules, OneListScheduler
-from hardware_profiles.device import Device, DeviceKind
+from hardware_profiles.device import Device, DeviceKind, sockets
 from hardware_profiles.errors import InputError
 
 BATCHED_TOKENS = 256
@@ -125,7 +125,7 @@ def library_plan(
                 "all of it is copied (not measured)"
             ),
             "cached prompts can be found" if caching else "no prefix cache",
-            *([ONE_SOCKET] if request.device_name.endswith("-2s") else []),
+            *([ONE_SOCKET] if sockets(request.device_name) == 2 else []),
             f"{engine.title}'s host and front end are priced as vLLM's (assumed, nobody measured them)",
         ),
         warnings=_warnings(engine.title, rules, context, kv_tokens, fixed=fixed),

@@ -172,7 +172,10 @@ class Cache:
         return max(1, sum(window is None for window in self.windows))
 
     def window_blocks(self, serving: Serving) -> int:
-        """Blocks that the windows of the longest request take at most."""
+        """Blocks that the windows of the longest request take at most.
+
+        Of states that are kept, in each of their groups: the one before a step and the two that it may leave (`HybridKV`).
+        """
         in_flight = serving.in_flight * serving.tokens
         spans = [min(w - 1 + in_flight, serving.context) for w in self.windows if w not in (None, STATE_WINDOW)]
         return sum(-(-span // self.block) + 1 for span in spans) + self.states * (

@@ -19,6 +19,7 @@ from engine_models.model.architecture import (
     rotary_table_bytes,
     weight_bytes_per_rank,
 )
+from hardware_profiles.device import sockets
 from hardware_profiles.errors import InfeasibleError, InputError
 
 if TYPE_CHECKING:
@@ -140,8 +141,7 @@ def _memory(
 def _cpu_kv_bytes(request: PoolRequest, version: Version) -> int:
     """What the KV cache takes on a CPU: as it is told (`VLLM_CPU_KVCACHE_SPACE`, in GiB), or the version's default."""
     told = int(request.flags.get("cpu_kvcache_space") or 0) or version.cpu_kv_gib
-    nodes = 2 if request.device_name.endswith("-2s") else 1
-    return told * GIB or int(request.device_memory_bytes // nodes * CPU_KV_SHARE)
+    return told * GIB or int(request.device_memory_bytes // sockets(request.device_name) * CPU_KV_SHARE)
 
 
 FIRST_START_SHARE = 0.93

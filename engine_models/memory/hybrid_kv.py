@@ -269,7 +269,7 @@ class HybridKV(BlockPool):
                 states = self._states_of(computed, end, found.prompt_end)
                 total += (max(0, min(more, states)) if self.prefix_caching else 1) + self.drafts
                 if self.is_fresh(found):
-                    return self.capacity_blocks + 1
+                    return self.capacity_blocks + 1  # more than there are: it waits
             total += sum(block is not None and block.holders == 0 for block in blocks[skipped:])
         return total
 

@@ -373,8 +373,7 @@ class RadixTree(ContentTree):
             if priority > child.priority:
                 child.priority = priority
             position += equal
-            if position > counted:
-                child.hits += 1
+            self._enter(content, position, child, position > counted)
             node = child
         if position < limit:
             key = content.slice(position, limit)
@@ -383,10 +382,15 @@ class RadixTree(ContentTree):
             leaf.priority = priority
             node.children[first] = leaf
             self.evictable_tokens += leaf.length
-            leaf.hits = 1
+            self._enter(content, limit, leaf, True)
             self._offer(leaf)
             return position, leaf
         return position, node
+
+    def _enter(self, content: Content, position: int, node: Node, counts: bool) -> None:
+        """A request enters a node, which ends after `position` tokens of its content; `counts`: as a hit."""
+        if counts:
+            node.hits += 1
 
     def _split(self, child: Node, tokens: int) -> Node:
         parent = child.parent

@@ -187,6 +187,7 @@ class TieredTree(RadixTree):
         self._away_leaves: list[tuple[object, int, Node]] = []
         self._duplicates: dict[Node, None] = {}  # in both places, or were; the oldest first
         self._loads: list[Node] = []  # last nodes of loads that go on
+        self._restored_tokens = 0  # of the latest insertion
 
     @property
     def keeps_loaded(self) -> bool:
@@ -217,39 +218,20 @@ class TieredTree(RadixTree):
 
     def insert(self, content: Content, limit: int, *, counted: int = 0, priority: int = 0) -> tuple[int, Node]:
         """As of the base; away nodes on the way are on the device again, with the tokens that the request has computed."""
-        node = self.root
-        node.tick = self._next_tick()
-        position = restored = 0
-        while position < limit:
-            child = node.children.get(self._first(content, position))
-            if child is None:
-                break
-            child.tick = self._next_tick()
-            equal = content.common(position, limit, child.key)
-            equal -= equal % self.page_tokens
-            if equal < child.length:
-                child = self._split(child, equal)
-            child.priority = max(child.priority, priority)
-            if child.away:
-                self._come(child)
-                self._duplicates.setdefault(child)
-                restored += child.length
-            position += equal
-            node = child
-            if position > counted:
-                self._meet(content, position, node)
-        known = position
-        if position < limit:
-            key = content.slice(position, limit)
-            leaf = Node(key, limit - position, self._first_of(key), node, self._next_tick(), next(self._serials))
-            leaf.priority = priority
-            node.children[leaf.first] = leaf
-            node.resident += 1
-            self.evictable_tokens += leaf.length
-            node = leaf
-            self._meet(content, limit, leaf)
-            self._offer(leaf)
-        return known - restored, node
+        self._restored_tokens = 0
+        known, node = super().insert(content, limit, counted=counted, priority=priority)
+        if known < limit and node.parent is not None:  # a new leaf
+            node.parent.resident += 1
+        return known - self._restored_tokens, node
+
+    def _enter(self, content: Content, position: int, node: Node, counts: bool) -> None:
+        """As of the base."""
+        if node.away:
+            self._come(node)
+            self._duplicates.setdefault(node)
+            self._restored_tokens += node.length
+        if counts:
+            self._meet(content, position, node)
 
     def _meet(self, content: Content, position: int, node: Node) -> None:
         """A request enters a node, which ends after `position` tokens of its content: it is copied if that is often enough."""
@@ -268,6 +250,13 @@ class TieredTree(RadixTree):
                 return
             if self.further is not None:
                 self.further.write(content, position, self.now_s)
+
+    def load(self, nodes: Series[Node]) -> None:
+        """Away nodes are on the device again; where `keeps_loaded` says so, their load goes on until `loads_ended`."""
+        if self.keeps_loaded:
+            self._loads.append(nodes[-1])
+        for node in nodes:
+            self._come(node)
 
     def _come(self, node: Node) -> None:
         node.away = False
@@ -487,13 +476,10 @@ class TieredPool(RadixPool):
                 node.host_lock -= 1
         if not there:
             return False
-        if self.tree.keeps_loaded:
-            self.tree._loads.append(nodes[-1])
         self.free_tokens -= tokens
         self.read_tokens += tokens
         self.loads += 1
-        for node in nodes:
-            self.tree._come(node)
+        self.tree.load(nodes)
         return True
 
     def copy_s(self, tokens: int, loads: int) -> float:

@@ -193,7 +193,7 @@ def overridden(quantization: Config, names: tuple[str, ...], whole: Found) -> Fo
     return whole
 
 
-_SPECIAL = set(r"*+?^$()[]{}|\\")
+_SPECIAL = set(r"\*+?^$()[]{}|")
 
 
 def _met(how: Callable[[str, str], re.Match[str] | None], pattern: str, names: tuple[str, ...]) -> bool:

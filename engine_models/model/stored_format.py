@@ -74,6 +74,8 @@ _PARTS = (
     ("mlp", re.compile(r"mlp|ffn|feed_forward|mixer\.(up|down)_proj")),
 )
 """Parts of a model by the names of their modules, the first that fits."""
+
+
 def _mixed(quantization: Config, where: str) -> dict[str, str]:
     """Format of each part of a checkpoint that lists its layers one by one (ModelOpt's MIXED_PRECISION)."""
     found: dict[str, str] = {}

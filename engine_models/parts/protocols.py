@@ -81,6 +81,7 @@ class Scheduler:
     verifications: int = 0
     verified_drafts: int = 0
     accepted_drafts: int = 0
+
     def note_verified(self, seq: Sequence, gains: Series[tuple[int, int]], drafts: int) -> None:
         """Note what verifications of so many drafts each gave a row: numbers of batches, and tokens, none for one in vain."""
         for number, gain in gains:

@@ -164,7 +164,7 @@ class FirstFitScheduler(Scheduler):
         self._starved: list[tuple[_Row, int]] = []
         self._stopped = False  # nobody new until a row ends
         self._last: FirstFitBatch | None = None
-        self._before: FirstFitBatch | None = None  # the last
+        self._before: FirstFitBatch | None = None  # the one before it
         self._places = 0
         self._asleep_until_s = 0.0
         self._now_s = 0.0

@@ -17,6 +17,7 @@ from hardware_profiles.kernel_physics import Array
 if TYPE_CHECKING:
     pass
 
+
 def without_peaks(log2_bytes: Array, log_s: Array) -> Array:
     """Log times of one curve without isolated peaks: a larger message never costs less.
 

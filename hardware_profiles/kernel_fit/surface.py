@@ -16,6 +16,7 @@ from hardware_profiles.records import dataclass
 if TYPE_CHECKING:
     import pandas as pd
 
+
 @dataclass(frozen=True)
 class Matrix:
     """Shapes by loads: features (S, d), group labels (S,), log residual (S, C) with NaN, axes of the load

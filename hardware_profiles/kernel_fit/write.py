@@ -32,6 +32,7 @@ from hardware_profiles.kernel_fit.serving import EAGER, ONE_KERNEL, SERVING, ser
 if TYPE_CHECKING:
     import pandas as pd
 
+
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """An uncompressed ``.npz`` with sorted members and a fixed date: the same arrays give the same bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 UNREADABLE = (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError, OSError)
 """What the values of a damaged row or file may raise: the row is left out with the reason, the others are judged."""
 
+
 class Prediction(NamedTuple):
     """A predicted value, its 90 % interval, the shares of queueing and of TTFT in it, and what it rests on."""
 
@@ -45,7 +46,6 @@ class Prediction(NamedTuple):
     queue_share: float
     ttft_share: float
     rests_on: dict[str, Any]
-
 
 
 def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[str, dict[str, Prediction]]:

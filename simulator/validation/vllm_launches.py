@@ -44,6 +44,7 @@ prompt after the other. kind: fitted, 2026-11, source: gpt-oss-120b, 8,192 token
 at the 2 us of plain text 11 to 33 ms of the time to first token are left over, whether a prefill takes 24 or 290 ms. Such text
 is slower than prose: it has about seven bytes a token and no word twice."""
 
+
 def is_serving_sim_artifact(row: dict[str, Any]) -> bool:
     """Whether a row is a reference measurement of the LLMServingSim 2.0 artifact."""
     source = str(row.get("source", ""))

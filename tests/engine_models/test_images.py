@@ -28,6 +28,7 @@ from simulator.prepare import prepare
 from simulator.run import simulate
 from simulator.validation.schedules import RecordedClock
 from simulator.workload.build import build_workload
+from tests.effort import examples
 from tests.engine_models.fed import Fed
 
 CLOCK = {"a": 0.01, "b": 1e-5, "c": 1e-4, "d": 0.0}
@@ -128,7 +129,7 @@ def prompts(draw: st.DrawFn) -> Asked:
     return draw(st.sampled_from([0.0, 0.02, 0.3])), max(1, at + draw(st.integers(0, 90))), draw(st.integers(1, 20)), tuple(places)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(prompts(), min_size=1, max_size=8), st.integers(60, 200), st.booleans())
 def test_every_image_is_encoded_once_and_no_step_exceeds_its_budget(
     asked: list[Asked], budget: int, ahead: bool

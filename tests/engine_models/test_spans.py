@@ -85,7 +85,7 @@ def test_a_set_without_windows_names_none() -> None:
     assert decodes.steps_alike() == decodes.steps_to_next_end() == 5
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=examples(150), derandomize=True)
 @given(
     st.lists(st.integers(1, 100), max_size=9), st.sampled_from((1, 2, 16)), st.integers(0, 40), st.integers(1, 200)
 )

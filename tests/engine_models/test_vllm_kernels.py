@@ -113,8 +113,6 @@ def test_a_backend_of_the_same_kind_is_the_one_that_such_layers_ran_on() -> None
         assert np.array_equal(ops.moe_s("fp8_block", *shape, [16, 256], kernel=named), ops.moe_s("fp8_block", *shape, [16, 256]))
 
 
-
-
 @pytest.mark.parametrize(
     ("version", "model", "hardware", "gib"),
     [

@@ -74,34 +74,32 @@ def emitted(result: ClusterResult) -> list[list[tuple[int, int]]]:
     ]
 
 
-@settings(max_examples=examples(120), derandomize=True)
-@given(cases())
-def test_jumping_equals_stepping_bit_for_bit(case: Case) -> None:
+def jumped_equals_stepped(case: Case) -> None:
     jumped, stepped = run(case), run(case, aggregate=False)
     assert digest(jumped) == digest(stepped)
     assert emitted(jumped) == emitted(stepped)
     assert jumped.hit_tokens == stepped.hit_tokens
+
+
+@settings(max_examples=examples(120), derandomize=True)
+@given(cases())
+def test_jumping_equals_stepping_bit_for_bit(case: Case) -> None:
+    jumped_equals_stepped(case)
 
 
 @settings(max_examples=examples(100), derandomize=True)
 @given(windowed_cases())
 def test_sliding_windows_jumped_equal_stepping_bit_for_bit(case: Case) -> None:
-    jumped, stepped = run(case), run(case, aggregate=False)
-    assert digest(jumped) == digest(stepped)
-    assert emitted(jumped) == emitted(stepped)
-    assert jumped.hit_tokens == stepped.hit_tokens
+    jumped_equals_stepped(case)
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=examples(100), derandomize=True)
 @given(state_cases())
 def test_states_jumped_equal_stepping_bit_for_bit(case: Case) -> None:
-    jumped, stepped = run(case), run(case, aggregate=False)
-    assert digest(jumped) == digest(stepped)
-    assert emitted(jumped) == emitted(stepped)
-    assert jumped.hit_tokens == stepped.hit_tokens
+    jumped_equals_stepped(case)
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=examples(60), derandomize=True)
 @given(state_cases(feeds=("open",)))
 def test_blocks_of_states_are_conserved_and_pieces_of_prompts_end_where_states_are_kept(case: Case) -> None:
     engine, workload = plan_of(case), workload_of(case)
