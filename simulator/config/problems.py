@@ -114,10 +114,10 @@ def _of_matching_branch(items: list[dict[str, Any]], deeper: bool) -> list[dict[
     rest = [item for item in items if not item["type"].endswith(_TYPE_ERRORS)]
     if rest:
         return rest
+    if deeper and types and isinstance(types[0]["node"].value, dict | list):
+        return []
     if len(types) < 2:
         return types
-    if deeper and isinstance(types[0]["node"].value, dict | list):
-        return []
     wanted = list(dict.fromkeys(_wanted(item) for item in types))
     return [types[0] | {"wanted": " or ".join(wanted)}]
 
@@ -564,7 +564,7 @@ def _other(path: Path, item: dict[str, Any]) -> InputError:
         return InputError(
             f"`{name}` must say which percentile, not only {_shown(value)}", where=where, mend=form
         )
-    example = _GROUPS.get(str(path[-1])) if path and wanted == "a group of keys" else None
+    example = _GROUPS.get(str(path[-1])) if path and "a group of keys" in wanted else None
     if isinstance(value, str) and value and example in (None, _LENGTHS):
         near = nearest(value, [word for word in wanted.split(" or ") if " " not in word])
         mend = f"did you mean '{near}'?" if near else _number_in(path, value)
@@ -579,6 +579,7 @@ _GROUPS = {
     **dict.fromkeys(("prompt_tokens", "output_tokens", "max_output_tokens"), _LENGTHS),
     "sessions": "{turns: 4, think_time_s: 20}",
     "shared_prefix": "{groups: 1, tokens: 500}",
+    "images": "{tokens: 1000}, or recorded for those of a trace",
     "lora": "{max_loras: 4, max_lora_rank: 16}",
     "autoscaler": "{kind: hpa, metric: num_requests_waiting, target: 5, min_replicas: 1, max_replicas: 4}",
     "slo": "{ttft_ms: {p99: 1000}, tpot_ms: {p99: 50}}",

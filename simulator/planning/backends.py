@@ -95,6 +95,9 @@ def outcomes(
 
 def in_turn(todo: list[AJob], folder: Path) -> Iterator[tuple[AJob, dict[str, Any]]]:
     """Simulate in this process."""
+    from simulator.planning.one_point import forget
+
+    forget()
     for job in todo:
         yield job, job.run(folder, sys.argv)
 

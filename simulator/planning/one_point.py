@@ -74,6 +74,12 @@ _built: dict[str, Workload] = {}
 """The last workload, which most points of a sweep share."""
 
 
+def forget() -> None:
+    """Forget what earlier points have left: files that they named may be others by now."""
+    _resolved.clear()
+    _built.clear()
+
+
 def shared_workload(scenario: Scenario) -> Workload | None:
     """Return the scenario's requests, built once for points that share them; they are never changed.
 

@@ -444,6 +444,7 @@ cost:
         ("prompt_tokens: 100", "prompt_tokens: {kind: lognormal, mean: 6000, cv: 0.5}", 11, "unknown key `cv`", "`p99: 16105`"),
         ("prompt_tokens: 100", "prompt_tokens: {kind: lognormal, mean: 6000}", 11, "p99` is missing", "add `p99: 36000`"),
         ("prompt_tokens: 100", "prompt_tokens: [1]", 11, "must be a group of keys, not a list", "group"),
+        ("  duration: 600", "  images: 1000\n  duration: 600", 13, "a group of keys or recorded, not 1000", "{tokens: 1000}"),
         ("rate: 12", "rate: 0", 10, "a rate of zero", "above zero"),
         ("rate: 12", "rate: -2", 10, "negative", "above zero"),
         ("rate: 12", "rate: .nan", 10, "NaN", "finite"),
@@ -510,6 +511,19 @@ def test_a_wrong_key_or_value_is_named_with_its_line_and_mend(
     assert message in first.message
     assert mend in str(first.mend)
     assert first.where == f"{path}:{line}"
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("{tokens: 0}", "`workload.images.tokens` is 0"),
+        ("{tokens: 9, size: 2}", "unknown key `size` under `workload.images`"),
+        ("{count: 2}", "`workload.images.tokens` is missing"),
+        ("recordet", "`workload.images` must be a group of keys or recorded, not 'recordet'"),
+    ],
+)
+def test_a_key_that_takes_a_group_or_a_word_is_judged_as_what_was_written(images: str, message: str) -> None:
+    assert only_problem(BLOCK.replace("  duration: 600", f"  images: {images}\n  duration: 600")).message == message
 
 
 @pytest.mark.parametrize("key", ["model", "deployment", "workload"])

@@ -65,11 +65,11 @@ def test_an_engine_that_loads_no_such_file_says_so() -> None:
 
 
 def test_a_family_alone_is_the_model_where_files_are_not_loaded() -> None:
-    """As Ollama pulls it, gpt-oss is a file in GGUF; a server that loads none serves the checkpoint."""
+    """As Ollama pulls it, qwen3 is a file in GGUF; a server that loads none serves the checkpoint."""
     load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 9, "output_tokens": 9}
     stored = {}
     for engine in ("vllm", "ollama"):
         deployment = {"engine": engine, "hardware": "rtx-pro-6000-96gb"}
-        prepared = prepare(load_scenario({"model": "gpt-oss", "deployment": deployment, "workload": load}))
+        prepared = prepare(load_scenario({"model": "qwen3", "deployment": deployment, "workload": load}))
         stored[engine] = prepared.formats.weights.name
-    assert stored == {"vllm": "mxfp4", "ollama": "mxfp4"}
+    assert stored == {"vllm": "bf16", "ollama": "q4_k_m"}

@@ -54,6 +54,24 @@ def tables(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "sweep.csv").read_bytes(), (folder / "sweep.parquet").read_bytes()
 
 
+def test_a_sweep_reads_files_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, as in a notebook: a model's config and a trace that were changed since the last sweep."""
+    monkeypatch.chdir(tmp_path)
+    load = {"trace": "trace.csv", "arrivals": {"kind": "constant", "rate": 8}, "requests": 4}
+    config = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008}
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096, "torch_dtype": "bfloat16"}
+    found = []
+    for layers, prompt_tokens in ((32, 100), (16, 100), (16, 900)):
+        Path("config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+        Path("trace.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + f"0,{prompt_tokens},20\n" * 4)
+        plan = plan_sweep({**SCENARIO, "model": "./config.json", "workload": load}, ["workload.arrivals.rate=4,8"])
+        rows = run_sweep(plan, tmp_path / f"sweep{len(found)}", workers=1).rows
+        assert [row["status"] for row in rows] == ["ok"] * 2, rows
+        found.append([(row["tpot_ms_p50"], row["ttft_ms_p50"]) for row in rows])
+    assert found[1][0][0] < 0.7 * found[0][0][0]
+    assert found[2][0][1] > 1.5 * found[1][0][1]
+
+
 def test_a_point_is_what_simulate_gives(tmp_path: Path) -> None:
     result = do(tmp_path, VARY)
     assert [row["status"] for row in result.rows] == ["ok"] * 4
