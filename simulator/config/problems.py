@@ -211,7 +211,7 @@ def _unknown(
     if p99 is not None:
         mend = f"a log-normal law is given by mean and p99: write `p99: {p99:.0f}` in place of `{key}`"
         return InputError(problem.message, where=where, mend=mend), (*path[:-1], "p99")
-    meant = _meant(key, path, known, model, root)
+    meant = _meant(key, path, known, model, root) if near != f"{key}s" else []  # in the singular, it is that one
     said = IN_WORDS.get(key.lower())
     if said is not None and not any(other[:-1] == path[:-1] for other in meant):
         return InputError(problem.message, where=where, mend=said), None

@@ -444,6 +444,7 @@ cost:
         ("prompt_tokens: 100", "prompt_tokens: {kind: lognormal, mean: 6000, cv: 0.5}", 11, "unknown key `cv`", "`p99: 16105`"),
         ("prompt_tokens: 100", "prompt_tokens: {kind: lognormal, mean: 6000}", 11, "p99` is missing", "add `p99: 36000`"),
         ("prompt_tokens: 100", "prompt_tokens: [1]", 11, "must be a group of keys, not a list", "group"),
+        ("  duration: 600", "  image: 3\n  duration: 600", 13, "unknown key `image` under `workload`", "did you mean `images`?"),
         ("  duration: 600", "  images: 1000\n  duration: 600", 13, "a group of keys or recorded, not 1000", "{tokens: 1000}"),
         ("rate: 12", "rate: 0", 10, "a rate of zero", "above zero"),
         ("rate: 12", "rate: -2", 10, "negative", "above zero"),
