@@ -145,7 +145,7 @@ def test_every_image_is_encoded_once_and_no_step_exceeds_its_budget(
     assert not scheduler._reading
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(prompts(), min_size=1, max_size=8), st.integers(60, 200), st.integers(60, 200), st.booleans())
 def test_jumps_change_nothing(asked: list[Asked], budget: int, cache: int, ahead: bool) -> None:
     limits, depth = EncoderLimits(budget, cache), 1 + ahead
