@@ -279,8 +279,8 @@ def resolve_device(name: str) -> str:
     fits = [k for k in known if wanted <= set(k.split("-"))] if wanted else []
     if len(fits) > 1:  # a server processor named without its sockets comes in pairs
         fits = [k for k in fits if sockets(k) == 2] or fits
-    if len(fits) > 1:  # "M4" is not the Max
-        fits = [k for k in fits if not {"pro", "max", "ultra"} & (set(k.split("-")) - wanted)] or fits
+    if len(fits) > 1:  # "M4" is not the Max, "4090" not the laptop's
+        fits = [k for k in fits if not {"pro", "max", "ultra", "laptop"} & (set(k.split("-")) - wanted)] or fits
     if len(fits) > 1 and re.search(r"\bmac[\s-]?mini\b", plain):  # fewer cores of a plain chip are an iMac's
         most = max(_gpu_cores(k) for k in fits)
         fits = [k for k in fits if _gpu_cores(k) == most or {"pro", "max"} & wanted]

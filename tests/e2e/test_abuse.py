@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hardware_profiles.device import resolve_device
 from simulator.cli.printable import printable
 from simulator.workload import drawn
 from tests.fuzz.inputs import MODELS
@@ -77,6 +78,8 @@ def test_hardware_may_be_named_by_a_number(cli: Cli) -> None:
     found = cli("check", "small.yaml", "--json", "--set", "deployment.hardware=4090", "--set", short)
     assert found.code == 0, found.err
     assert found.json()["deployment"]["hardware"] == "rtx-4090-24gb"
+    for number, device in {"5090": "rtx-5090-32gb", "5080": "rtx-5080-16gb", "4090 laptop": "rtx-4090-laptop-16gb"}.items():
+        assert resolve_device(number) == device
 
 
 @pytest.mark.parametrize("command", ["simulate", "check"])
