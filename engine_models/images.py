@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine_models.cost.images import MULTIPROCESSORS, PIXEL_S, EncoderKernels, Images
+from engine_models.cost.images import PIXEL_S, EncoderKernels, Images
 from engine_models.declaration import PoolRequest, Said
 from engine_models.model.blocks import Vision
 from engine_models.refusals import none_of
-from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 
 
@@ -20,9 +19,6 @@ def images_of(request: PoolRequest, kernels: EncoderKernels, lacking: Mapping[st
     vision = vision_of(request)
     own = {"LoRA adapters": request.lora is not None, "structured output": request.structured}
     none_of({**lacking, **own}, "images with {}: not modelled yet", "workload.images", mend="remove the key")
-    device = load_device(request.device_name)
-    peaks = device.peak_flops_per_s
-    peak = peaks.get("bf16") or peaks.get("fp16") or next(iter(peaks.values()))
     said.notes.append(
         f"images: encoded before the step by a tower of {vision.layers} layers, a plain vision transformer, without CUDA graphs "
         f"(attention's median error on the tables {kernels.median_error_percent:g} %; {evidence})"
@@ -32,8 +28,7 @@ def images_of(request: PoolRequest, kernels: EncoderKernels, lacking: Mapping[st
         f"{PIXEL_S * vision.pixels * 1e6:.3g} us a token of an image ({PIXEL_S * 1e9:g} ns a pixel) in one thread (assumed, "
         "from one report)"
     )
-    count = int(device.multiprocessors.value) if device.multiprocessors else MULTIPROCESSORS
-    return Images(vision, kernels, peak.value, count)
+    return Images(vision, kernels)
 
 
 def image_token_s(request: PoolRequest) -> float:
@@ -60,9 +55,10 @@ def vision_of(request: PoolRequest) -> Vision:
             "(Qwen2-VL and later, GLM-4.5V, Mistral Small 3.1)",
         )
     raise InputError(
-        f"{arch.name} takes no images: its config has no vision_config",
+        f"{arch.name} takes no images: its config has no vision_config, as far as it is known here",
         where="workload.images",
-        mend="use a model with a vision tower, such as Qwen/Qwen3-VL-8B-Instruct, or remove workload.images",
+        mend="use a model with a vision tower, such as Qwen/Qwen3-VL-8B-Instruct, or give the model's own config.json as "
+        "`model`, or remove workload.images",
     )
 
 

@@ -82,7 +82,8 @@ CUDA_GDDR = Law(
 #: the scoreboard), each left out 6 % off in the median, nine of ten within 16; tried on 12 with recurrent layers. Prompts by eye,
 #: three quarters of the cards' shares, less in formats of more bits (perhaps since a cache of 24 MB holds less of their weights
 #: for the next tile): 2,048 tokens of five models after up to 32,768 (ggml-org/llama.cpp@4c7e9893 benches/dgx-spark.md, build
-#: 6918), off by 10 % in the median. Later builds, which multiply in FP4, are quicker with gpt-oss.
+#: 6918), off by 10 % in the median. Later builds, which multiply in FP4, are
+#: quicker with gpt-oss (assumed: from memory, no figure of them was found).
 CUDA_LPDDR = replace(
     CUDA_GDDR,
     title="NVIDIA processors with LPDDR under llama.cpp",

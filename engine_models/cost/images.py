@@ -33,8 +33,6 @@ LAUNCHES_A_LAYER = 12
 `qwen2_5_vl.py` and `qwen3_vl.py`."""
 TILE = 128
 """Patches of a kernel's tile. kind: assumed, as of FlashAttention."""
-MULTIPROCESSORS = 132
-"""Where a device states none. kind: assumed, those of H100."""
 PIXEL_S = 80e-9
 """Time of the server's one thread for each pixel of an image: received, decoded, scaled, cut into patches [s]. kind: assumed,
 from 0.167 s that a 1080p image spent beside queue and model, Qwen2.5-VL-7B under vLLM 0.19.1 (vllm-project/vllm issue 41267,
@@ -58,12 +56,10 @@ class EncoderKernels:
 
 @dataclass(frozen=True)
 class Images:
-    """How an engine encodes: the tower, its attention, the chip's peak in 16 bits [FLOP/s] and multiprocessors."""
+    """How an engine encodes: the tower, and its attention."""
 
     vision: Vision
     kernels: EncoderKernels
-    peak_flops_per_s: float
-    multiprocessors: int
 
 
 class WithImages(StepCost):
@@ -87,10 +83,10 @@ class WithImages(StepCost):
         layer_s += ops.elementwise_s(8.0 * split * m) + ops.elementwise_s(2.0 * (2 + vision.gated) * inner * m)
         if tp > 1:
             layer_s += 2 * ops.all_reduce_s(tp, 2.0 * width * m)
-        whole_layers = vision.whole_layers if vision.window_patches else vision.layers
-        attention_s = whole_layers * self._attention_s(self._seen(patches, vision.tile_patches))
+        attention_s = vision.whole_layers * self._attention_s(self._seen(patches, vision.tile_patches))
         if vision.window_patches:
-            attention_s += (vision.layers - whole_layers) * self._attention_s(self._seen(patches, vision.window_patches))
+            windowed = vision.layers - vision.whole_layers
+            attention_s += windowed * self._attention_s(self._seen(patches, vision.window_patches))
         joined = width * vision.patches
         tokens = m / vision.patches
         join_s = self._gemm_s(tokens, -(-joined // tp), joined) + self._gemm_s(tokens, shard.arch.hidden, -(-joined // tp))
@@ -111,13 +107,13 @@ class WithImages(StepCost):
 
     def _attention_s(self, among: Sequence[int]) -> float:
         """Device seconds of attention of a layer, among so many patches each."""
-        images, vision = self._images, self._images.vision
-        kernels, heads = images.kernels, -(-vision.heads // self._shard.parallel.tensor)
+        vision, kernels, peaks = self._images.vision, self._images.kernels, self._shard.ops.peaks
+        heads = -(-vision.heads // self._shard.parallel.tensor)
         wide = -(-(vision.width // vision.heads) // kernels.head_step) * kernels.head_step
         tiles = [heads * -(-count // TILE) for count in among]
-        idle = max(1.0, images.multiprocessors / sum(tiles))
+        idle = max(1.0, peaks.multiprocessors / sum(tiles))
         flops = sum([4.0 * TILE * count * wide * own for count, own in zip(among, tiles, strict=True)])
-        return kernels.floor_s + flops * idle / (kernels.peak_share * images.peak_flops_per_s)
+        return kernels.floor_s + flops * idle / (kernels.peak_share * peaks.rate(self._shard.arch.dtype))
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """As of the base; of what encoding takes the prompts are said to be the cause."""
@@ -144,4 +140,4 @@ class WithImages(StepCost):
         return self._inner.host_s(batch)
 
 
-__all__ = ["MULTIPROCESSORS", "PIXEL_S", "EncoderKernels", "Images", "WithImages"]
+__all__ = ["PIXEL_S", "EncoderKernels", "Images", "WithImages"]

@@ -1,9 +1,12 @@
-"""What a vision tower has made of images, kept until the language model has read it.
+"""What a vision tower has made of images, kept until the language model has read it; counted in tokens of the images.
 
-The cache counts the tokens of images. Each that is encoded takes its own, is held by its request until all its tokens are
-computed, and can be found after that until its room is needed: the one let go first goes first.
+`EncoderCache`: an image is held by its request until all its tokens are computed, and can be found after that until its room is
+needed: the one let go first goes first. Source: vLLM 0.33.0's `v1/core/encoder_cache_manager.py`.
 
-Source: vLLM 0.33.0's `v1/core/encoder_cache_manager.py`. No two requests hold the same image here.
+`EncodedImages`: nobody holds any; the one that was encoded or read the longest time ago goes first. Source: SGLang 0.5.23's
+`mem_cache/multimodal_cache.py`.
+
+No two requests hold the same image here.
 """
 
 from __future__ import annotations
@@ -71,4 +74,29 @@ class EncoderCache:
             self.let_go((seq, number))
 
 
-__all__ = ["EncoderCache"]
+class EncodedImages:
+    """The images that were encoded or read last, of at most `capacity_tokens` in all; each is its request's own."""
+
+    def __init__(self, capacity_tokens: int) -> None:
+        self.capacity_tokens = capacity_tokens
+        self.tokens = 0
+        self._kept: OrderedDict[Image, int] = OrderedDict()
+
+    def lacks(self, image: Image) -> bool:
+        """Whether an image has to be encoded; it is the last that was read if not."""
+        if image not in self._kept:
+            return True
+        self._kept.move_to_end(image)
+        return False
+
+    def keep(self, image: Image, tokens: int) -> None:
+        """It was encoded."""
+        if tokens > self.capacity_tokens:
+            return
+        while self.tokens + tokens > self.capacity_tokens:
+            self.tokens -= self._kept.popitem(last=False)[1]
+        self._kept[image] = tokens
+        self.tokens += tokens
+
+
+__all__ = ["EncodedImages", "EncoderCache"]

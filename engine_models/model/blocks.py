@@ -197,7 +197,7 @@ class Vision:
 
     layers, width, heads, inner : of the transformer; gated : its MLP has three matrices, not two.
     inputs : values of a patch. patches : that become one token; pixels : of an image that a token stands for.
-    window_patches : those that a layer attends among, but for `whole_layers` of them, which see the image (0: all layers do).
+    window_patches : those that a layer attends among, but for `whole_layers` of them, which see the image (0: all layers are).
     tile_patches : images are cut in tiles of so many patches, which see nothing of each other (0: they are not).
     joins : MLPs that join patches, as wide as the patches together.
     """

@@ -123,7 +123,7 @@ def encoder(config: Mapping[str, Any], outer: Mapping[str, Any]) -> Vision | Non
         patches=patches,
         pixels=patches * side * side,
         window_patches=(window // side) ** 2 if whole else 0,
-        whole_layers=len(whole),
+        whole_layers=len(whole) if whole else layers,
         tile_patches=_tile(config) if "spatial_merge_size" not in outer else 0,
         joins=_mergers(config),
     )

@@ -25,13 +25,11 @@ class EncoderLimits:
 
     step_tokens : image tokens of a step.  cache_tokens : of all images encoded and not computed yet.
     whole_images : see above.
-    ahead_tokens : so far beyond a chunk a drafter reads, that images which begin there are encoded with it.
     """
 
     step_tokens: int
     cache_tokens: int
     whole_images: bool = False
-    ahead_tokens: int = 0
 
 
 class EncodingScheduler(ContinuousScheduler):
@@ -93,14 +91,14 @@ class EncodingScheduler(ContinuousScheduler):
         for image in new:  # of a try that came to nothing
             self._undo(image)
         new = []
-        end = computed + want + limits.ahead_tokens
+        end = computed + want
         for number, (first, last) in enumerate(seq.images):
             if last <= computed:
                 continue
             if first >= end:
                 break
-            if limits.whole_images and computed <= first and computed + want < last:
-                want = max(0, first - computed - limits.ahead_tokens)
+            if limits.whole_images and computed <= first and end < last:
+                want = first - computed
                 break
             image = seq, number
             if cache.finds(image):

@@ -8,37 +8,11 @@ Source: SGLang 0.5.23's `managers/mm_schedule.py` and `mem_cache/multimodal_cach
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
+from engine_models.memory.encoder_cache import EncodedImages
 from engine_models.memory.radix import RadixPool
-from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
-
-
-class EncodedImages:
-    """The images that were encoded or read last, of at most `capacity_tokens` in all; each is its request's own."""
-
-    def __init__(self, capacity_tokens: int) -> None:
-        self.capacity_tokens = capacity_tokens
-        self.tokens = 0
-        self._kept: OrderedDict[tuple[Sequence, int], int] = OrderedDict()
-
-    def lacks(self, seq: Sequence, number: int) -> bool:
-        """Whether an image has to be encoded; it is the last that was read if not."""
-        if (seq, number) not in self._kept:
-            return True
-        self._kept.move_to_end((seq, number))
-        return False
-
-    def keep(self, seq: Sequence, number: int, tokens: int) -> None:
-        """It was encoded."""
-        if tokens > self.capacity_tokens:
-            return
-        while self.tokens + tokens > self.capacity_tokens:
-            self.tokens -= self._kept.popitem(last=False)[1]
-        self._kept[seq, number] = tokens
-        self.tokens += tokens
 
 
 class EncodingPrefillFirstScheduler(PrefillFirstScheduler):
@@ -54,15 +28,15 @@ class EncodingPrefillFirstScheduler(PrefillFirstScheduler):
         if batch is None or not batch.extends:
             return batch
         lacking = [
-            (seq, number, end - first)
+            ((seq, number), end - first)
             for (seq, *_), (new, prior) in zip(batch.extends, batch.prefill, strict=True)
             for number, (first, end) in enumerate(seq.images)
-            if first < prior + new and end > prior and self.images.lacks(seq, number)
+            if first < prior + new and end > prior and self.images.lacks((seq, number))
         ]
-        for image in lacking:
-            self.images.keep(*image)
-        batch.encodes = tuple([tokens for _, _, tokens in lacking])
+        for image, tokens in lacking:
+            self.images.keep(image, tokens)
+        batch.encodes = tuple([tokens for _, tokens in lacking])
         return batch
 
 
-__all__ = ["EncodedImages", "EncodingPrefillFirstScheduler"]
+__all__ = ["EncodingPrefillFirstScheduler"]

@@ -381,6 +381,13 @@ def _images(table: Table) -> tuple[FloatArray, FloatArray] | None:
             where=table.where(int(over[0])),
             mend="give prompt_tokens with those of images",
         )
+    fewer = np.flatnonzero(count < 0)
+    if len(fewer):
+        raise InputError(
+            f"image_count is {count[fewer[0]]:g}",
+            where=table.where(int(fewer[0])),
+            mend="give the number of images in the prompt, 0 for none",
+        )
     count = np.where(tokens > 0, np.maximum(count, 1), 0)
     return np.minimum(count, tokens), tokens
 

@@ -159,22 +159,20 @@ def join(parts: Sequence[Part]) -> Part:
         **{name: _joined([getattr(part, name) for part in parts]) for name in COLUMNS},
         content=join_contents([part.content for part in parts], [len(part) for part in parts]),
         request_ids=tuple(name for part in parts for name in part.request_ids or ()) if named else None,
-        adapter=_joined_adapters(parts),
+        adapter=_joined_optional([part.adapter for part in parts], parts),
         edges=_linked(part.edges for part in parts),
-        images=_joined_images(parts),
+        images=_joined_optional([part.images for part in parts], parts),
     )
 
 
-def _joined_adapters(parts: Sequence[Part]) -> IntArray | None:
-    if all(part.adapter is None for part in parts):
+def _joined_optional(columns: Sequence[IntArray | None], parts: Sequence[Part]) -> IntArray | None:
+    """Columns of these parts one after the other, zeros for those that a part lacks; None where all lack it."""
+    known = [column for column in columns if column is not None]
+    if not known:
         return None
-    return np.concatenate([same_int(0, len(part)) if part.adapter is None else part.adapter for part in parts])
-
-
-def _joined_images(parts: Sequence[Part]) -> IntArray | None:
-    if all(part.images is None for part in parts):
-        return None
-    return np.concatenate([np.zeros((len(part), 2), np.int64) if part.images is None else part.images for part in parts])
+    rest = known[0].shape[1:]
+    filled = [np.zeros((len(part), *rest), np.int64) if own is None else own for own, part in zip(columns, parts, strict=True)]
+    return np.concatenate(filled)
 
 
 def _linked(edges: Iterable[IntArray | None]) -> IntArray | None:
@@ -327,7 +325,7 @@ class _Merging:
             None if piece.edges is None else place[piece.edges + shift] + self._rows
             for piece, shift in zip(pieces, shifts, strict=True)
         )
-        images = _joined_images(pieces)
+        images = _joined_optional([piece.images for piece in pieces], pieces)
         part = Part(
             **joined,
             content=None if content is None else take_content(content, order),
@@ -344,12 +342,10 @@ class _Merging:
         """Adapters of each load are its own: their numbers are told apart."""
         loads = len(pieces)
         own = [
-            replace(piece, adapter=np.where(piece.adapter > 0, piece.adapter * loads + number, 0))
-            if piece.adapter is not None
-            else piece
+            None if piece.adapter is None else np.where(piece.adapter > 0, piece.adapter * loads + number, 0)
             for number, piece in enumerate(pieces)
         ]
-        joined = _joined_adapters(own)
+        joined = _joined_optional(own, pieces)
         return None if joined is None else joined[order]
 
     def _ids(self, pieces: list[Part], order: IntArray) -> tuple[str, ...] | None:
