@@ -173,11 +173,9 @@ def scenario_reference() -> str:
     """The page of every key of the scenario: from the schema, with the meanings of scenario-keys.yaml."""
     import yaml
 
-    from simulator.config import schema as declared
     from simulator.config.load import json_schema
 
     schema = json_schema()
-    refused = {*declared.NOT_MODELLED_IN_POOL, *declared.NOT_MODELLED_AROUND}
     models: dict[str, Any] = {"Scenario": schema, **schema["$defs"]}
     models["Deployment"] = next(form for form in models["Deployment"]["anyOf"] if form["title"] == "Pools")
     meanings: dict[str, dict[str, str]] = yaml.safe_load(
@@ -198,8 +196,6 @@ def scenario_reference() -> str:
             if not meaning:
                 raise Failed(f"docs/reference/scenario-keys.yaml does not say what {name}.{key} means")
             told |= {(name, key)}
-            if key in refused and name in ("Pool", "Deployment"):
-                meaning += " (refused: not simulated yet)"
             required = key in model.get("required", ())
             rows.append(
                 f"| `{key}` | {_type(prop)} | {'required' if required else _default(prop)} | {meaning} |"

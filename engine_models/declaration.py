@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from engine_models.cost.start_up import Place, StartUp
     from engine_models.parts.handover import Peer
 
-Role = Literal["mixed", "prefill", "decode"]
-"""Whether a pool computes prompts and answers, or one of the two, and shares each request with a pool of the other kind."""
+Role = Literal["mixed", "prefill", "decode", "encode"]
+"""Whether a pool computes prompts and answers, or one of the two, and shares each request with a pool of the other kind; or
+encodes images for the others."""
 
 Mode = Literal["jump", "step", "record"]
 """How a scheduler runs: proving runs of equal steps; plainly, the reference; or noting the rows of every batch."""
@@ -47,7 +48,8 @@ class PoolRequest:
     a `schedule_style` (None: the engine's choice). `tiers` keep KV blocks beyond the device. `device_cores` are those of a CPU,
     `host_link_bytes_per_s` the nominal rate of the device's link to the host, one way, `network_bytes_per_s` that of its link to
     other machines (0: unknown). `lora` are a pool's settings of adapters, None for none;
-    `structured` says whether grammars constrain answers, `images` whether prompts hold images.
+    `structured` says whether grammars constrain answers, `images` whether prompts hold images, `encoded` whether other servers
+    encode them (over the connector `encoder_connector`, None: the engine's choice).
     """
 
     arch: Architecture
@@ -68,6 +70,8 @@ class PoolRequest:
     lora: Mapping[str, Any] | None = None
     structured: bool = False
     images: bool = False
+    encoded: bool = False
+    encoder_connector: str | None = None
     device_cores: int = 0
     host_link_bytes_per_s: float = 0.0
     network_bytes_per_s: float = 0.0
@@ -283,13 +287,31 @@ class Handover:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """How what a vision tower has made of images goes from servers that encode to those that read it.
+
+    connector : the engine's own name of what moves it; both sides have the same.
+    token_bytes : bytes of a token of an image, which each rank that reads has whole.
+    sent : whether it goes over the network, and a request waits for it before its server sees it; else the step that is the first
+        to need it reads it.
+    rate_share : share of the network's rate that its transfers reach.
+    """
+
+    connector: str
+    token_bytes: int
+    sent: bool = True
+    rate_share: float = 1.0
+
+
+@dataclass(frozen=True)
 class EnginePlan:
     """One pool's engine, resolved: what others may read of it.
 
     `scheduler` builds a fresh scheduler of one rank with its KV cache. `prefix_caching` says whether equal contents of two
-    requests matter to it. `handover` is that of a pool with a role. `outside` names in what the plan leaves the measured runs, as
-    ``axis: what``. `sources` are those of the overheads. `kernels` are the version's, where they are not the engine's. `recorded`
-    says whether recorded steps of the engine are of the rule that serves this pool. `sleeps`: its servers can fall asleep.
+    requests matter to it. `handover` is that of a pool with a role, `embeddings` that of one that encodes or has images
+    encoded. `outside` names in what the plan leaves the measured runs, as ``axis: what``. `sources` are those of the
+    overheads. `kernels` are the version's, where they are not the engine's. `recorded` says whether recorded steps of the
+    engine are of the rule that serves this pool. `sleeps`: its servers can fall asleep.
     `store` says how blocks stand in the shared one of `tiers`, None without.
     `compiles`: they compile their model when they start, if their engine does; `compiles_products`: the kernels of products too.
     `first_use_s` is what the first large prompts of a fresh server wait for kernels that are compiled on first use; no simulation
@@ -306,6 +328,7 @@ class EnginePlan:
     front: FrontEnd = field(default_factory=FrontEnd)
     prefix_caching: bool = False
     handover: Handover | None = None
+    embeddings: Embeddings | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
@@ -462,6 +485,7 @@ FEATURES = {
     "lora": ("LoRA adapters", "deployment.lora"),
     "structured": ("structured output", "workload.structured_output"),
     "images": ("images in prompts", "workload.images"),
+    "encoders": ("a pool that encodes images", "deployment.role"),
     "pipeline_parallel": ("pipeline parallelism", "deployment.pipeline_parallel"),
 }
 """What an engine may lack: its words, and the key of a scenario that asks for it."""
@@ -495,7 +519,7 @@ class Engine:
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
     adapters_beside : keys of a pool, of `speculative`, `offload`, `kv_tiers`, `role`, `pipeline_parallel` and `data_parallel`
         (attention of its ranks), beside which adapters are simulated.
-    masks_beside : the same keys, beside which structured output is; beside any, images are not.
+    masks_beside, images_beside : the same keys, beside which structured output and images are.
     drafts : settings of speculative decoding (a pool's `speculative`) with the engine's defaults for this model and its flags;
         InputError for what it does not do. None: they are taken as they are.
     transcribe : recordings that are written in a form of their own as others are: `config` line, requests and steps.
@@ -527,6 +551,7 @@ class Engine:
     pair_replay: Callable[[str, Mapping[str, Any]], PairReplay] | None = None
     adapters_beside: tuple[str, ...] = ()
     masks_beside: tuple[str, ...] = ()
+    images_beside: tuple[str, ...] = ()
     drafts: Callable[[Mapping[str, Any], Architecture, Mapping[str, Any]], dict[str, Any]] | None = None
     transcribe: Callable[[Line, list[Line], list[Line]], tuple[Line, list[Line], list[Line]]] | None = None
 

@@ -33,7 +33,7 @@ def images_of(request: PoolRequest, kernels: EncoderKernels, lacking: Mapping[st
 
 def image_token_s(request: PoolRequest) -> float:
     """Time of the front end's one thread for a token of an image; 0 where prompts hold none."""
-    return PIXEL_S * vision_of(request).pixels if request.images else 0.0
+    return PIXEL_S * vision_of(request).pixels if request.images or request.role == "encode" else 0.0
 
 
 def vision_of(request: PoolRequest) -> Vision:

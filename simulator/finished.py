@@ -71,13 +71,14 @@ def result_of(run: Finished) -> tuple[dict[str, Any], dict[str, Any], str]:
     scenario, window = prepared.scenario, figures.window
     slo = slo_dict(scenario.slo)
     totals, server = _totals(run, slo), _server(run)
+    of_images_s = sum(each.pop("busy_prefill_s") + each.pop("busy_decode_s") for each in figures.encoders)
     usage = Usage(
         run.devices,
         window.length_s,
         figures.window_input_tokens,
         figures.window_output_tokens,
         figures.window_completed,
-        server.pop("busy_prefill_s"),
+        server.pop("busy_prefill_s") + of_images_s,
         server.pop("busy_decode_s"),
     )
     cost = run_cost(_price(prepared, cluster, window), usage)
@@ -102,6 +103,7 @@ def result_of(run: Finished) -> tuple[dict[str, Any], dict[str, Any], str]:
         "slo": figures.verdict,
         "classes": figures.classes,
         **({"pools": figures.pools} if figures.pools else {}),
+        **({"encoders": _of_encoders(prepared, figures)} if figures.encoders else {}),
         **({"fleet": fleet} if fleet else {}),
         **({"turns": turns} if turns else {}),
         "overload": asdict(figures.overload) if figures.overload is not None else None,
@@ -162,7 +164,8 @@ def _server(run: Finished) -> dict[str, Any]:
     busy = float(server["gpu_busy_fraction"])
     at_once = float(server["num_requests_running"]) / max(busy, 1e-9)
     alike = prepared.paths is None and len(prepared.pools) < 2  # pools of unlike devices are averaged nowhere
-    server["energy_j"] = run.devices * figures.window.length_s * prepared.power_w(busy, at_once) if alike else None
+    own = run.devices - sum(each.devices for each in prepared.encoders)
+    server["energy_j"] = own * figures.window.length_s * prepared.power_w(busy, at_once) if alike else None
     if any(each.plan.tiers for each in prepared.pools or (prepared,)):
         server["external_prefix_cache_hit_rate"] = raw.host_hit_tokens / queried if queried else 0.0
         server["kv_tiers"] = [
@@ -235,7 +238,7 @@ def _other_pools(prepared: Prepared) -> list[dict[str, Any]]:
     """The sources of further pools whose devices or engines are others than the first one's, each kind once."""
     seen = {(prepared.device.name, prepared.plan.engine)}
     found = []
-    for each in prepared.pools:
+    for each in (*prepared.pools, *prepared.encoders):
         kind = (each.device.name, each.plan.engine)
         if kind not in seen:
             seen.add(kind)
@@ -299,6 +302,17 @@ def _of_pool(pool: Prepared, load: dict[str, Any], window: Window, devices: floa
         "output_throughput": outputs / length_s,
         "cost": run_cost(pool.price, usage),
     }
+
+
+def _of_encoders(prepared: Prepared, figures: Figures) -> list[dict[str, Any]]:
+    """What each pool did that only encodes, on its devices."""
+    found, length_s = [], figures.window.length_s
+    for pool, load in zip(prepared.encoders, figures.encoders, strict=True):
+        busy = float(load["gpu_busy_fraction"])
+        power_w = pool.power_w(busy, float(load["num_requests_running"]) / max(busy, 1e-9))
+        own = {"hardware": pool.device.name, "devices": pool.devices, "energy_j": pool.devices * length_s * power_w}
+        found.append({**load, "image_tokens_per_s": load["image_tokens"] / max(length_s, 1e-9), **own})
+    return found
 
 
 def _drafted(prepared: Prepared, raw: ClusterResult) -> dict[str, Any]:

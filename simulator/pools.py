@@ -136,7 +136,7 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
     for pair in ways_of(pools):
         source, target = (by_name[name] for name in pair)
         check_pair(source, target)
-        given = _setting(deployment, *pair)
+        given = setting_of(deployment, *pair)
         between[pair] = _route(given, source, target, inside=False)
         within[pair] = _route(given, source, target, inside=True)
     _check_ways(deployment, {each.pool.name for each in pools}, between)
@@ -207,9 +207,25 @@ def machines(prepared: Prepared) -> NDArray[np.int64]:
 
 def handover_of(deployment: Deployment, pool: str) -> tuple[str | None, str | None]:
     """Connector and schedule style that are asked for at a pool, None where none is."""
+    encode = _names(deployment, "encode")
     asked = [each for each in _listed(deployment) if pool in (each.from_, each.to) or each.from_ is each.to is None]
+    asked = [each for each in asked if each.from_ not in encode]
     connectors, styles = (each.connector for each in asked), (each.schedule_style for each in asked)
     return next((name for name in connectors if name), None), next((name for name in styles if name), None)
+
+
+def encoder_connector_of(deployment: Deployment, pool: str) -> str | None:
+    """The connector for encoded images that is asked for at a pool that encodes or reads, None where none is."""
+    encode, paired = _names(deployment, "encode"), bool(_names(deployment, "prefill"))
+    for each in _listed(deployment):
+        named = each.from_ in encode and (pool == each.from_ or each.to in (None, pool))
+        if each.connector and (named or (each.from_ is each.to is None and not paired)):
+            return each.connector
+    return None
+
+
+def _names(deployment: Deployment, role: str) -> set[str]:
+    return {pool.name for pool in deployment.pools if pool.role == role}
 
 
 def _listed(deployment: Deployment) -> tuple[Transfer, ...]:
@@ -217,7 +233,7 @@ def _listed(deployment: Deployment) -> tuple[Transfer, ...]:
     return given if isinstance(given, tuple) else () if given is None else (given,)
 
 
-def _setting(deployment: Deployment, source: str, target: str) -> Transfer | None:
+def setting_of(deployment: Deployment, source: str, target: str) -> Transfer | None:
     """What is said of the way between two pools: the first entry that names them, or leaves an end open."""
     return next(
         (each for each in _listed(deployment) if each.from_ in (None, source) and each.to in (None, target)),
@@ -226,17 +242,34 @@ def _setting(deployment: Deployment, source: str, target: str) -> Transfer | Non
 
 
 def _route(given: Transfer | None, source: Prepared, target: Prepared, *, inside: bool) -> Route:
+    handover = target.plan.handover
+    assert handover is not None  # `check_pair` has seen it
+    share, token_s = 1.0 if inside else handover.rate_share, handover.unit_s / handover.unit_tokens
+    return route_of(given, source.device, target.device, share=share, own_s=(handover.latency_s, token_s), inside=inside)
+
+
+def route_of(
+    given: Transfer | None,
+    source: Device,
+    target: Device,
+    *,
+    share: float,
+    own_s: tuple[float, float] = (0.0, 0.0),
+    inside: bool,
+) -> Route:
+    """What a transfer goes over, as is said or as the devices' profiles have it.
+
+    `share` of a link's rate is reached, `own_s` are the protocol's latency, and what it adds for each token [s]; a rate that is
+    said holds both.
+    """
     from simulator.cluster.transfer import Route
 
-    stated = given.bytes_per_s if given is not None else None  # a rate that is given holds what the protocol costs
-    latency_s, handover = given.latency_s if given is not None else 0.0, target.plan.handover
+    stated, latency_s = (given.bytes_per_s, given.latency_s) if given is not None else (None, 0.0)
     if stated is not None:
         return Route(stated, stated, latency_s)
-    assert handover is not None  # `check_pair` has seen it
     link = given.link if given is not None else None
-    share = 1.0 if inside else handover.rate_share
-    rates = [_link_bytes_per_s(link, each.device, inside=inside) * share for each in (source, target)]
-    return Route(rates[0], rates[1], latency_s + handover.latency_s, handover.unit_s / handover.unit_tokens)
+    rates = [_link_bytes_per_s(link, each, inside=inside) * share for each in (source, target)]
+    return Route(rates[0], rates[1], latency_s + own_s[0], own_s[1])
 
 
 def _link_bytes_per_s(link: str | None, device: Device, *, inside: bool) -> float:

@@ -28,10 +28,13 @@ from hardware_profiles.packed_formats import EXAMPLES
 from hardware_profiles.power import limit_words, limited
 from hardware_profiles.scaled_ops import ScaledOps
 from simulator.calibrated import calibrated, calibration_of, calibration_words, check_law
+from simulator.cluster.router import Routing
+from simulator.encoders import check_encoders, encoded_elsewhere, with_encoders
 from simulator.launched import beside
 from simulator.pools import (
     blended_price,
     check_roles,
+    encoder_connector_of,
     handover_of,
     joint_limits,
     paths_of,
@@ -219,9 +222,18 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     base, pools = base_dir or Path.cwd(), scenario.deployment.pools
     alone = scenario.deployment.autoscaler is not None and len(pools) == 1
     running = [number for number, pool in enumerate(pools) if pool.replicas or pool.autoscaler is not None or alone]
+    check_encoders(scenario.deployment)
     check_roles(scenario.deployment)
     with_index = len(pools) > 1
     found = [each for number in running for each in _prepare_pool(scenario, number, base, with_index=with_index)]
+    encoders = [each for each in found if each.pool.role == "encode"]
+    whole = _joined(scenario, [each for each in found if each.pool.role != "encode"])
+    return with_encoders(scenario, whole, encoders) if encoders else whole
+
+
+def _joined(scenario: Scenario, found: list[Prepared]) -> Prepared:
+    """The deployment of pools that answer requests, each by itself or several together."""
+    pools = scenario.deployment.pools
     asked = [(kind.name, kind.model) for kind in scenario.workload.classes or ()]
     if len(found) == 1 and found[0].pool.prompt_tokens is None:
         models_of(found[0], asked)
@@ -335,8 +347,9 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     if masked:
         refusal = f"structured output beside {{key}} is not modelled for {engine.title} yet"
         _check_beside(pool, engine.masks_beside, refusal, "workload.structured_output")
-    if images:
-        _check_beside(pool, (), f"images in prompts beside {{key}} are not modelled for {engine.title} yet", "workload.images")
+    if images and pool.role != "encode":
+        refusal = f"images in prompts beside {{key}} are not modelled for {engine.title} yet"
+        _check_beside(pool, engine.images_beside, refusal, "workload.images")
     if ranks > 1:
         _check_lockstep(pool, engine)
     check_parallelism(
@@ -357,7 +370,8 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
             where="deployment.tensor_parallel",
             mend="set expert_parallel: true (whole experts on each rank), or a smaller tensor_parallel",
         )
-    connector, style = handover_of(scenario.deployment, pool.name) if pool.role != "mixed" else (None, None)
+    paired, encoded = pool.role in ("prefill", "decode"), images and encoded_elsewhere(scenario.deployment, pool)
+    connector, style = handover_of(scenario.deployment, pool.name) if paired else (None, None)
     request = PoolRequest(
         arch=arch,
         formats=formats,
@@ -377,7 +391,9 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         lora=_adapters(scenario, pool),
         structured=masked,
         images=images,
-        role=pool.role if pool.role != "encode" else "mixed",
+        encoded=encoded,
+        encoder_connector=encoder_connector_of(scenario.deployment, pool.name) if encoded or pool.role == "encode" else None,
+        role=pool.role,
         connector=connector,
         schedule_style=style,
     )
@@ -419,10 +435,12 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     check_timeout(scenario.client, plan)
     roles = any(each.role in ("prefill", "decode") and each.replicas for each in scenario.deployment.pools)
     labelled = any(each.context_length_range is not None for each in scenario.deployment.pools)
-    routing, routed = routing_of(
-        scenario.deployment.router, plan, scenario.seed, role=pool.role, roles=roles, labelled=labelled
-    )
-    assumptions += [*routed, *front_words(plan.front, pool.host_speed)]
+    routing, routed = Routing(), list[str]()
+    if pool.role != "encode":
+        routing, routed = routing_of(
+            scenario.deployment.router, plan, scenario.seed, role=pool.role, roles=roles, labelled=labelled
+        )
+        assumptions += [*routed, *front_words(plan.front, pool.host_speed)]
     price = unit_price(scenario, device, pool)
     prepared = Prepared(
         scenario=scenario,
@@ -453,7 +471,8 @@ def features_asked(pool: Pool, *, structured: bool, images: bool) -> tuple[str, 
         "images": images,
         "offload": pool.offload is not None or bool(pool.kv_tiers),
         "pipeline_parallel": pool.pipeline_parallel > 1,
-        "handover": pool.role != "mixed",
+        "handover": pool.role in ("prefill", "decode"),
+        "encoders": pool.role == "encode",
     }
     return tuple(feature for feature, wanted in asked.items() if wanted)
 
@@ -666,6 +685,7 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "max_model_len": limits.context_tokens,
         "start_up": _start_up(prepared),
         **({"pools": [_pool_summary(each) for each in prepared.pools]} if prepared.pools else {}),
+        **({"encoders": [_pool_summary(each) for each in prepared.encoders]} if prepared.encoders else {}),
     }
 
 

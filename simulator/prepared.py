@@ -50,7 +50,7 @@ class Prepared:
     are those that share the requests, each resolved as if it were alone; none where one pool does it all. With `paths` between
     them each request passes from a prefill pool to a decode pool (they stand in this order), without each is served by one.
     Where requests of some pools do the one and of others the other, or several models' pools pass on theirs, `services` say
-    which pools belong together.
+    which pools belong together. `encoders` are pools beside all these that encode images for them.
     """
 
     scenario: Scenario
@@ -70,6 +70,7 @@ class Prepared:
     pools: tuple[Prepared, ...] = ()
     paths: Paths | None = None
     services: tuple[Service, ...] = ()
+    encoders: tuple[Prepared, ...] = ()
     disturbances: tuple[Disturbance, ...] = ()
     elastic: Elasticity | None = None
     turns: Share | None = None

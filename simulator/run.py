@@ -31,6 +31,7 @@ from hardware_profiles.records import dataclass
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.effort import effort_of, effort_of_all, machine_bytes
+from simulator.encoders import encoder_servers
 from simulator.finished import Finished, elastic_of, result_of
 from simulator.io.tables import Coded, Column, TableWriter
 from simulator.limits import all_refused
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from engine_models.parts.kept import Kept
     from simulator.cluster.servers import Servers
     from simulator.config.schema import Scenario
+    from simulator.serving.log import StepLog
     from simulator.workload.naming import SegmentNumbers
     from simulator.workload.streaming import WorkloadStream
 
@@ -272,7 +274,16 @@ def _collector(
         hands_over=prepared.paths is not None,
         begin_s=begin_s,
         apart=prepared.side_by_side,
+        encoders=_encoder_logs(prepared, cluster),
     )
+
+
+def _encoder_logs(prepared: Prepared, cluster: Cluster) -> list[tuple[str, StepLog]]:
+    """Pool and log of each server that only encodes."""
+    if cluster.encoders is None:
+        return []
+    names = [each.pool.name for each in prepared.encoders for _ in range(each.most)]
+    return [(name, rank.log) for name, rank in zip(names, cluster.encoders.ranks, strict=True)]
 
 
 REPORTED = ("metrics", "totals", "server", "slo", "classes", "fleet", "turns", "overload", "batch_cut", "cost", "warnings")
@@ -424,6 +435,7 @@ def _cluster(
             mend="say what it serves, such as lora: {max_loras: 4, rank: 16}, or take the column out",
         )
     half_rtt_s, routing = scenario.client.network_rtt_ms / 2e3, prepared.routing
+    encoders = encoder_servers(prepared, [_servers(each, joins=False) for each in prepared.encoders])
     if prepared.services:
         return _fleet(prepared, source, aggregate=aggregate, should_stop=should_stop)
     if prepared.paths is not None:
@@ -463,6 +475,7 @@ def _cluster(
             devices=prepared.devices,
             aggregate=aggregate,
             should_stop=should_stop,
+            **({"encoders": encoders} if encoders is not None else {}),
         )
     if prepared.side_by_side:
         from simulator.cluster.mixed import MixedCluster
@@ -490,6 +503,7 @@ def _cluster(
             devices=prepared.devices,
             aggregate=aggregate,
             should_stop=should_stop,
+            **({"encoders": encoders} if encoders is not None else {}),
         )
     elastic = prepared.elastic
     made: Callable[..., Cluster] = Cluster
@@ -514,6 +528,7 @@ def _cluster(
         acceptance=_acceptance(plan, scenario.seed),
         nodes=machines(prepared),
         meant_for=prepared.pool.context_length_range,
+        **({"encoders": encoders} if encoders is not None else {}),
     )
 
 

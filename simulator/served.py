@@ -30,7 +30,7 @@ def check_side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> None:
     InputError : such a key is given, or a product's router stands before pools that it cannot tell apart.
     """
     deployment = scenario.deployment
-    if deployment.transfer is not None:
+    if deployment.transfer is not None and not any(pool.role == "encode" for pool in deployment.pools):
         raise InputError(
             "`deployment.transfer` with several pools of role: mixed: nothing goes between them",
             where="deployment.transfer",

@@ -62,12 +62,74 @@ class Images:
     kernels: EncoderKernels
 
 
-class WithImages(StepCost):
-    """Step times with the images that are encoded before a step; ranks that step together wait for the longest."""
+@dataclass(frozen=True)
+class ImageLoad:
+    """How a step reads what other servers have made of images: bytes of a token, and their rate."""
+
+    token_bytes: int
+    bytes_per_s: float
+
+    def load_s(self, tokens: Sequence[int]) -> float:
+        """Seconds to read images of so many tokens each, one after the other."""
+        return sum(tokens) * self.token_bytes / self.bytes_per_s
+
+
+class _BeforeSteps(StepCost):
+    """Step times with what images take before a step; ranks that step together wait for the longest."""
+
+    def __init__(self, inner: StepCost) -> None:
+        self._inner = inner
+
+    def _images_s(self, encodes: Sequence[int]) -> float:
+        """Device seconds before a step that is the first to need images of so many tokens each."""
+        raise NotImplementedError
+
+    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
+        """As of the base; of what images take the prompts are said to be the cause."""
+        device_s, prefills_s = self._inner.step_s(batches)
+        self.launch_s, self.launch_wait_s = self._inner.launch_s, self._inner.launch_wait_s
+        self.last_s = self._inner.last_s
+        own_s = [self._images_s(batch.encodes) if batch.encodes else 0.0 for batch in batches]
+        longest_s = max(own_s)
+        if longest_s:
+            device_s += longest_s
+            prefills_s = [prefill_s + one_s for prefill_s, one_s in zip(prefills_s, own_s, strict=True)]
+        return device_s, prefills_s
+
+    def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
+        """As of the base: steps that only decode need no images."""
+        return self._inner.run_s(shapes, steps)
+
+    def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
+        """As of the base: steps that only decode need no images."""
+        return self._inner.few_s(shapes, steps)
+
+    def host_s(self, batch: Batch) -> float:
+        """As of the base."""
+        return self._inner.host_s(batch)
+
+
+class WithLoads(_BeforeSteps):
+    """Step times where steps read what other servers have made of images."""
+
+    def __init__(self, inner: StepCost, load: ImageLoad) -> None:
+        super().__init__(inner)
+        self._load = load
+
+    def _images_s(self, encodes: Sequence[int]) -> float:
+        return self._load.load_s(encodes)
+
+
+class WithImages(_BeforeSteps):
+    """Step times with the images that are encoded before a step."""
 
     def __init__(self, inner: StepCost, images: Images, shard: Shard) -> None:
-        self._inner, self._images, self._shard = inner, images, shard
+        super().__init__(inner)
+        self._images, self._shard = images, shard
         self._launch_s = shard.terms.host.launch_s
+
+    def _images_s(self, encodes: Sequence[int]) -> float:
+        return self.encode_s(encodes)
 
     def encode_s(self, encodes: Sequence[int]) -> float:
         """Device seconds to encode images of so many tokens each, together."""
@@ -115,29 +177,22 @@ class WithImages(StepCost):
         flops = sum([4.0 * TILE * count * wide * own for count, own in zip(among, tiles, strict=True)])
         return kernels.floor_s + flops * idle / (kernels.peak_share * peaks.rate(self._shard.arch.dtype))
 
+
+class OnlyImages(WithImages):
+    """Steps of a server that encodes images and computes nothing else; the host's part is that of its steps of as many rows."""
+
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
-        """As of the base; of what encoding takes the prompts are said to be the cause."""
-        device_s, prefills_s = self._inner.step_s(batches)
-        self.launch_s, self.launch_wait_s = self._inner.launch_s, self._inner.launch_wait_s
-        self.last_s = self._inner.last_s
+        """As of the base."""
         own_s = [self.encode_s(batch.encodes) if batch.encodes else 0.0 for batch in batches]
-        longest_s = max(own_s)
-        if longest_s:
-            device_s += longest_s
-            prefills_s = [prefill_s + one_s for prefill_s, one_s in zip(prefills_s, own_s, strict=True)]
-        return device_s, prefills_s
+        return max(own_s), own_s
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
-        """As of the base: steps that only decode encode nothing."""
-        return self._inner.run_s(shapes, steps)
+        """As of the base: nothing is computed without images."""
+        return np.zeros(steps)
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
-        """As of the base: steps that only decode encode nothing."""
-        return self._inner.few_s(shapes, steps)
-
-    def host_s(self, batch: Batch) -> float:
-        """As of the base."""
-        return self._inner.host_s(batch)
+        """As of the base: nothing is computed without images."""
+        return [0.0] * steps
 
 
-__all__ = ["PIXEL_S", "EncoderKernels", "Images", "WithImages"]
+__all__ = ["PIXEL_S", "EncoderKernels", "ImageLoad", "Images", "OnlyImages", "WithImages", "WithLoads"]

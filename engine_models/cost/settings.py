@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters, AdapterTimes
     from engine_models.cost.drafting import Drafting, Speculation
     from engine_models.cost.host_layers import HostLayers
-    from engine_models.cost.images import Images
+    from engine_models.cost.images import ImageLoad, Images
     from engine_models.cost.measured import StepLaw
     from engine_models.cost.sub_batches import Parts
     from engine_models.cost.token_masks import TokenMasks
@@ -32,7 +32,8 @@ class StepCosts:
     the link to the host in every step, None for nothing. `host_layers`: those that come before `arch`, of steps in
     parts; None: the device has all. `measured`: steps are timed by this law of whole steps, not by the device's operations.
     `adapters`: LoRA adapters that batches may read. `masks`: how those of structured output are made.
-    `images`: how a vision tower encodes those of prompts.
+    `images`: how a vision tower encodes those of prompts; `encodes_only`: servers do nothing else. `image_load`: how steps read
+    what others have made of them.
     """
 
     arch: Architecture
@@ -48,6 +49,8 @@ class StepCosts:
     adapters: Adapters | None = None
     masks: TokenMasks | None = None
     images: Images | None = None
+    encodes_only: bool = False
+    image_load: ImageLoad | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -106,9 +109,13 @@ class StepCosts:
 
             whole = WithMasks(whole, self.masks, shard)
         if self.images is not None:
-            from engine_models.cost.images import WithImages
+            from engine_models.cost.images import OnlyImages, WithImages
 
-            whole = WithImages(whole, self.images, shard)
+            whole = (OnlyImages if self.encodes_only else WithImages)(whole, self.images, shard)
+        if self.image_load is not None:
+            from engine_models.cost.images import WithLoads
+
+            whole = WithLoads(whole, self.image_load)
         return whole
 
     def _by_drafts(self, drafts: Speculation, ops: Ops) -> StepCost:
@@ -156,7 +163,8 @@ _kept: dict[tuple[StepCosts, int, int], tuple[Ops, StepTimeModel]] = {}
 
 def step_times(costs: StepCosts, ops: Ops) -> StepCost:
     """`costs.over(ops)`, made once for runs in a row that differ in their load; what its last step took is all that changes."""
-    if any((costs.speculation, costs.parts, costs.stream, costs.measured, costs.adapters, costs.masks, costs.images)):
+    own = (costs.parts, costs.stream, costs.measured, costs.adapters, costs.masks, costs.images, costs.image_load)
+    if costs.speculation or any(own):
         return costs.over(ops)
     key = costs, id(ops), get_ident()
     if (found := _kept.get(key)) is not None:

@@ -23,6 +23,7 @@ from engine_models.engines.vllm_kernels import KEEPS_STATED_KV, LAST, NARROW, ON
 from engine_models.engines.vllm_memory import budget_of
 from engine_models.engines.vllm_notes import outside_of, say_drafts, say_steps
 from engine_models.engines.vllm_options import as_loaded
+from engine_models.engines.vllm_peers import encode_plan_of, peers_of
 from engine_models.engines.vllm_ranks import limits_of, pair_replay_of, rank_of, replay_of
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_tiers import tiers_of
@@ -45,10 +46,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     flags, said = request.flags, Said()
     version = sampling_on(version_of(version_text, flags.get("use_v1")), request)
     request, first = as_loaded(request, version.number), version.first_engine
+    if request.role == "encode":
+        return encode_plan_of(request, version, said)
     serving = Serving.of(request, version, said)
     cache = Cache.of(request, version, serving, said)
     say_drafts(request, said)
-    adapters = handover = None
+    adapters = None
     if request.lora is not None or request.structured:
         from engine_models.engines.vllm_adapters import adapters_of_pool
 
@@ -56,10 +59,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     backend = experts(request, flags, version.number, said.warnings)
     memory, least_share = budget_of(request, version, serving, cache, adapters, backend, said)
     tiers = tiers_of(request, version, cache, said)
-    if request.role != "mixed":
-        from engine_models.engines.vllm_handover import handover_of
-
-        handover = handover_of(request, version, cache, ENGINE.newest, said)
+    handover, embeddings = peers_of(request, version, cache, ENGINE.newest, said)
     blocks = int(flags.get("num_gpu_blocks_override") or memory.blocks)
     context = cache.context(request, serving, blocks, memory.kv_bytes, said)
     say_steps(request, version, serving, (blocks, cache.block), backend, said)
@@ -67,7 +67,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     rank = rank_of(request, version, serving, cache, blocks, context, tiers, handover, adapters)
     whole = partial(vllm_v0.whole_prefills, serving.tokens, serving.rows, rank.blocks, cache.block)
     overheads = load_overheads(ENGINE.name)
-    costs = costs_of(request, version, serving, context, overheads.host, backend, adapters, said)
+    costs = costs_of(request, version, serving, context, overheads.host, backend, adapters, said, embeddings)
     return EnginePlan(
         engine=ENGINE.name,
         version=version.name,
@@ -79,6 +79,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         front=front_of(request, version, overheads),
         prefix_caching=rank.prefix_caching,
         handover=handover,
+        embeddings=embeddings,
         notes=tuple(said.notes),
         warnings=tuple(said.warnings),
         outside=outside,
@@ -121,6 +122,7 @@ ENGINE = Engine(
         "pipeline_parallel": Support(_ANYWHERE, _DOCS),
         "offload": Support(_ACCELERATORS, _DOCS),
         "handover": Support(_ANYWHERE, "vLLM 0.33's distributed/kv_transfer/kv_connector/v1/nixl"),
+        "encoders": Support(_LORA_KINDS, "vLLM 0.33's distributed/ec_transfer/ec_connector"),
     },
     drafts=chains_only("vLLM"),
     flags=lambda: FLAGS,
@@ -141,9 +143,5 @@ ENGINE = Engine(
     plan=plan,
     replay=lambda version, knobs: replay_of(version_of(version), knobs),
     pair_replay=lambda version, knobs: pair_replay_of(version_of(version), knobs),
-    lockstep=Lockstep(
-        applies=lambda flags, tensor_parallel, expert_ranks: True,
-        launch=lambda devices, ranks: "",
-        dense="as vLLM does",
-    ),
+    lockstep=Lockstep(lambda flags, tensor_parallel, expert_ranks: True, lambda devices, ranks: "", "as vLLM does"),
 )

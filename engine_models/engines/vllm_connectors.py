@@ -53,6 +53,11 @@ def asks_tiers_first(flags: Mapping[str, Any]) -> bool:
     return True in names[1:] and not names[0]
 
 
+def encodes(flags: Mapping[str, Any]) -> bool:
+    """Whether a server does nothing but encode images for others, as its own flags say."""
+    return bool(flags.get("mm_encoder_only")) or (flags.get("ec_transfer_config") or {}).get("ec_role") == "ec_producer"
+
+
 def _one(found: list[Mapping[str, Any]]) -> Mapping[str, Any]:
     if len(found) > 1:
         names = " and ".join(str(each.get("kv_connector")) for each in found)
@@ -64,4 +69,4 @@ def _one(found: list[Mapping[str, Any]]) -> Mapping[str, Any]:
     return found[0] if found else {}
 
 
-__all__ = ["MULTI", "TRANSFERS", "asks_tiers_first", "between", "beyond", "connectors"]
+__all__ = ["MULTI", "TRANSFERS", "asks_tiers_first", "between", "beyond", "connectors", "encodes"]

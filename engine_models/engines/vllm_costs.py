@@ -27,8 +27,9 @@ from hardware_profiles.errors import PlanError
 
 if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters
-    from engine_models.cost.images import Images
+    from engine_models.cost.images import ImageLoad, Images
     from engine_models.cost.token_masks import TokenMasks
+    from engine_models.declaration import Embeddings
 
 MASK_THREADS = (8, 128, 16)
 """Threads that fill masks, once there are more rows than so many, and rows that one takes at a time (datasheet: vLLM 0.33.0
@@ -49,6 +50,7 @@ def costs_of(
     backend: str | None,
     adapters: Adapters | None,
     said: Said,
+    embeddings: Embeddings | None = None,
 ) -> StepCosts:
     """The costs of steps of requests of up to `context` tokens, whose experts run on `backend`."""
     launched = request.device_kind != "cpu"
@@ -95,7 +97,9 @@ def costs_of(
         speculation=request.speculation,
         adapters=adapters,
         masks=_masks(request, version, serving, said) if request.structured else None,
-        images=_images(request, version, said) if request.images else None,
+        images=_images(request, version, said) if request.role == "encode" or (request.images and not request.encoded) else None,
+        encodes_only=request.role == "encode",
+        image_load=_image_load(embeddings) if request.encoded else None,
     )
 
 
@@ -147,6 +151,13 @@ def _images(request: PoolRequest, version: Version, said: Said) -> Images:
     return images_of_pool(request, version, said)
 
 
+def _image_load(embeddings: Embeddings | None) -> ImageLoad | None:
+    """What steps read of images that others have encoded."""
+    from engine_models.engines.vllm_images import image_load
+
+    return image_load(embeddings)
+
+
 def front_of(request: PoolRequest, version: Version, overheads: Overheads) -> FrontEnd:
     """What stands before the scheduler: one API process a rank unless ``--api-server-count`` says otherwise."""
     flags, loop = request.flags, overheads.loop
@@ -155,7 +166,7 @@ def front_of(request: PoolRequest, version: Version, overheads: Overheads) -> Fr
     parse_s = PARSE_S if version.parses_templates and request.arch.model_type != HARMONY else 0.0
     loop = replace(loop, share=request.data_parallel / processes, chat_s=loop.chat_s + parse_s)
     front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=loop)
-    if request.images:
+    if request.role == "encode" or (request.images and not request.encoded):
         from engine_models.images import image_token_s
 
         front = replace(front, image_token_s=image_token_s(request))

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine_models.engines.bench_loads import bench
 from engine_models.engines.dynamo_workers import worker
-from engine_models.engines.vllm_connectors import between, beyond
+from engine_models.engines.vllm_connectors import between, beyond, encodes
 from engine_models.engines.vllm_manifests import RAY, as_containers
 from engine_models.flag_lists import classified, load_flag_lists
 from engine_models.flags import (
@@ -70,6 +70,8 @@ _MODELLED: dict[str, Flag] = {
     "skip_mm_profiling": Flag("bool", False),
     "limit_mm_per_prompt": Flag("pairs", None),
     "disable_chunked_mm_input": Flag("bool", False),
+    "mm_encoder_only": Flag("bool", False),
+    "ec_transfer_config": Flag("json", None),
     "cudagraph_capture_sizes": Flag("ints", None, low=1),
     "cuda_graph_sizes": Flag("ints", None, low=1),
     "max_cudagraph_capture_size": Flag("int", None, low=0),
@@ -193,7 +195,7 @@ _CHANGING = {
         prefill_schedule_interval=1 scheduler_cls scheduler_delay_factor=0|0.0
     """,
     "what images, video and sound cost": """
-        disable_mm_preprocessor_cache ec_manager_config ec_transfer_config enable_mm_embeds
+        disable_mm_preprocessor_cache ec_manager_config enable_mm_embeds
         enable_multimodal_encoder_data_parallel interleave_mm_strings media_io_kwargs
         mm_device_do_normalize mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_fp8_scale_path
         mm_encoder_fp8_scale_save_margin mm_encoder_fp8_scale_save_path mm_encoder_tp_mode=weights mm_hasher_algorithm
@@ -217,7 +219,7 @@ _REFUSED = {
     "where the KV cache lies and what attention costs": "decode_context_parallel_size=1 prefill_context_parallel_size=1",
     "the time of a step (weights are read from the host)": "cpu_offload_gb=0|0.0 offload_group_size=0",
     "the task (only text generation is simulated)": """
-        task=auto|generate runner=auto|generate|draft convert=auto|none diffusion_config mm_encoder_only
+        task=auto|generate runner=auto|generate|draft convert=auto|none diffusion_config
     """,
     "flags that stand in a file": "config",
 }
@@ -338,6 +340,8 @@ def offload_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _role(flags: Mapping[str, Any]) -> str | None:
     """Role of a server whose KV cache goes to or comes from another one; "either" where its peers decide."""
+    if encodes(flags):
+        return "encode"
     sends = between(flags)
     config = sends or flags.get("kv_transfer_config") or {}
     role = {"kv_producer": "prefill", "kv_consumer": "decode", "kv_both": "either"}.get(str(config.get("kv_role")))

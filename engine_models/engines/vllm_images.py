@@ -5,8 +5,8 @@ Source: vLLM 0.33.0's `v1/core/encoder_cache_manager.py` (`compute_mm_encoder_bu
 
 from __future__ import annotations
 
-from engine_models.cost.images import EncoderKernels, Images
-from engine_models.declaration import PoolRequest, Said
+from engine_models.cost.images import EncoderKernels, ImageLoad, Images
+from engine_models.declaration import Embeddings, PoolRequest, Said
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
 from engine_models.images import images_of
@@ -19,6 +19,9 @@ FLASH_4 = EncoderKernels(0.35, 8e-6, 16, 17.0)
 FLASH_2 = EncoderKernels(0.65, 8e-6, 32, 15.0)
 """FlashAttention as vLLM's towers run it, of Hopper, of Blackwell in data centres, of others. kind: fitted, 2026-11, three
 numbers a kernel, to the encoder attention of vLLM 0.24 and 0.25, 30 shapes of heads on eight GPUs (ai-dynamo/aiconfigurator)."""
+FILE_BYTES_PER_S = 5e9
+"""Rate at which a step reads an embedding's file to the device (`ECExampleConnector`). kind: assumed, a file in the memory of the
+machine that is copied by one thread."""
 EVIDENCE = "one served image took 0.13 s with its prompt, where this makes 0.09"
 
 
@@ -26,7 +29,15 @@ def encoder_limits(request: PoolRequest, serving: Serving) -> EncoderLimits:
     """Image tokens of a step and of the cache: the step's budget, or the largest image if that is longer."""
     tower, flags = request.arch.tower, request.flags
     longest = max(serving.tokens, tower.tokens if tower is not None else 0)
-    return EncoderLimits(longest, longest, whole_images=bool(flags.get("disable_chunked_mm_input")))
+    whole = bool(flags.get("disable_chunked_mm_input"))
+    return EncoderLimits(longest, longest, whole_images=whole, received=request.encoded)
+
+
+def image_load(embeddings: Embeddings | None) -> ImageLoad | None:
+    """What steps read of encoded images themselves, None where they have them before."""
+    if embeddings is None or embeddings.sent:
+        return None
+    return ImageLoad(embeddings.token_bytes, FILE_BYTES_PER_S)
 
 
 def images_of_pool(request: PoolRequest, version: Version, said: Said) -> Images:
@@ -44,4 +55,4 @@ def images_of_pool(request: PoolRequest, version: Version, said: Said) -> Images
     return images_of(request, kernels, lacking, EVIDENCE, said)
 
 
-__all__ = ["encoder_limits", "images_of_pool"]
+__all__ = ["FILE_BYTES_PER_S", "encoder_limits", "image_load", "images_of_pool"]

@@ -24,12 +24,13 @@ class EncoderLimits:
     """What a vision tower may do.
 
     step_tokens : image tokens of a step.  cache_tokens : of all images encoded and not computed yet.
-    whole_images : see above.
+    whole_images : see above.  received : other servers encode; what they have made takes room in the cache, none of the budget.
     """
 
     step_tokens: int
     cache_tokens: int
     whole_images: bool = False
+    received: bool = False
 
 
 class EncodingScheduler(ContinuousScheduler):
@@ -109,7 +110,7 @@ class EncodingScheduler(ContinuousScheduler):
                 want = min(want, first - computed) if computed < first else 0
                 break
             cache.take(image, tokens)
-            self._left -= tokens
+            self._left -= 0 if limits.received else tokens
             new.append(image)
             self._reading.setdefault(seq, number)
         if new:
@@ -119,7 +120,7 @@ class EncodingScheduler(ContinuousScheduler):
     def _undo(self, image: Image) -> None:
         self.images.undo(image)
         seq, number = image
-        self._left += seq.images[number][1] - seq.images[number][0]
+        self._left += 0 if self.encoder.received else seq.images[number][1] - seq.images[number][0]
 
     def _give_up(self, seq: Sequence) -> None:
         """A request is not served in this step after all, or starts over: what was encoded before stays to be found."""

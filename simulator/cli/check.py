@@ -24,7 +24,7 @@ def memory_lines(memory: MemoryBudget) -> list[str]:
         ("reported by the driver", memory.device_bytes),
         ("the engine may use", memory.usable_bytes),
         *used,
-        ("= KV cache", memory.kv_bytes),
+        ("= KV cache" if memory.kv_bytes_per_token else "= left", memory.kv_bytes),
     )]  # fmt: skip
     return table(["memory of one device", "GB = 1e9 bytes"], rows)
 
@@ -59,6 +59,7 @@ def facts(prepared: Prepared) -> dict[str, Any]:
         "deployment": deployment_summary(prepared),
         **memory_facts(prepared),
         **({"pools": {each.pool.name: memory_facts(each) for each in prepared.pools}} if prepared.pools else {}),
+        **({"encoders": {each.pool.name: each.plan.memory.as_dict() for each in prepared.encoders}} if prepared.encoders else {}),
         "warnings": list(prepared.warnings),
         "assumptions": list(prepared.assumptions),
         "scenario": resolved(prepared.scenario),
@@ -178,7 +179,10 @@ def check_command(name: str, overrides: list[str], as_json: bool) -> None:
     print(wrapped(f"{scenario.name}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}", "  "))
     print("\n".join(deployed_lines(d)))
     for pool in prepared.pools or (prepared,):
-        print("\n" + "\n".join([*([f"pool {pool.pool.name}"] if prepared.pools else []), *pool_lines(pool)]))
+        named = [f"pool {pool.pool.name}"] if prepared.pools or prepared.encoders else []
+        print("\n" + "\n".join([*named, *pool_lines(pool)]))
+    for pool in prepared.encoders:
+        print("\n" + "\n".join([f"pool {pool.pool.name}", *memory_lines(pool.plan.memory)]))
     print("\n  the resolved scenario, every default filled in: add --json\n")
     for label, texts in (("warning", report["warnings"]), ("assumed", report["assumptions"])):
         for text in texts:

@@ -209,7 +209,7 @@ def _closed_loop(workload: dict[str, Any]) -> bool:
 def deployed_lines(deployment: dict[str, Any], *, at_first: bool = False) -> list[str]:
     """What was deployed, a line for each pool; `at_first` where servers come and go later."""
     lines = []
-    for pool in deployment.get("pools") or [deployment]:
+    for pool in [*(deployment.get("pools") or [deployment]), *deployment.get("encoders", ())]:
         said = [f"{pool['engine']} {pool['engine_version']}"]
         if pool.get("role", "mixed") != "mixed":
             said.append(pool["role"])
@@ -244,6 +244,23 @@ def first_token_lines(metrics: dict[str, Any], *, turns: bool) -> list[str]:
     whole = short(metrics["ttft_ms"]["mean"])
     last = f"+ hand-over, front ends and first step {short(rest)}" if rest >= 0 else f"- what overlaps {short(-rest)}"
     return ["", labelled("TTFT", f"mean {whole} ms: {said} {last}")]
+
+
+def encoding_lines(result: dict[str, Any]) -> list[str]:
+    """What requests wait for whose images other servers encode, and the load of these servers."""
+    if not result.get("encoders"):
+        return []
+    metrics, lines = result["metrics"], []
+    if metrics["encode_ms"]["count"]:
+        of = {"front end and queue": "encode_queue_ms", "encoding": "encode_ms", "transfer": "encode_transfer_ms"}
+        said = " + ".join(f"{words} {short(metrics[name]['mean'])}" for words, name in of.items())
+        share = metrics["encode_ms"]["count"] / max(metrics["ttft_ms"]["count"], 1)
+        lines.append(labelled("images", f"ms before {share:.0%} of the prompts are computed, in TTFT: {said}"))
+    for pool in result["encoders"]:
+        load = f"{pool['num_requests_running']:,.1f} running, {pool['num_requests_waiting']:,.1f} waiting a server"
+        busy = f"{load}, busy {pool['gpu_busy_fraction']:.0%}"
+        lines.append(labelled("encoding", f"pool '{pool['name']}': {pool['image_tokens_per_s']:,.0f} image tokens/s, {busy}"))
+    return lines
 
 
 def pool_lines(result: dict[str, Any]) -> list[str]:
@@ -352,6 +369,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         *(["  of the requests served; the SLO counts those lost as infinitely late"] if _lost(t) else []),
         *first_token_lines(result["metrics"], turns="turns" in result),
         "",
+        *encoding_lines(result),
         *pool_lines(result),
         *fleet_lines(result),
         *turns_lines(result),

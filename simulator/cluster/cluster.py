@@ -35,6 +35,7 @@ from simulator.cluster.outcome import (
     SHED,
     UNFINISHED,
     ClusterResult,
+    Encodings,
     Reason,
     Rows,
     last_step_s,
@@ -51,6 +52,7 @@ from simulator.workload.columns import Workload, no_requests
 if TYPE_CHECKING:
     from simulator.cluster.admission import Admission, ClientRules, Door
     from simulator.cluster.destinations import Destinations
+    from simulator.cluster.encoding import Encoders, EncodeStage
     from simulator.cluster.fleet import Toll
     from simulator.cluster.servers import Change
 
@@ -160,6 +162,7 @@ class Cluster:
     acceptance : with speculative decoding, how many drafts each request accepts, by the row of the workload.
     nodes : the machine in which each replica stands; None for one each.
     meant_for : lengths of prompts that a label of the replicas names [tokens], if it does.
+    encoders : servers that encode the images of its requests, if there are some.
     """
 
     toll: Toll | None = None
@@ -186,6 +189,7 @@ class Cluster:
         acceptance: Callable[[int], Callable[[int], int]] | None = None,
         nodes: IntArray | None = None,
         meant_for: tuple[int, int] | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
         self._source = source
         self._plan = plan
@@ -205,9 +209,12 @@ class Cluster:
         self._client, self._draw = client, Random(self._router.seed)
         self._timeout_s = client.timeout_s if client is not None else None
         self._token_s = INFINITY  # when the rate of the router lets the next request in, if somebody waits for it
-        self.devices = DeviceHistory(replicas * devices)
+        self.devices = DeviceHistory(replicas * devices + (encoders.devices if encoders is not None else 0))
         self._feeds = [_Feed() for _ in self.ranks]
         self._clock = Clock()
+        self.encoders: EncodeStage | None = None
+        if encoders is not None:
+            self._encode_by(encoders, aggregate=aggregate)
         self._wake_s = [INFINITY] * len(self.replicas)
         self._releases = Releases()
         self._next_reach_s = INFINITY  # of the arrivals that are walked
@@ -227,6 +234,12 @@ class Cluster:
         self._loads = 0  # that have begun
         self._due = 0  # arrivals in the calendar of requests that waited for others
         self._followed = False  # whether what the calendar holds beside its requests is for another load after this one
+
+    def _encode_by(self, encoders: Encoders, *, aggregate: bool) -> None:
+        """Have the images of requests encoded by servers of their own."""
+        from simulator.cluster.encoding import EncodeStage
+
+        self.encoders = EncodeStage(encoders, self._clock, aggregate=aggregate)
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         self._joins = Joins(plan, mode, replicas, self._nodes)
@@ -381,6 +394,8 @@ class Cluster:
             self._limit_s = end_s if end_s < INFINITY else self._last_sent_s + source.drain_s
             for replica in self.replicas:  # all as far as the last arrival took the first, however short the drain
                 replica.end(max(self._limit_s, self._last_sent_s + self._before_s))
+            if self.encoders is not None:
+                self.encoders.end(self._limit_s)
         except Stopped:
             self.stopped_at_s = self._limit_s = reached_s(self.replicas, max(self._limit_s, self._clock.now_s))
             for rows in self._blocks:
@@ -407,6 +422,7 @@ class Cluster:
         if workload is None:
             return None
         rows = self._judged(workload)
+        rows.encoded = Encodings(len(workload)) if self.encoders is not None else None
         self._rows += len(workload)
         return rows
 
@@ -436,7 +452,8 @@ class Cluster:
     def _serve(self, rows: Rows, until_s: float) -> None:
         """Let the requests of a block arrive, up to `until_s`, when the last with a known arrival reaches the engine."""
         router = self._router
-        if isinstance(router, InTurn) and not self._limited and self._timeout_s is None and not self._linked:
+        apart = self._limited or self._timeout_s is not None or self._linked or self.encoders is not None
+        if isinstance(router, InTurn) and not apart:
             some = SLICES if self._should_stop is not None and len(self.replicas) > 1 else 1
             slices = np.linspace(self._limit_s, until_s, 1 + some)
             self._limit_s = until_s
@@ -577,8 +594,26 @@ class Cluster:
         return None
 
     def _submit(self, number: int, seq: Sequence) -> None:
-        """A replica takes a request."""
+        """A replica takes a request, at once or when its images are encoded elsewhere."""
+        stage = self.encoders
+        if stage is None or not seq.images or not stage.serves(number):
+            self.ranks[number].submit(seq)
+            return
+        block = self._of(seq.index)
+        assert block.encoded is not None
+        stage.take(seq, number, block.encoded, seq.index - block.first, partial(self._images_here, number, seq))
+
+    def _images_here(self, number: int, seq: Sequence, now_s: float) -> None:
+        """All that others have made of a request's images is where it is read."""
+        self._run_to(self._replica_of[number], now_s)
+        seq.arrival_s = now_s
         self.ranks[number].submit(seq)
+        self._note(number)
+
+    def _note(self, number: int) -> None:
+        """The replica of a rank has changed."""
+        self._tell(self._replica_of[number])
+        self._watch(self._replica_of[number])
 
     def _tell(self, replica: int) -> None:
         """Tell the router that sees a replica that it has changed."""

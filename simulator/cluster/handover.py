@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Source
 from simulator.cluster.destinations import Destinations
+from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.faults import Disturbance
 from simulator.cluster.joins import Joins, Keepers
 from simulator.cluster.outcome import Handovers, Rows
@@ -32,6 +33,9 @@ from simulator.cluster.transfer import Flow, Network, Paths, Way
 from simulator.serving.convoy import ConvoyTurningReplica
 from simulator.serving.replica import Replica
 from simulator.serving.turning import TurningReplica
+
+if TYPE_CHECKING:
+    from simulator.cluster.encoding import Encoders
 
 
 class HandoverCluster(Cluster):
@@ -72,6 +76,7 @@ class HandoverCluster(Cluster):
         devices: int = 1,
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
         self._pair(prefill, decode, paths, disturbances, hop_s)
         plan = replace(
@@ -92,7 +97,9 @@ class HandoverCluster(Cluster):
             devices=devices,
             aggregate=aggregate,
             should_stop=should_stop,
+            encoders=encoders,
         )
+        self.devices = DeviceHistory(devices)
         self._open()
 
     def _open(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from simulator.cluster.servers import Servers
 from simulator.serving.convoy import ConvoyReplica
 from simulator.serving.replica import Replica
 from simulator.workload.columns import IntArray, Workload
+
+if TYPE_CHECKING:
+    from simulator.cluster.encoding import Encoders
 
 
 class MixedCluster(Cluster):
@@ -58,6 +62,7 @@ class MixedCluster(Cluster):
         devices: int = 1,
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
         self._pools = pools
         self._gather(destinations, routers, before_s)
@@ -75,6 +80,7 @@ class MixedCluster(Cluster):
             after_s=after_s,
             aggregate=aggregate,
             should_stop=should_stop,
+            encoders=encoders,
         )
         self.devices = DeviceHistory(devices)
 

@@ -98,6 +98,7 @@ class ClusterResult:
     attempts: AnyIntArray | None = None
     handed: Handovers | None = None
     tiers: tuple[TierCount, ...] = ()
+    encoded: Encodings | None = None
 
     def since(self, before: ClusterResult) -> ClusterResult:
         """The same requests, with what the replicas counted after `before`."""
@@ -120,6 +121,7 @@ def in_a_row(parts: Series[ClusterResult]) -> ClusterResult:
         **columns,
         emissions=Emissions.joined([part.emissions for part in parts]),
         handed=Handovers.joined(handed) if handed else None,
+        encoded=Encodings.joined([part.encoded for part in parts if part.encoded is not None]),
     )
 
 
@@ -166,6 +168,27 @@ class Handovers:
         return not np.isnan(self.prefill_end_s[row])
 
 
+class Encodings:
+    """How the images of requests were encoded by servers of their own, by column [s, bytes]; NaN for those without images.
+
+    Sent there; the begin and end of the step that encoded the last of them; arrival at the server that reads them, and the bytes
+    that went there.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.sent_s, self.scheduled_s, self.encoded_s, self.arrived_s, self.bytes = (np.full(n, np.nan) for _ in range(5))
+
+    @classmethod
+    def joined(cls, parts: Series[Encodings]) -> Encodings | None:
+        """Those of requests one part after the other; None without any."""
+        if not parts:
+            return None
+        whole = cls(0)
+        for column in vars(whole):
+            setattr(whole, column, np.concatenate([vars(part)[column] for part in parts]))
+        return whole
+
+
 class Rows:
     """Requests `first`, `first` + 1, ... of a run and what became of them, as the columns of a `ClusterResult`.
 
@@ -210,6 +233,7 @@ class Rows:
         self.replica = np.full(n, -1, dtype=np.int32)
         self.emissions = Emissions(n)
         self.handed: Handovers | None = None
+        self.encoded: Encodings | None = None
         self.attempts = np.ones(n, dtype=np.int32)
         columns = (self.status, self.reason, self.engine_arrival_s, self.first_scheduled_s, self.end_s, self.cached, self.replica)
         views: list[Any] = [column.data for column in columns]  # one number is read and set quicker through them
@@ -321,6 +345,7 @@ def outcome(
         accepted_drafts=sum(scheduler.accepted_drafts for scheduler in schedulers),
         host_hit_tokens=sum(scheduler.host_hit_tokens for scheduler in schedulers),
         handed=rows.handed,
+        encoded=rows.encoded,
         attempts=rows.attempts,
         tiers=counted([rank.lost_tiers for rank in ranks] + [scheduler.tier_counts() for scheduler in schedulers]),
     )

@@ -135,6 +135,11 @@ def _role(pool: Pool, flags: EngineFlags, *, alone: bool) -> dict[str, str]:
         )
     if role in (None, "either", pool.role):
         return {}
+    if role == "encode" and (alone or "role" in pool.model_fields_set):
+        raise InputError(
+            f"the launch command starts a server that only encodes images, the pool's role is {pool.role}",
+            mend="write role: encode, and beside it a pool that answers",
+        )
     if alone or "role" in pool.model_fields_set:
         raise InputError(
             f"the launch command starts the {role} server of a pair, the pool's role is {pool.role}",

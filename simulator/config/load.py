@@ -99,7 +99,7 @@ def _checked(root: Located, problems: list[InputError]) -> Scenario:
     from pydantic import ValidationError
 
     from simulator.config.flags_of import fill_from_flags, flag_problems
-    from simulator.config.schema import Scenario, not_modelled
+    from simulator.config.schema import Scenario
 
     try:
         scenario = Scenario.model_validate(root.plain())
@@ -108,23 +108,7 @@ def _checked(root: Located, problems: list[InputError]) -> Scenario:
         raise
     if problems:
         raise_all([*problems, *flag_problems(root)])
-    scenario = fill_from_flags(scenario, root)
-    raise_all([_not_modelled(root, path, value) for path, value in not_modelled(scenario)])
-    return scenario
-
-
-def _not_modelled(root: Located, path: tuple[str | int, ...], value: str) -> InputError:
-    at, node = locate(root, path)
-    if at[-1] != path[-1]:  # it was set by a flag
-        at, node = locate(root, (*path[:-1], "engine_args"))
-        return InputError(
-            f"`{'.'.join(map(str, at))}` asks for `{path[-1]}`, which is not modelled yet",
-            where=node.where,
-            mend="remove its flag",
-        )
-    name = ".".join(map(str, at))
-    words = f"`{name}: {value}`" if value else f"`{name}`"
-    return InputError(f"{words} is not modelled yet", where=node.where, mend=f"remove {words}")
+    return fill_from_flags(scenario, root)
 
 
 # Reading --------------------------------------------------------------------------------------------------

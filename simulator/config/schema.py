@@ -6,7 +6,6 @@ engines, hardware, models and number formats pass as text: the catalogues judge 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, GetJsonSchemaHandler, Strict, Tag, model_validator
@@ -58,10 +57,11 @@ class Pool(Group):
     true, false, or the number of ranks that share the experts. `weights`, `activations` and `kv_cache` name
     number formats, null being the checkpoint's or the engine's own. `engine_args` are the engine's own flags:
     by name, as a pasted launch command, as a list of its words, or as a container of a compose file or a manifest.
-    Pools of role `prefill` compute prompts, those of role `decode` take the requests over for their answers; a pool with
-    `replicas: 0` is not there. Replicas fill nodes of `gpus_per_node` devices (the device's own by default) in order, each
-    pool nodes of its own, or those left over by the pool that `colocate` names. `model` is what it serves, if that is not the
-    scenario's; with `prompt_tokens` it is only given requests with prompts of so many tokens, both bounds included;
+    Pools of role `prefill` compute prompts, those of role `decode` take the requests over for their answers, those of role
+    `encode` encode images for the others; a pool with `replicas: 0` is not there. Replicas fill nodes of `gpus_per_node`
+    devices (the device's own by default) in order, each pool nodes of its own, or those left over by the pool that `colocate`
+    names. `model` is what it serves, if that is not the scenario's; with `prompt_tokens` it is only given requests with
+    prompts of so many tokens, both bounds included;
     `context_length_range` is the label of its servers by which llm-d's `context-length-aware` prefers them. `models` take turns
     on its devices, as `swap` says; `swap_s` is the time of a change, which is predicted otherwise. `calibration` names a file of
     `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have. `host_speed` is
@@ -179,6 +179,8 @@ class Deployment(Group):
         if any(pool.engine_args and "role" not in pool.model_fields_set for pool in self.pools):
             return self  # flags may say it
         roles = {pool.role for pool in self.pools}
+        if roles == {"encode"}:
+            raise ValueError("role: encode stands without a pool that answers; add one with role: mixed")
         for role, other in (("prefill", "decode"), ("decode", "prefill")):
             if role in roles and other not in roles:
                 raise ValueError(f"role: {role} stands without a {other} pool; add one with role: {other}")
@@ -281,21 +283,3 @@ class Scenario(Group):
         listed = pools if isinstance(pools, list) else [deployment] if isinstance(deployment, dict) else []
         named = [_first_of(pool) if isinstance(pool, dict) else None for pool in listed]
         return {"model": named[0], **data} if named and all(name is not None for name in named) else data
-
-
-NOT_MODELLED_AROUND: tuple[str, ...] = ()
-NOT_MODELLED_IN_POOL: tuple[str, ...] = ()
-NOT_MODELLED_ROLES = ("encode",)
-
-
-def not_modelled(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield (path, value to name) of every setting that is a valid name but is not simulated yet."""
-    for key in NOT_MODELLED_AROUND:
-        if getattr(scenario.deployment, key) is not None:
-            yield ("deployment", key), ""
-    for i, pool in enumerate(scenario.deployment.pools):
-        for key in NOT_MODELLED_IN_POOL:
-            if getattr(pool, key) is not None:
-                yield ("deployment", "pools", i, key), ""
-        if pool.role in NOT_MODELLED_ROLES:
-            yield ("deployment", "pools", i, "role"), pool.role

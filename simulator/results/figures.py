@@ -32,6 +32,7 @@ from simulator.io.tables import Column
 from simulator.limits import counted_lengths
 from simulator.results.latencies import (
     LATENCIES,
+    OF_ENCODING,
     OF_HANDOVER,
     Covered,
     Latencies,
@@ -52,7 +53,7 @@ from simulator.results.rates import (
 from simulator.results.request_table import request_table
 from simulator.results.sketch import RELATIVE_ERROR
 from simulator.results.statistics import BoolArray, Exact, FloatArray, IntArray, Sketched, Statistic
-from simulator.results.timeline import Bins, Window, WindowLoad, table, table_of
+from simulator.results.timeline import NO_KV, Bins, Window, WindowLoad, table, table_of
 from simulator.results.verdict import class_slo, good_requests, named_bounds, slo_dict, verdict
 from simulator.serving.emissions import Emissions
 from simulator.serving.log import StepLog
@@ -94,6 +95,7 @@ class Figures:
     stats: dict[str, dict[str, Any]]
     server: dict[str, Any]
     pools: list[dict[str, Any]]
+    encoders: list[dict[str, Any]]
     first_arrival_s: float
     last_end_s: float
     total_input_tokens: int
@@ -257,6 +259,7 @@ class Collector:
     hands_over : whether requests go from a pool that computes prompts to one that computes answers.
     begin_s : when the load begins; what the logs hold of before is not its own.
     apart : whether each request is served by one pool, whose requests are judged apart.
+    encoders : pool and log of each server that only encodes; they stand after the ranks in the timeline.
     """
 
     def __init__(
@@ -274,7 +277,9 @@ class Collector:
         hands_over: bool = False,
         begin_s: float = 0.0,
         apart: bool = False,
+        encoders: Sequence[tuple[str, StepLog]] = (),
     ) -> None:
+        self._encoders = encoders
         self._begin_s = begin_s
         spec = self._spec = scenario.workload
         self._overhead_s = scenario.client.overhead_ms / 1e3
@@ -293,7 +298,8 @@ class Collector:
         self._rates = Rates(BinnedTimes)
         slo = self._slo = slo_dict(scenario.slo)
         self._slos = [class_slo(kind, slo) for kind in classes] or [slo]
-        self._all = Judged(slo, (*LATENCIES, *(OF_HANDOVER if hands_over else ())), make, logs)
+        further = (*(OF_HANDOVER if hands_over else ()), *(OF_ENCODING if encoders else ()))
+        self._all = Judged(slo, (*LATENCIES, *further), make, logs)
         kinds = classes if spec.classes is not None or len(classes) > 1 else ()
         self._apart = [
             (kind, Judged(bounds, OF_A_CLASS, make, logs))
@@ -506,6 +512,7 @@ class Collector:
                 for name, load in self._of_pools.items()
                 if len(self._of_pools) > 1
             ],
+            encoders=self._encoded(window),
             first_arrival_s=self._first_arrival_s if np.isfinite(self._first_arrival_s) else 0.0,
             last_end_s=self._last_end_s,
             total_input_tokens=sums["total_in"],
@@ -551,11 +558,33 @@ class Collector:
             else 0,
         )
 
+    def _encoded(self, window: Window) -> list[dict[str, Any]]:
+        """What each pool did that only encodes, over the window; there is no KV cache of which it could tell."""
+        found = []
+        for name in dict.fromkeys(name for name, _ in self._encoders):
+            load, mine = WindowLoad(window), [log for pool, log in self._encoders if pool == name]
+            tokens = 0
+            for log in mine:
+                records = log.records()
+                load.add(records, 1)
+                inside = (records["start_s"] >= window.start_s) & (records["start_s"] <= window.end_s)
+                tokens += int(records["prefill_tokens"][inside].sum())
+            averages = load.averages(window.length_s, len(mine))
+            kept = {key: value for key, value in averages.items() if not key.startswith("kv_") and key != "num_preemptions"}
+            found.append({"name": name, **kept, "image_tokens": tokens})
+        return found
+
     def timeline(self, end_of_run_s: float, ranks: int | None = None) -> Callable[[], dict[str, NDArray[Any]]]:
         """What makes the columns of `timeline.parquet`, of the first `ranks`, all if None."""
+        beside = [log for _, log in self._encoders]
         if self._exact:  # the logs keep all
-            return partial(table_of, self._logs[:ranks], self._capacities[:ranks], end_of_run_s)
-        return partial(table, self._bins[:ranks], end_of_run_s)
+            logs, capacities = [*self._logs[:ranks], *beside], [*self._capacities[:ranks], *(NO_KV for _ in beside)]
+            return partial(table_of, logs, capacities, end_of_run_s)
+        bins = list(self._bins[:ranks])
+        for log in beside:
+            bins.append(Bins(NO_KV))
+            bins[-1].add(log.records())
+        return partial(table, bins, end_of_run_s)
 
 
 def is_batch(spec: WorkloadSpec) -> bool:

@@ -27,6 +27,9 @@ LATENCIES = ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_
 OF_HANDOVER = ("transfer_ms", "decode_queue_ms")
 """Latencies of requests that went from one server to another: the transfer of their KV cache, and their waits at the second
 server before and after it."""
+OF_ENCODING = ("encode_queue_ms", "encode_ms", "encode_transfer_ms")
+"""Latencies of requests whose images other servers encode: until the step begins that encodes the last of them, that step, and
+the way to the server that reads them. TTFT is made of them too."""
 STRETCHES = 8 * BATCHES
 """Stretches of time in which the gaps of several logs are joined (assumed: finer than the batches of the sampling error)."""
 
@@ -47,6 +50,9 @@ class Latencies:
     ttft_queue_ms: FloatArray
     ttft_launch_ms: FloatArray
     ttft_kernel_ms: FloatArray
+    encode_queue_ms: FloatArray
+    encode_ms: FloatArray
+    encode_transfer_ms: FloatArray
 
 
 def latencies(result: ClusterResult, extra_s: float = 0.0) -> Latencies:
@@ -68,7 +74,17 @@ def latencies(result: ClusterResult, extra_s: float = 0.0) -> Latencies:
         decode_queue = np.where(finished, (before_s + handed.first_scheduled_s - handed.transfer_end_s) * 1e3, np.nan)
     prefill = np.where(finished, (prefilled_s - result.first_scheduled_s) * 1e3, np.nan)
     parts = [np.where(finished, part_s * 1e3, np.nan) for part_s in first_token_parts_s(result, extra_s)]
-    return Latencies(ttft, tpot, e2el, queue, prefill, e2el - ttft, transfer, decode_queue, *parts)
+    stage = [np.where(finished, part_s * 1e3, np.nan) for part_s in _encoding_s(result)]
+    return Latencies(ttft, tpot, e2el, queue, prefill, e2el - ttft, transfer, decode_queue, *parts, *stage)
+
+
+def _encoding_s(result: ClusterResult) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """`OF_ENCODING` of every request [s], NaN where none encodes for it."""
+    found = result.encoded
+    if found is None:
+        none = np.full(len(result.status), np.nan)
+        return none, none, none
+    return found.scheduled_s - found.sent_s, found.encoded_s - found.scheduled_s, found.arrived_s - found.encoded_s
 
 
 def _computed_s(result: ClusterResult, handed: Handovers) -> FloatArray:
@@ -77,11 +93,13 @@ def _computed_s(result: ClusterResult, handed: Handovers) -> FloatArray:
 
 
 def first_token_parts_s(result: ClusterResult, extra_s: float) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """TTFT of every request by `OF_FIRST_TOKEN` [s]; their sum is the whole.
+    """TTFT of every request by `OF_FIRST_TOKEN` [s]; their sum is the whole, with `OF_ENCODING` where other servers encode.
 
     Where another server computes the prompt, its launches are not told apart, and all that follows counts as queue.
     """
     before_s = result.engine_arrival_s - result.arrival_s + extra_s
+    if result.encoded is not None:
+        before_s = before_s - np.nan_to_num(result.encoded.arrived_s - result.encoded.sent_s)
     if result.handed is not None:
         kernel_s = _computed_s(result, result.handed) - result.first_scheduled_s
         queue_s = result.first_token_s - result.engine_arrival_s - kernel_s

@@ -19,7 +19,7 @@ from simulator.cluster.outcome import (
     Reason,
 )
 from simulator.io.tables import Coded, Column, Numbered
-from simulator.results.latencies import Latencies
+from simulator.results.latencies import OF_ENCODING, Latencies
 from simulator.workload.columns import Workload
 
 FINISH_REASONS = ("stop", "length", "unfinished", "rejected", "not_arrived", "failed")
@@ -79,6 +79,14 @@ def request_table(
         "transfer_bytes": none if handed is None else handed.transfer_bytes,
         "decode_queue_ms": none if handed is None else lat.decode_queue_ms,
     }
+    if raw.encoded is not None:
+        columns |= {
+            "encode_start_s": raw.encoded.sent_s,
+            "encode_end_s": raw.encoded.encoded_s,
+            "embeddings_end_s": raw.encoded.arrived_s,
+            "embedding_bytes": raw.encoded.bytes,
+            **{name: getattr(lat, name) for name in OF_ENCODING},
+        }
     if workload.classes:
         columns["class"] = Coded(workload.class_index, tuple(kind.name for kind in workload.classes))
     return columns

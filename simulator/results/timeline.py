@@ -20,6 +20,8 @@ MAX_ROWS = 10_000
 FEW_ROWS = 64
 """Bins for which a rank has room at first (even, as all numbers of bins are)."""
 MIN_BIN_S = 1.0
+NO_KV = -1
+"""Units of the KV cache of a server that has none."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Bins:
 
     def __init__(self, kv_total: int) -> None:
         self.width_s = MIN_BIN_S
-        self._kv_total = max(1, kv_total)
+        self._kv_total, self._has_kv = max(1, kv_total), kv_total != NO_KV
         self._sums: dict[str, FloatArray] = {}
 
     def widen(self, width_s: float) -> None:
@@ -105,7 +107,7 @@ class Bins:
             "steps": spread.sums(steps["steps"]),
             "running": spread.sums(steps["running"] * lived_s),
             "waiting": spread.sums(steps["waiting"] * lived_s),
-            "kv_usage": spread.sums(steps["kv_used"] / self._kv_total * lived_s),
+            "kv_usage": spread.sums(steps["kv_used"] / self._kv_total * lived_s) * self._has_kv,
             "tokens": spread.sums(prefill + decode),
             "prefill_tokens": spread.sums(prefill),
             "decode_tokens": spread.sums(decode),

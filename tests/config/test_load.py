@@ -480,7 +480,7 @@ cost:
         ("replicas: 2", "lora: {loras: 5}", 6, "unknown key `loras` under `deployment.lora`", "max_loras"),
         ("replicas: 2", "kv_tiers: [{kind: nvme}]", 6, "`deployment.kv_tiers.0.bytes` is missing", ""),
         ("replicas: 2", "kv_tiers: [{kind: tape, bytes: 1}]", 6, "tape", "nvme"),
-        ("replicas: 2", "role: encode", 6, "`deployment.role: encode` is not modelled yet", "remove"),
+        ("replicas: 2", "role: encode", 6, "without a pool that answers", "role: mixed"),
         ("replicas: 2", "offload: {gib: 5}", 6, "unknown key `gib` under `deployment.offload`", "kv_offloading_size"),
         ("replicas: 2", "speculative: {k: 5}", 6, "unknown key `k` under `deployment.speculative`", "valid keys"),
         ("replicas: 2", "speculative: {tokens: 5}", 6, "unknown key `tokens`", "speculative.num_speculative_tokens` or"),
