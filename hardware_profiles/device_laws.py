@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hardware_profiles.device import Device, load_device
+from hardware_profiles.expert_ranks import EVEN, Deal
 from hardware_profiles.kernel_physics import (
     MLA_KV_RANK,
     MLA_NOPE,
@@ -281,7 +282,7 @@ class LawOps(Roofline):
         *,
         gated: bool = True,
         kernel: str | None = None,
-        spread: float = 1.0,
+        deal: Deal = EVEN,
     ) -> Array:
         """See the head of the module; experts touched as `moe_active_experts` has them."""
         fmt, count = known_format(fmt), as_array(tokens)

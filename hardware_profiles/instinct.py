@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hardware_profiles.device import Device
+from hardware_profiles.expert_ranks import EVEN, Deal
 from hardware_profiles.kernel_physics import DEFAULT_PARAMETERS, Array, as_array, canonical_format, peaks_of
 from hardware_profiles.records import dataclass
 from hardware_profiles.roofline import Efficiencies, Roofline
@@ -152,11 +153,11 @@ class Instinct(Roofline):
         *,
         gated: bool = True,
         kernel: str | None = None,
-        spread: float = 1.0,
+        deal: Deal = EVEN,
     ) -> Array:
         """As the base, and what blocks take in two products."""
         shape = (hidden, intermediate, topk, experts, tp, ep)
-        t = super().moe_s(self._as_run(fmt), *shape, tokens, gated=gated, kernel=kernel, spread=spread)
+        t = super().moe_s(self._as_run(fmt), *shape, tokens, gated=gated, kernel=kernel, deal=deal)
         return t + self._blocks_s(fmt, self.block_s[1], tokens)
 
     def decode_attention_s(

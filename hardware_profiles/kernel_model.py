@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 
 from hardware_profiles.device import load_device, stacked_blackwell
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.expert_ranks import EVEN, Deal, loaded_rank
 from hardware_profiles.kernel_physics import (
     CONVOLUTION_STEP_VALUES,
     CONVOLUTION_TOKEN_VALUES,
@@ -57,7 +58,6 @@ from hardware_profiles.kernel_physics import (
     message_base_s,
     mla_base_s,
     moe_base_s,
-    moe_loaded_rank,
     moe_rows_s,
     moe_weight_bytes,
     prefill_base_s,
@@ -495,7 +495,7 @@ class KernelModel(Ops):
             shape = gemm_shape(n, k)
             if condition == "serving":
                 residual = surface.unspiked(
-                    shape, lambda at: gemm_base_s(p, self._tabled, fmt, at, nn, kk), SPIKE, np.log2(rows)
+                    shape, lambda at: gemm_base_s(p, self._tabled, fmt, at, nn, kk), SPIKE, np.log2(rows), kind=fmt
                 )
             else:
                 residual = surface.at(shape, np.log2(rows))
@@ -656,7 +656,7 @@ class KernelModel(Ops):
         if surface is not None:
             shape = self._attention(key, surface, (float(h), float(kv), head_dim, window_tokens), self.attention_of_prompts)
             own = (p, self.peaks, fmt, h, kv, d, w)
-            rising = surface.rising(shape, lambda b, s: prefill_base_s(*own, b, s), np.log2(rows), np.log2(same))
+            rising = surface.rising(shape, lambda b, s: prefill_base_s(*own, b, s), np.log2(rows), np.log2(same), kind=fmt)
             t = t * np.exp(rising)
         t = np.maximum(t, 4.0 * rows * h * d * pairs / self.peaks.rate(fmt))
         read = rows * 2.0 * kv * d * (past * WEIGHT_BYTES[kv_fmt] + new * 2.0)
@@ -679,7 +679,7 @@ class KernelModel(Ops):
         gated: bool = True,
         condition: Condition = "serving",
         kernel: str | None = None,
-        spread: float = 1.0,
+        deal: Deal = EVEN,
     ) -> Array:
         """Time of one mixture-of-experts layer on one rank: routing, both products, combine; no communication
         [s].
@@ -688,43 +688,45 @@ class KernelModel(Ops):
         distribution : ``independent`` (every row chooses for itself, among experts of unequal popularity:
         :func:`moe_active_experts`), ``balanced`` (rows dealt out in turn, as the benchmark's best case: at as many
         rows as experts it touches all of them where independent rows touch 56 %) or ``power_law`` (the benchmark's
-        skewed popularity). In serving all ranks wait for the most loaded one (:func:`moe_loaded_rank`).
+        skewed popularity). In serving all ranks wait for the most loaded one
+        (:func:`~hardware_profiles.expert_ranks.loaded_rank`).
         The measured residual of ``balanced`` serves ``independent`` too; the experts read differ.
         kernel : backend by its name in the tables; the default is the one that measured layers like this run on.
-        spread : of a rank's rows, see :func:`~hardware_profiles.kernel_physics.moe_loaded_rank`.
+        deal : of tokens and experts to the ranks.
         Marlin where it is not the default has, in serving, its launch floor exchanged (:data:`MARLIN_FLOOR_FORMAT`).
         """
         fmt = canonical_format(fmt)
         framework, _, name = (kernel or "").rpartition("/")
         if framework:
             return self._sibling(framework).moe_s(
-                fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, name, spread
+                fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, name, deal
             )
         key, p = self._group("moe", fmt, *STANDS_FOR.get(fmt, ()))
         if condition == "serving" and key and (other := self.groups[key].get("serving_as")):
             framework, as_fmt = other
             owner = self if framework == self.framework else self._sibling(framework)
             return owner.moe_s(
-                as_fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, spread=spread
+                as_fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, deal=deal
             )
         if condition == "serving" and not key and kernel and (elsewhere := self._same_elsewhere(fmt, kernel)):
             lender, as_fmt, backend_there = elsewhere
             shape_there = (hidden, intermediate, topk, experts, tp, ep)
-            return lender.moe_s(as_fmt, *shape_there, tokens, distribution, gated, kernel=backend_there, spread=spread)
+            return lender.moe_s(as_fmt, *shape_there, tokens, distribution, gated, kernel=backend_there, deal=deal)
         if condition == "serving" and not key and (lent := self._marlin_elsewhere(fmt)):
             width = -(-intermediate // tp // MARLIN_WIDTH) * MARLIN_WIDTH * tp
             depth = -(-hidden // MARLIN_DEPTH) * MARLIN_DEPTH
             shape_there = (depth, width, topk, experts, tp, ep)
-            return lent.moe_s(MARLIN_FLOOR_FORMAT, *shape_there, tokens, distribution, gated, spread=spread)
+            return lent.moe_s(MARLIN_FLOOR_FORMAT, *shape_there, tokens, distribution, gated, deal=deal)
         count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = np.float64(hidden), np.float64(intermediate), np.float64(topk), np.float64(experts)
         if condition == "serving" and distribution == "independent" and ep > 1:
-            rows = rows * moe_loaded_rank(rows, k, e, ep, spread)
-        args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
+            rows = rows * loaded_rank(rows, k, e, ep, deal)
+        held = e + deal.copies
+        args = (h, i, k, held, np.float64(tp), np.float64(ep), np.float64(gated))
         dealt, skewed = float(distribution == "balanced"), float(distribution == "power_law")
         surface = self.surface(key)
-        tiles_of = self.groups.get(key, {}).get("tuned_tiles", {}).get(str(experts // ep), ())
+        tiles_of = self.groups.get(key, {}).get("tuned_tiles", {}).get(str((experts + deal.copies) // ep), ())
         tuned = intermediate // tp in tiles_of
         shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed, tuned)
         backend: str | None = None
@@ -738,17 +740,17 @@ class KernelModel(Ops):
             tuned = False
             shape = (*moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)[:-1], shape[-1])
         marlin = condition == "serving" and distribution == "independent" and "marlin" in (backend or "")
-        tiles = marlin_tiles(rows, k, e) if marlin and surface is not None and surface.full_tiles(shape) else 1.0
+        tiles = marlin_tiles(rows, k, held) if marlin and surface is not None and surface.full_tiles(shape) else 1.0
         t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed, condition == "bench", tiles, float(tuned))
         if surface is not None:
-            load = moe_load(rows, k, e)
+            load = moe_load(rows, k, held)
             if condition == "serving":
                 residual = surface.unspiked(
                     shape,
-                    lambda at: moe_base_s(p, self._tabled, fmt, at * e / k, *args, dealt, skewed, tuned=float(tuned)),
+                    lambda at: moe_base_s(p, self._tabled, fmt, at * held / k, *args, dealt, skewed, tuned=float(tuned)),
                     MOE_SPIKE,
                     load,
-                    kind=int(dealt),
+                    kind=(fmt, dealt, p["latency_s"], deal.copies),
                 )
             else:
                 residual = surface.at(shape, load)
@@ -765,7 +767,7 @@ class KernelModel(Ops):
                 _, plain = self._group("moe", "bfloat16")
                 work = flops / (self.peaks.pipe_rate("bfloat16") * plain["compute_efficiency"])
                 share = work / moe_base_s(plain, self.peaks, "bfloat16", rows, *args, warm=False)
-                whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated, spread=spread)
+                whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated, deal=deal)
                 t = np.maximum(t, np.minimum(share, 1.0) * whole)
             # skewed routing touches fewer experts, at most by half
             read = moe_weight_bytes(fmt, rows, *args) * (0.5 if skewed else 1.0)
@@ -840,7 +842,7 @@ class KernelModel(Ops):
                 residual = surface.at(shape, *load)
             elif phase == "context":
                 own = (p, self.peaks, formats, np.float64(heads))
-                residual = surface.rising(shape, lambda b, s: mla_base_s(*own, b, s), *load)
+                residual = surface.rising(shape, lambda b, s: mla_base_s(*own, b, s), *load, kind=formats)
             else:
                 residual = self._cold(surface.at(shape, *load), latent_bytes(batch, tokens, kv_fmt))
             t = t * np.exp(residual)
@@ -890,7 +892,7 @@ class KernelModel(Ops):
                 return sparse_base_s(p, self.peaks, *shape, sequences, np.ones_like(cached), cached - 1.0)
 
             t = t * np.exp(
-                surface.rising(sparse_decode_shape(layer.heads), base, np.log2(rows), np.log2(past + 1.0))
+                surface.rising(sparse_decode_shape(layer.heads), base, np.log2(rows), np.log2(past + 1.0), kind=None)
             )
         return np.where(b > 0, self._beside_products(layer, gemm_fmt, t, rows), 0.0)
 
@@ -932,7 +934,7 @@ class KernelModel(Ops):
                 return sparse_base_s(p, self.peaks, *shape, sequences, tokens, cached)
 
             features = sparse_context_shape(heads, past)
-            residual[at] = surface.rising(features, base, np.log2(one[at]), np.log2(new[at]))
+            residual[at] = surface.rising(features, base, np.log2(one[at]), np.log2(new[at]), kind=None)
         return t * np.exp(residual)
 
     # -- recurrences
@@ -982,7 +984,7 @@ class KernelModel(Ops):
                 def base(batch: Array, tokens: Array) -> Array:
                     return recurrence_context_base_s(p, self.peaks, *layer.widths, batch, tokens)
 
-                total = total * np.exp(surface.rising(shape, base, np.log2(many), np.log2(new)))
+                total = total * np.exp(surface.rising(shape, base, np.log2(many), np.log2(new), kind=layer.widths))
         if layer.channels:
             values = many * new * layer.channels * CONVOLUTION_TOKEN_VALUES
             total = total + self._convolution_s("convolution_context", layer, values, np.log2(many), np.log2(new))

@@ -379,23 +379,6 @@ def marlin_tiles(tokens: Array, topk: Number, experts: Number) -> Array:
     return as_array(np.maximum((touched + more) / np.maximum(mean / size, 1.0), 1.0))
 
 
-def moe_loaded_rank(tokens: Array, topk: Number, experts: Number, ranks: int, spread: float = 1.0) -> Array:
-    """Expected rows of the most loaded of `ranks` ranks that share the experts, over the mean rank's; all wait for it.
-
-    A rank's rows are a sum over its experts: of the choices of `tokens` tokens, each of `topk` different experts, and of
-    the experts' popularities (:data:`POPULARITY_SHAPE`). With n ranks and m rows on the mean one their variance is
-    ``(1 - 1/n) (s m (E - topk) / (E - 1) + m**2 n / (a E))``, and the largest of n lies about ``Phi**-1((n - 0.375) / (n +
-    0.25))`` standard deviations above the mean (Blom 1958). `spread` is s, what the variance of a token's choices is of that
-    of free ones: more where they are limited to groups of experts.
-    """
-    from statistics import NormalDist
-
-    n, e = np.float64(ranks), np.float64(experts)
-    mean = np.maximum(tokens * topk / n, 1e-9)
-    share = (1.0 - 1.0 / n) * (spread * (e - topk) / max(float(e) - 1.0, 1.0) / mean + n / (POPULARITY_SHAPE * e))
-    return np.minimum(1.0 + NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) * np.sqrt(np.maximum(share, 0.0)), n)
-
-
 #: The skewed benchmark draws the tokens of the experts from a density x**-1.2, between 1 and 0.8 of the tokens where there are
 #: more choices than experts, else between 0.01 and 2, and takes the mean of five draws; here so many are taken. unit: 1, kind:
 #: datasheet, source: collector/helper.py (``power_law_logits_v3``) of aiconfigurator 095f58a5, 2026.

@@ -6,7 +6,7 @@ The arrays come from an archive beside the parameters; see :mod:`hardware_profil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -44,7 +44,7 @@ class Surface:
     mean: Array
     axes: tuple[Array, ...]
     reach: float = math.inf
-    _rows: dict[tuple[float, ...], Array] = field(default_factory=dict, compare=False, repr=False)
+    _rows: dict[Hashable, Array] = field(default_factory=dict, compare=False, repr=False)
 
     def rows(self, x: Array) -> Array:
         """Residuals on the load grid for shapes ``x (N, d)``, clamped into the fitted box: shape (N, C).
@@ -85,15 +85,15 @@ class Surface:
         base: Callable[[Array], Array],
         dearer_ratio: float,
         *load: Array,
-        kind: int = 0,
+        kind: Hashable,
     ) -> Array:
         """As :meth:`at` on one axis, without loads that cost more than `dearer_ratio` times a larger one.
 
-        base : load -> seconds; kind tells several bases of one shape apart. Such times (a wrong choice of kernel, a
-        disturbed measurement) are not paid by a step: rows can be padded, and CUDA graphs pad them. They take the
-        least time of the larger loads.
+        base : load -> seconds; kind tells the bases of one shape apart: all that they depend on besides. Such times (a wrong
+        choice of kernel, a disturbed measurement) are not paid by a step: rows can be padded, and CUDA graphs pad them. They take
+        the least time of the larger loads.
         """
-        key = (*x, -1e9, kind)
+        key = (x, "unspiked", kind)
         row = self._rows.get(key)
         if row is None:
             row = self.rows(np.array([x]))[0]
@@ -102,12 +102,12 @@ class Surface:
             row = self._rows[key] = np.where(time > dearer_ratio * least, row + np.log(least / time), row)
         return self.read(row, *load)
 
-    def rising(self, x: tuple[float, ...], base: Callable[[Array, Array], Array], *load: Array) -> Array:
+    def rising(self, x: tuple[float, ...], base: Callable[[Array, Array], Array], *load: Array, kind: Hashable) -> Array:
         """As :meth:`at` on two axes, without loads that cost more than a larger one on the second: they take its time.
 
-        base : loads on both axes -> seconds.
+        base : loads on both axes -> seconds; kind as in :meth:`unspiked`.
         """
-        key = (*x, -2e9)
+        key = (x, "rising", kind)
         row = self._rows.get(key)
         if row is None:
             row = self.rows(np.array([x]))[0]

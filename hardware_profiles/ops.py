@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hardware_profiles.expert_ranks import EVEN, Deal
 from hardware_profiles.kernel_physics import (
     CONVOLUTION_STEP_VALUES,
     CONVOLUTION_TOKEN_VALUES,
@@ -72,7 +73,7 @@ class SparseLayer:
 class RoutedLayer:
     """A layer of experts, weights in `fmt`: each of `ranks` ranks holds its share and is sent the rows of these alone.
 
-    spread : of a rank's rows, see `kernel_physics.moe_loaded_rank`.
+    deal : of tokens and experts to the ranks.
     """
 
     fmt: str
@@ -81,7 +82,7 @@ class RoutedLayer:
     topk: int
     experts: int
     ranks: int
-    spread: float = 1.0
+    deal: Deal = EVEN
 
 
 class Ops(ABC):
@@ -176,12 +177,12 @@ class Ops(ABC):
         *,
         gated: bool = True,
         kernel: str | None = None,
-        spread: float = 1.0,
+        deal: Deal = EVEN,
     ) -> Array:
         """One layer of experts on one rank: routing, products, combination, no communication.
 
         experts : of the whole model, shared by `ep` ranks; tokens : routed ones of all these ranks; kernel : a backend by its
-        name in the tables, see `expert_backend`; spread : of a rank's rows, see `kernel_physics.moe_loaded_rank`.
+        name in the tables, see `expert_backend`; deal : of tokens and experts to the ranks.
         """
 
     def expert_backend(self, fmt: str, word: str) -> str | None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hardware_profiles.device import STACKED_MEMORY, Device
+from hardware_profiles.expert_ranks import EVEN, Deal, loaded_rank
 from hardware_profiles.kernel_physics import (
     DEFAULT_PARAMETERS,
     MLA_KV_RANK,
@@ -36,7 +37,6 @@ from hardware_profiles.kernel_physics import (
     message_base_s,
     mla_base_s,
     moe_base_s,
-    moe_loaded_rank,
     moe_weight_bytes,
     peaks_of,
     prefill_base_s,
@@ -254,7 +254,7 @@ class Roofline(Ops):
         *,
         gated: bool = True,
         kernel: str | None = None,
-        spread: float = 1.0,
+        deal: Deal = EVEN,
     ) -> Array:
         """See the base; formats in bfloat16's arithmetic as in `gemm_s`."""
         fmt = canonical_format(fmt)
@@ -262,15 +262,15 @@ class Roofline(Ops):
         count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = (np.float64(x) for x in (hidden, intermediate, topk, experts))
-        rows = rows * moe_loaded_rank(rows, k, e, ep, spread) if ep > 1 else rows
-        args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
+        rows = rows * loaded_rank(rows, k, e, ep, deal) if ep > 1 else rows
+        args = (h, i, k, e + deal.copies, np.float64(tp), np.float64(ep), np.float64(gated))
         t = moe_base_s(p, self.peaks, fmt, rows, *args, warm=False)
         flops = np.where(gated, 6.0, 4.0) * h * i / tp * rows * k / ep
         t = np.maximum(t, flops / self.peaks.rate(fmt))
         if fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
             work = flops / (self.peaks.pipe_rate("bfloat16") * p["compute_efficiency"])
             share = work / moe_base_s(p, self.peaks, "bfloat16", rows, *args, warm=False)
-            whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated, spread=spread)
+            whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated, deal=deal)
             t = np.maximum(t, np.minimum(share, 1.0) * whole)
         read = moe_weight_bytes(fmt, rows, *args)
         t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)

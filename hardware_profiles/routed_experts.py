@@ -4,7 +4,7 @@ Where all ranks hold all tokens, each of them sorts and sums tokens that it does
 
     t = t0 + max( E_touched bytes / (B e_m), 6 hidden inter rows / (P e_c) )
 
-rows are those of the most loaded rank (:func:`~hardware_profiles.kernel_physics.moe_loaded_rank`), E_touched those of its experts
+rows are those of the most loaded rank (:func:`~hardware_profiles.expert_ranks.loaded_rank`), E_touched those of its experts
 that have one. That is a step in a CUDA graph. Outside of one the exchange tells the host how many rows have come, and the device
 waits until the host has launched what follows; the sums of each token received are written to memory then:
 
@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hardware_profiles.expert_ranks import loaded_rank
 from hardware_profiles.kernel_physics import (
     WEIGHT_BYTES,
     Array,
     DevicePeaks,
     moe_active_experts,
-    moe_loaded_rank,
 )
 from hardware_profiles.ops import RoutedLayer
 
@@ -82,8 +82,9 @@ def routed_experts_s(
     """
     ranks, hidden, intermediate = layer.ranks, layer.hidden, layer.intermediate
     k, e = np.float64(layer.topk), np.float64(layer.experts)
-    rows = tokens * k / ranks * moe_loaded_rank(tokens, k, e, ranks, layer.spread)
-    touched = moe_active_experts(e / ranks, np.maximum(rows, 1.0), chosen=k / e)
+    rows = tokens * k / ranks * loaded_rank(tokens, k, e, ranks, layer.deal)
+    held = e + layer.deal.copies
+    touched = moe_active_experts(held / ranks, np.maximum(rows, 1.0), chosen=k / held)
     weights_s = touched * 3.0 * hidden * intermediate * WEIGHT_BYTES[layer.fmt] / (shares.weights_share * peaks.hbm_bytes_per_s)
     products_s = 6.0 * hidden * intermediate * rows / (shares.arithmetic_share * peaks.rate(layer.fmt))
     device_s: Array = np.maximum(weights_s, products_s)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hardware_profiles.expert_ranks import EVEN, Deal
 from hardware_profiles.kernel_physics import Array, DevicePeaks, as_array, moe_active_experts
 from hardware_profiles.ops import Ops, Recurrence, RoutedLayer, SparseLayer
 from hardware_profiles.records import dataclass
@@ -134,12 +135,12 @@ class ScaledOps(Ops):
         *,
         gated: bool = True,
         kernel: str | None = None,
-        spread: float = 1.0,
+        deal: Deal = EVEN,
     ) -> Array:
         """See the head of the module."""
         shape = (hidden, intermediate, topk, experts, tp, ep)
-        whole_s = self.inner.moe_s(fmt, *shape, tokens, gated=gated, kernel=kernel, spread=spread)
-        one_s = self.inner.moe_s(fmt, *shape, 1, gated=gated, kernel=kernel, spread=spread)
+        whole_s = self.inner.moe_s(fmt, *shape, tokens, gated=gated, kernel=kernel, deal=deal)
+        one_s = self.inner.moe_s(fmt, *shape, 1, gated=gated, kernel=kernel, deal=deal)
         rows, local, chosen = np.maximum(as_array(tokens), 1.0), np.float64(experts / ep), topk / experts
         touched, first = (
             moe_active_experts(local, np.maximum(count * topk / ep, 1.0), chosen=chosen) for count in (rows, np.ones(1))

@@ -12,6 +12,7 @@ from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, 
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import FloatArray, StepCost
+from hardware_profiles.expert_ranks import EVEN, Deal
 from hardware_profiles.kernel_physics import Array
 from hardware_profiles.ops import Ops, Recurrence, SparseLayer
 from hardware_profiles.records import dataclass
@@ -178,10 +179,10 @@ class _Shared(Ops):
         *,
         gated: bool = True,
         kernel: str | None = None,
-        spread: float = 1.0,
+        deal: Deal = EVEN,
     ) -> Array:
         return self._experts.moe_s(
-            fmt, hidden, intermediate, topk, experts, tp, ep, tokens, gated=gated, kernel=kernel, spread=spread
+            fmt, hidden, intermediate, topk, experts, tp, ep, tokens, gated=gated, kernel=kernel, deal=deal
         )
 
     def all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:

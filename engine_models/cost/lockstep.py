@@ -102,7 +102,7 @@ def _routed_s(shard: Shard, shapes: list[MoeShape], tokens: IntArray, captured: 
     """The layers of experts with their all-to-all, as timed; None where it was not, or experts are split."""
     fmt, total = shard.weights_format("experts"), np.zeros(len(tokens))
     for moe in shapes:
-        layer = RoutedLayer(fmt, moe.hidden, moe.intermediate, moe.topk, moe.experts, moe.ep, moe.spread)
+        layer = RoutedLayer(fmt, moe.hidden, moe.intermediate, moe.topk, moe.experts, moe.ep, moe.deal)
         found = shard.ops.routed_experts_s(layer, tokens, captured=captured) if moe.tp == 1 else None
         if found is None:
             return None

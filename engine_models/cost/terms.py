@@ -484,7 +484,7 @@ def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
     for moe in shapes:
         of_experts = (moe.hidden, moe.intermediate, moe.topk, moe.experts, moe.tp, moe.ep)
         each = [
-            ops.moe_s(experts_format, *of_experts, m, gated=moe.gated, kernel=one, spread=moe.spread)
+            ops.moe_s(experts_format, *of_experts, m, gated=moe.gated, kernel=one, deal=moe.deal)
             for one in (backend, *([rival] if rival else ()))
         ]
         times = np.minimum.reduce(each)

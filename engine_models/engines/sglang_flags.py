@@ -98,6 +98,9 @@ _MODELLED: dict[str, Flag] = {
     "prefill_attention_backend": Flag("str", None),
     "decode_attention_backend": Flag("str", None),
     "moe_runner_backend": Flag("str", "auto"),
+    "enable_eplb": Flag("bool", False),
+    "ep_num_redundant_experts": Flag("int", 0, low=0),
+    "init_expert_location": Flag("str", "trivial"),
     "flashinfer_mxfp4_moe_precision": Flag("str", "default", choices=("default", "bf16")),
     "fp8_gemm_backend": Flag("str", "auto"),
     "enable_jit_deepgemm": Flag("bool", True),
@@ -154,7 +157,7 @@ _HARMLESS = """
     forward_hooks forward_pass_metrics_ipc_name forward_pass_metrics_worker_id gated_launch_port gc_threshold
     gc_warning_threshold_secs generation_tokens_buckets gpu_id_step grammar_backend grpc_mode grpc_port
     grpc_response_timeout_secs hf_chat_template_name host http2_initial_connection_window_size http2_max_concurrent_streams
-    incremental_streaming_output init_expert_location kv_canary kv_canary_real_data kv_canary_sweep_interval
+    incremental_streaming_output kv_canary kv_canary_real_data kv_canary_sweep_interval
     kv_events_config load_format load_publish_endpoint load_snapshot_publish_interval load_watch_interval log_level
     log_level_http log_requests log_requests_format log_requests_level log_requests_target max_ep_size
     mlx_enable_sampling model_checksum model_config_parser model_loader_extra_config modelexpress_config
@@ -239,7 +242,7 @@ _CHANGING = {
         enable_two_batch_overlap enable_waterfill flashinfer_a2a_dispatch_type fuseep_mode moe_dense_tp_size
         moe_dp_size=1 shared_experts_tp_size
     """,
-    "the balance of the experts": "enable_eplb ep_dispatch_algorithm ep_num_redundant_experts=0",
+    "the balance of the experts": "ep_dispatch_algorithm=static|dynamic",
     "how requests are dealt to the ranks": """
         enable_kv_cache_sharding load_balance_method=auto|round_robin prefill_round_robin_balance
     """,
@@ -365,6 +368,12 @@ def _attention_ranks(tensor_ranks: int, flags: Mapping[str, Any], pool: Mapping[
     return tensor_ranks // ranks
 
 
+_OVER_ALL = frozenset({
+    "ascend_fuseep", "deepep", "deepep_v2", "flashinfer", "flashinfer_megamoe", "megamoe", "mooncake", "mori", "nixl", "pplx",
+})  # fmt: skip
+"""Exchanges whose experts lie on all ranks of tensor parallelism, whatever ``ep_size`` says (datasheet: `_a2a_ep_size` of
+`arg_groups/overrides.py`, 0.5.23)."""
+
 _LORA = {
     "max_loras_per_batch": "max_loras",
     "max_lora_rank": "max_lora_rank",
@@ -439,6 +448,7 @@ FLAGS = FlagTable(
         "data_parallel_size": Typed("data_parallel"),
         "attn_dp_size": Typed("data_parallel", lambda v: v if v > 1 else None),
         "expert_parallel_size": Typed("expert_parallel", lambda v: v if v > 1 else None),
+        "moe_a2a_backend": Typed("expert_parallel", lambda v: True if v in _OVER_ALL else None),
         "dtype": Typed("weights", float32_weights),
         "quantization": Typed("weights", lambda v: number_format("quantization", v, _QUANTIZED_WEIGHTS)),
         "kv_cache_dtype": Typed("kv_cache", lambda v: number_format("kv_cache_dtype", v, _KV_FORMATS)),

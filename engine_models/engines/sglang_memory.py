@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from engine_models.balancer import with_balancer
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.engines.sglang_drafts import kv_share_of_drafter
 from engine_models.engines.sglang_reserve import (
@@ -52,12 +53,15 @@ def plain_latents(request: PoolRequest, version: tuple[int, ...]) -> bool:
 
 
 def as_loaded(request: PoolRequest, version: tuple[int, ...]) -> PoolRequest:
-    """The pool with its latents as its kernels keep them, and its states in float32 unless the flag says otherwise, whatever the
-    model's config asks for (datasheet: `server_args.py`, 0.5)."""
+    """The pool with its latents as its kernels keep them, its states in float32 unless the flag says otherwise, whatever the
+    model's config asks for, and its experts in the places that flags give them (datasheet: `server_args.py`, 0.5)."""
     no_pascal(request, "SGLang")
     wide = str(request.flags.get("mamba_ssm_dtype") or "float32") == "float32"
     arch = with_plain_latents(request.arch) if plain_latents(request, version) else request.arch
-    return replace(request, arch=with_state_values(arch, 4 if wide else 2))
+    request = replace(request, arch=with_state_values(arch, 4 if wide else 2))
+    copies, placed = int(request.flags.get("ep_num_redundant_experts") or 0), request.flags.get("init_expert_location")
+    balanced = bool(request.flags.get("enable_eplb")) or placed not in (None, "trivial")
+    return with_balancer(request, copies, balanced=balanced, flag="enable_eplb" if balanced else "ep_num_redundant_experts")
 
 
 def state_bytes(request: PoolRequest) -> int:

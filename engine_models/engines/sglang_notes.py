@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine_models.balancer import balancer_note
 from engine_models.cost.adapters import Adapters
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import summary_note
@@ -28,6 +29,7 @@ def say_steps(
         )
     if request.arch.compresses:
         said.notes.append(COMPRESSED_NOTE)
+    said.notes += balancer_note(request)
     said.notes += [
         f"SGLang {version}: {tokens} KV tokens, {rows} rows, prefill of {serving.largest_prefill} tokens a step",
         "SGLang's front end was measured with Llama-3.1-8B on eight GPUs, its host time of a step is assumed",

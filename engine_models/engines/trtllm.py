@@ -22,7 +22,7 @@ from engine_models.cost.token_masks import TokenMasks
 from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, Lockstep, PoolRequest, Support
 from engine_models.engines.trtllm_flags import FLAGS, unread_in_groups
-from engine_models.engines.trtllm_kernels import activation_format, as_run, terms_of
+from engine_models.engines.trtllm_kernels import activation_format, as_run, terms_of, with_placed_experts
 from engine_models.engines.trtllm_notes import NO_GRAPHS, layer_notes, notes_of
 from engine_models.engines.trtllm_ranks import executor_of, handover_of
 from engine_models.engines.trtllm_recorded import replay
@@ -45,6 +45,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     refuse(request)
     request = with_states(request, by_config=version["states_by_config"])
     request = replace(request, arch=with_plain_latents(request.arch))  # `DSACacheManager.get_cache_size_per_token`
+    request = with_placed_experts(request)
     serving = Serving.of(request, version)
     memory, adapters = memory_of(request, serving)
     context = min(serving.context, memory.blocks * serving.block)

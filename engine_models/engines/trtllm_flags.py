@@ -160,7 +160,7 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
             "max_pages_per_block_device": (),
         },
     ),
-    "moe_config": ({"backend": Flag("str", "AUTO")}, _all("max_num_tokens")),
+    "moe_config": ({"backend": Flag("str", "AUTO"), "load_balancer": Flag("json", None)}, _all("max_num_tokens")),
 }
 """Group -> the keys that are read, and those that are not, each with the values that are taken (none named: all)."""
 
@@ -174,7 +174,6 @@ WARNED: Mapping[str, Mapping[str, str]] = {
     "attention_dp_config": {"enable_kv_cache_aware_routing": "how requests are dealt to the ranks"},
     "moe_config": {
         "disable_finalize_fusion": "the speed of kernels",
-        "load_balancer": "the balance of the experts",
         "use_low_precision_moe_combine": "the speed of the exchange between devices",
     },
 }

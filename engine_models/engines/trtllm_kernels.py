@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from engine_models.balancer import with_balancer
 from engine_models.cost import marlin
 from engine_models.cost.one_sided import joined
 from engine_models.cost.terms import HostOverhead, Terms
 from engine_models.declaration import PoolRequest
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_serving import Serving, widens_weights
+from engine_models.flags import Flag, typed_value
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import Format
 from hardware_profiles.device import Device, load_device, stacked_blackwell
@@ -146,6 +148,29 @@ def as_run(request: PoolRequest) -> Architecture:
     """
     fused = request.tensor_parallel > 1 and request.data_parallel == 1
     return replace(request.arch, norms_per_layer=0) if fused else request.arch
+
+
+def with_placed_experts(request: PoolRequest) -> PoolRequest:
+    """The pool with the slots for experts that ``moe_config.load_balancer`` gives its ranks (datasheet: `MoeLoadBalancerConfig`).
+
+    0 slots turn it off; it moves experts while it serves, or has them placed from statistics, else they lie in order.
+    """
+    given, flag = group(request.flags, "moe_config")["load_balancer"], "moe_config.load_balancer"
+    if not given or not given.get("num_slots", 1):
+        return request
+    where = f"deployment.engine_args.{flag}"
+    if unknown := sorted({*given} - {"num_slots", "initial_global_assignments", "layer_updates_per_iter"}):
+        raise InputError(
+            f"TensorRT-LLM's `{flag}` has no key `{unknown[0]}`", where=where, mend="give num_slots and layer_updates_per_iter"
+        )
+    experts = max((block.experts for block in request.arch.mlp), default=0)
+    slots, moved = (
+        typed_value(Flag("int", low=0), f"{flag}.{key}", given.get(key)) for key in ("num_slots", "layer_updates_per_iter")
+    )
+    if slots is not None and slots < experts:
+        raise InputError(f"{slots} slots are fewer than the {experts} experts", where=where, mend=f"give {experts} or more, or 0")
+    balanced = bool(moved or given.get("initial_global_assignments"))
+    return with_balancer(request, (slots or experts) - experts, balanced=balanced, flag=flag)
 
 
 def _marlin_share(request: PoolRequest) -> float:

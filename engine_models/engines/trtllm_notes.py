@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine_models.balancer import balancer_note
 from engine_models.declaration import PoolRequest
 from engine_models.engines import trtllm_compressed, trtllm_states
 from engine_models.schedulers.memory_then_tokens import UTILIZATION, TwoPassRules
@@ -20,7 +21,7 @@ def layer_notes(request: PoolRequest) -> tuple[str, ...]:
         trtllm_states.DRAFTS_NOTE: states and request.speculation is not None,
         trtllm_compressed.NOTE: request.arch.compresses,
     }
-    return tuple(note for note, there in said.items() if there)
+    return (*(note for note, there in said.items() if there), *balancer_note(request))
 
 
 def notes_of(

@@ -37,6 +37,9 @@ _MODELLED: dict[str, Flag] = {
     "pipeline_parallel_size": Flag("int", 1, low=1),
     "data_parallel_size": Flag("int", 1, low=1),
     "enable_expert_parallel": Flag("bool", False),
+    "enable_eplb": Flag("bool", False),
+    "eplb_config": Flag("json", None),
+    "num_redundant_experts": Flag("int", 0, low=0),
     "all2all_backend": Flag("str", GATHER),
     "max_num_seqs": Flag("int", None, low=1),
     "max_num_batched_tokens": Flag("count", None, low=1),
@@ -174,8 +177,7 @@ _CHANGING = {
         dbo_prefill_token_threshold dp_sync_interval=16|32 ubatch_size=0|1 elastic_ep_max_dp_size enable_elastic_ep
     """,
     "the balance of the experts": """
-        enable_eplb enable_ep_weight_filter eplb_config eplb_step_interval eplb_window_size expert_placement_strategy=linear
-        num_redundant_experts=0
+        enable_ep_weight_filter eplb_step_interval eplb_window_size expert_placement_strategy=linear
     """,
     "how requests are dealt to the ranks": "data_parallel_external_lb data_parallel_hybrid_lb",
     "the host's time": """

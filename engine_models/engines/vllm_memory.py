@@ -14,6 +14,7 @@ from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version, as_sampled
 from engine_models.model.activations import activation_bytes, runtime_bytes
 from engine_models.model.architecture import (
+    expert_layer_bytes_per_rank,
     kv_bytes_per_token,
     mla_absorbed_bytes_per_rank,
     rotary_table_bytes,
@@ -77,6 +78,8 @@ def _memory(
         arch, stored, tp, pp, request.expert_parallel, request.data_parallel, expert_tiles=tiles
     )
     weights += mla_absorbed_bytes_per_rank(arch, tp, pp) + rotary_table_bytes(arch)
+    if request.flags.get("enable_eplb"):  # `expert_buffer` of its state: a layer's experts on their way (0.33.0)
+        weights += expert_layer_bytes_per_rank(arch, stored, tp, request.expert_parallel, request.data_parallel)
     devices = tp * pp * request.data_parallel
     if on_cpu:
         activations = activation_bytes(arch, serving.tokens, serving.rows, tp, request.data_parallel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine_models.balancer import balancer_note
 from engine_models.declaration import PoolRequest, Said
 from engine_models.engines.vllm_flags import SPECULATIVE_HARMLESS, SPECULATIVE_KEYS
 from engine_models.engines.vllm_kernels import EXPERTS
@@ -28,6 +29,7 @@ def say_steps(
     """Kernels and limits of a step; `blocks` are their number and their tokens, `backend` the kernels of experts."""
     if backend and request.arch.has_experts:
         said.notes.append(f"experts run on {EXPERTS[backend]} (vLLM's rule of version, format and GPU, or its flag)")
+    said.notes += balancer_note(request)
     warn_of_attention(request, said.warnings)
     warn_of_weights(request, said.warnings)
     number, tokens = blocks

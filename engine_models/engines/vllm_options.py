@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from engine_models.balancer import with_balancer
 from engine_models.cost import flash_attention2
 from engine_models.cost.sampling import truncates
 from engine_models.declaration import PoolRequest
@@ -15,7 +16,7 @@ from engine_models.model.architecture import with_state_values, without_towers
 from engine_models.model.blocks import Architecture
 from engine_models.model.mixers import with_plain_latents
 from hardware_profiles.device import Device, load_device, stacked_blackwell
-from hardware_profiles.errors import PlanError
+from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.records import dataclass
 
 PLAIN_SINCE, PLAIN_FEW_HEADS_SINCE, FEW_HEADS = (0, 19), (0, 17), 16
@@ -40,7 +41,27 @@ def as_loaded(request: PoolRequest, version: tuple[int, ...]) -> PoolRequest:
     values, arch = str(request.flags.get("mamba_ssm_cache_dtype") or "auto"), request.arch
     arch = arch if values == "auto" else with_state_values(arch, 4 if values == "float32" else 2)
     arch = with_plain_latents(arch) if plain_latents(request, version) else arch
-    return replace(request, arch=without_towers(arch) if request.flags.get("language_model_only") else arch)
+    request = replace(request, arch=without_towers(arch) if request.flags.get("language_model_only") else arch)
+    copies, balanced = expert_copies(request.flags)
+    return with_balancer(request, copies, balanced=balanced, flag="enable_eplb")
+
+
+def expert_copies(flags: Mapping[str, Any]) -> tuple[int, bool]:
+    """Copies of experts by ``--eplb-config`` or, up to 0.10, a flag of its own; whether a balancer places them all.
+
+    Other keys of the group say how often and by which way experts move (datasheet: `config/parallel.py`, 0.33.0).
+    """
+    config, where = flags.get("eplb_config") or {}, "deployment.engine_args.eplb_config"
+    if not isinstance(config, Mapping):
+        raise InputError("`eplb_config` is no group of keys", where=where, mend="write eplb_config: {num_redundant_experts: 32}")
+    key, on = "num_redundant_experts", bool(flags.get("enable_eplb"))
+    copies = typed_value(FLAGS.modelled[key], f"eplb_config.{key}", config.get(key)) or int(flags.get(key) or 0)
+    if copies and not on:
+        cause = f"vLLM takes {copies} redundant experts with its balancer alone"
+        raise InputError(cause, where=where, mend="set enable_eplb: true")
+    return copies, on
+
+
 
 
 @dataclass(frozen=True)

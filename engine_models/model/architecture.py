@@ -37,6 +37,7 @@ from engine_models.model.expert_groups import group_spread, reached_share
 from engine_models.model.formats import FORMATS, Format, format_named
 from engine_models.model.hf_config import architecture_from_config, load_architecture
 from hardware_profiles.errors import InputError
+from hardware_profiles.expert_ranks import EVEN, Deal
 from hardware_profiles.packed_formats import GGUF_SUPERBLOCK, packed_format
 from hardware_profiles.records import dataclass
 
@@ -107,8 +108,8 @@ class Gemm:
 class MoeShape:
     """The routed experts of `layers` layers: `tp` splits each expert's width, `ep` the set of experts.
 
-    intermediate is the whole width of an expert, as kernel tables name it; spread : of a rank's rows, reached_share : of the
-    ranks hold an expert of a token, see :mod:`engine_models.model.expert_groups`.
+    intermediate is the whole width of an expert, as kernel tables name it; deal : of tokens and experts to the ranks;
+    reached_share : of the ranks hold an expert of a token, see :mod:`engine_models.model.expert_groups`.
     """
 
     hidden: int
@@ -119,7 +120,7 @@ class MoeShape:
     ep: int
     layers: int
     gated: bool = True
-    spread: float = 1.0
+    deal: Deal = EVEN
     reached_share: float = 1.0
 
 
@@ -226,7 +227,7 @@ def _counts(
         for part, count in _attention_counts(attention, tp).items():
             counts[part] += count * attention.layers
     for mlp in arch.mlp:
-        routed = _experts_a_token(mlp) if only_active else mlp.experts
+        routed = _experts_a_token(mlp) if only_active else mlp.experts + (mlp.copies if ep > 1 else 0)
         for part, count in _mlp_counts(mlp, arch.hidden, dense, moe_tp, ep, routed, tiles).items():
             counts[part] += count * mlp.layers
     norm_width = arch.hidden * (2 if arch.norm_bias else 1)
@@ -389,6 +390,15 @@ def weight_bytes_per_rank(
         )
         for stage in stages(arch, pipeline_parallel)
     )
+
+
+def expert_layer_bytes_per_rank(
+    arch: Architecture, weights: Format, tensor_parallel: int, expert_parallel: int, data_parallel: int
+) -> int:
+    """Return the bytes of one layer's routed experts on one rank [bytes]; 0 for none."""
+    layers = sum(block.layers for block in arch.mlp if block.experts)
+    held = _counts(arch, tensor_parallel, expert_parallel, data_parallel, padded=True)["experts"]
+    return _bytes(arch, weights, Counter(experts=held // layers)) if layers else 0
 
 
 def expert_bytes(arch: Architecture, weights: Format) -> int:
@@ -607,7 +617,7 @@ def moe_shapes(
             expert_parallel,
             block.layers,
             block.gated,
-            group_spread(*choice, expert_parallel),
+            Deal(group_spread(*choice, expert_parallel), block.copies, block.balanced),
             reached_share(*choice, expert_parallel),
         )
         for block in arch.mlp

@@ -131,6 +131,7 @@ class MlpBlock:
     intermediate : width of a dense MLP (0 in a MoE layer).
     gated : two input projections (SwiGLU, GeGLU) instead of one.
     experts, experts_per_token, expert_intermediate : routed experts of a MoE layer.
+    copies : of experts, that ranks which share them hold besides. balanced : a balancer places them all by their popularity.
     zero_experts : experts without weights that the router may choose as well.
     expert_groups, groups_per_token : equal parts of the experts, and of how many of them a token may take its experts.
     latent : width that tokens are projected to before the experts and back from after, 0 for none.
@@ -148,6 +149,8 @@ class MlpBlock:
     experts_per_token: int = 0
     expert_intermediate: int = 0
     zero_experts: int = 0
+    copies: int = 0
+    balanced: bool = False
     expert_groups: int = 1
     groups_per_token: int = 1
     latent: int = 0

@@ -287,10 +287,10 @@ def test_gemms_of_a_deepseek_rank() -> None:
     assert (moe.tp, moe.ep, moe.layers) == (1, 8, 58)
     (sliced,) = moe_shapes(arch, 8, 2)
     assert (sliced.tp, sliced.ep) == (4, 2)
-    assert moe.spread == group_spread(256, 8, 8, 4, 8)
+    assert moe.deal.spread == group_spread(256, 8, 8, 4, 8)
     free = moe_shapes(load_architecture("Kimi-K2-Instruct"), 8, 8)[0]
     assert moe.reached_share == reached_share(256, 8, 8, 4, 8) < free.reached_share
-    assert moe_shapes(load_architecture("Kimi-K2-Instruct"), 8, 8)[0].spread == 1.0
+    assert moe_shapes(load_architecture("Kimi-K2-Instruct"), 8, 8)[0].deal.spread == 1.0
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 16])

@@ -200,14 +200,14 @@ def test_flags_that_are_not_modelled_warn_and_harmless_ones_do_not() -> None:
     flags = parse_engine_args(
         "vllm",
         "VLLM_USE_V1=1 VLLM_FUSED_MOE_CHUNK_SIZE=8 VLLM_USE_DEEP_GEMM=0 vllm serve m"
-        " --enable-eplb --api-key k --max-num-seqs 1 --max-num-seqs 2"
+        " --enable-ep-weight-filter --api-key k --max-num-seqs 1 --max-num-seqs 2"
         " --enable-elastic-ep --disable-custom-all-reduce --linear-backend auto --no-enable-dbo",
     )
     assert flags.values == {"max_num_seqs": 2, "use_deep_gemm": False, "use_v1": True}
     assert [w.split(" not modelled")[0] for w in flags.warnings] == [
         "`--max-num-seqs` is given twice; the last value, 2, counts as in the engine",
         "environment variable VLLM_FUSED_MOE_CHUNK_SIZE is",
-        "vllm flag `enable_eplb` is",
+        "vllm flag `enable_ep_weight_filter` is",
         "vllm flags `enable_elastic_ep`, `disable_custom_all_reduce` are",
     ]
 
@@ -218,7 +218,7 @@ def test_keys_are_read_as_flags() -> None:
         "max_model_len": "32k",
         "no_enable_prefix_caching": True,
         "port": 1,
-        "enable_eplb": True,
+        "enable_dbo": True,
     }
     flags = parse_engine_args("vllm", {**args, "speculative_config": {"k": 1}, "async_scheduling": None})
     assert flags.values == {

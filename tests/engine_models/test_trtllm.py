@@ -220,7 +220,7 @@ def test_the_cache_format_and_the_split_of_experts_are_read_by_either_flag() -> 
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("moe_config", "use_low_precision_moe_combine"), ("moe_config", "load_balancer"), ("kv_cache_config", "block_reuse_config")],
+    [("moe_config", "use_low_precision_moe_combine"), ("kv_cache_config", "block_reuse_config")],
 )
 def test_keys_of_groups_that_are_not_read_warn(name: str, key: str) -> None:
     said = prepared(**{name: {key: True}}).plan.warnings

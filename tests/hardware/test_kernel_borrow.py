@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_validate as kv
 from hardware_profiles.device import all_devices, load_device
 from hardware_profiles.errors import InputError
+from hardware_profiles.expert_ranks import EVEN, Deal
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
 from hardware_profiles.kernel_physics import peaks_of
 from hardware_profiles.kernels import operations_in_node, operations_of
@@ -71,6 +74,31 @@ def test_only_gpus_borrow_and_physics_is_kept_elsewhere() -> None:
     gaudi = operations_of(load_device("gaudi-3-128gb"), "vllm")
     assert isinstance(gaudi, Roofline)
     assert kb.borrowing(gaudi) is None
+
+
+@pytest.mark.parametrize(("device", "framework"), [("h100-sxm-80gb", "vllm"), ("b200-sxm-180gb", "sglang")])
+def test_what_was_computed_before_changes_nothing(device: str, framework: str) -> None:
+    """Residuals are cached by shape: formats of one table, backends with another floor and copies of experts keep their own."""
+    formats = ("bfloat16", "fp8", "fp8_block", "w4afp8", "int8_wo", "int4_wo", "nvfp4", "mxfp8", "mxfp4", "sq")
+    m = np.array([1.0, 3, 17, 64, 500, 4096])
+    asked: list[Callable[[km.KernelModel], Any]] = []
+    for fmt in formats:
+        asked.append(lambda k, fmt=fmt: k.gemm_s(fmt, m, 6144, 4096))
+        asked.append(lambda k, fmt=fmt: k.prefill_attention_s(fmt, "bfloat16", 32, 8, 128, 0, m, 0))
+        asked.append(lambda k, fmt=fmt: k.prefill_attention_s(fmt, "fp8", 32, 8, 128, 0, m, 0))
+        asked.append(lambda k, fmt=fmt: k.mla_prefill_s(fmt, "fp8", 16, m, 0))
+        for kernel in (None, "marlin", "cutlass"):
+            for deal in (EVEN, Deal(copies=64, balanced=True)):
+                asked.append(lambda k, fmt=fmt, n=kernel, d=deal: k.moe_s(fmt, 4096, 1536, 8, 128, 1, 8, m, kernel=n, deal=d))
+    each = len(asked) // len(formats)
+    orders = [asked[first:] + asked[:first] for first in range(0, len(asked), each)]
+    shared = [km._load.__wrapped__(device, framework, km.KERNELS_DIR) for _ in orders]
+    for model, order in zip(shared, orders, strict=True):
+        for question in order:
+            question(model)
+    for question in asked:
+        fresh = question(km._load.__wrapped__(device, framework, km.KERNELS_DIR)).tolist()
+        assert all(question(model).tolist() == fresh for model in shared)
 
 
 def test_a_lender_stays_as_it_is_to_the_last_bit() -> None:

@@ -16,6 +16,7 @@ from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_physics as kp
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
+from hardware_profiles.expert_ranks import loaded_rank
 from hardware_profiles.kernel_model import load_kernel_model
 from hardware_profiles.kernel_physics import DevicePeaks
 from hardware_profiles.kernels import operations_of
@@ -374,7 +375,7 @@ def test_one_token_touches_as_many_experts_as_it_chooses() -> None:
 def test_ranks_that_share_experts_wait_for_the_most_loaded() -> None:
     """The closed form against 200 draws each of 256 experts over eight ranks: 2.56, 1.74, 1.42, 1.25 and 1.18."""
     tokens = np.array([1.0, 4.0, 16.0, 64.0, 1024.0])
-    loaded = kp.moe_loaded_rank(tokens, 8, 256, 8)
+    loaded = loaded_rank(tokens, 8, 256, 8)
     assert loaded == pytest.approx([2.56, 1.74, 1.42, 1.25, 1.18], rel=0.09)
     assert np.all(np.diff(tokens * loaded) > 0)
     k = load_kernel_model("h200-sxm-141gb", "vllm")
