@@ -298,10 +298,11 @@ def _gddr(c: Constants, chip: Chip) -> Law:
     matrix = {"": c["matrix_k"], "16": c["matrix_16"], **dict.fromkeys(("q4_0", "q8_0", "w4a16_mxfp4"), c["matrix"])}
     slower = {"ampere": c["ampere"], "turing": c["ampere"], "ada": c["ada"]}
     vector = {**laws.CUDA_GDDR.vector, "": c["vector"], "q4_0": c["vector_4"], "q8_0": c["vector_4"]}
+    cool = {**laws.CUDA_GDDR.cool_flops_per_j, "ampere": c["cool_ampere"], "ada": c["cool_ada"]}
     new = replace(laws.CUDA_GDDR, read={"": c["read"], "16": c["read_16"]}, unpack=unpack, matrix=matrix, slower=slower,
                   vector=vector, launch_s=c["launch"], start_s=c["start"], kv_share=min(c["kv"], 0.98),
-                   attention_share=c["attention"],
-                  expert_fill_tokens=c["expert_fill"])  # fmt: skip
+                   attention_share=c["attention"], expert_fill_tokens=c["expert_fill"],
+                  cool_flops_per_j=cool)  # fmt: skip
     if not chip.build:
         return new
     return replace(new, launch_s=c["launch"] * c["old"], kv_share=c["kv_old"], attention_share=c["attention_old"],
@@ -420,7 +421,7 @@ CLASSES: Mapping[str, Class] = {
         {"read": 0.95, "read_16": 0.92, "unpack": 15, "unpack_q6_k": 10, "unpack_q5_k": 8, "unpack_q3_k": 12, "unpack_q2_k": 14,
          "launch": 4.5e-6, "ampere": 1.5, "ada": 1.2, "old": 1.6, "matrix": 0.32, "matrix_k": 0.21, "matrix_16": 0.73,
          "start": 5.5e-5, "vector": 0.3, "vector_4": 0.45, "kv": 0.9, "attention": 0.34, "kv_old": 0.55, "attention_old": 0.065,
-         "widened": 4.5, "expert_fill": 50},
+         "widened": 4.5, "expert_fill": 50, "cool_ampere": 3e11, "cool_ada": 5e11},
         _gddr,
     ),
     "cpu": (

@@ -39,6 +39,7 @@ from hardware_profiles.kernel_physics import (
     moe_active_experts,
 )
 from hardware_profiles.packed_formats import PackedFormat, packed_format
+from hardware_profiles.power import clock_share
 from hardware_profiles.records import dataclass
 from hardware_profiles.roofline import Roofline
 
@@ -96,6 +97,8 @@ class Law:
     latent_prompts : whether prompts attend to the latent keys themselves, as llama.cpp's graphs do, and not to expanded ones.
     attend : share of the 32-bit rate at which decoding rows attend, and operations a query head and cell beside the products.
     slower : factor on `launch_s` by architecture, or by the word "ultra" for chips of two dies.
+    cool_flops_per_j : arithmetic of products in 16 bits, a watt of the power limit, up to which a card keeps the clock of the
+    datasheet's peak, by architecture [FLOP/J]; cards with more slow down (`power.clock_share`).
     older : factor on the share of matrix kernels by architecture. lighter : on `unpack`. quicker : on `vector` where packed.
     core_launch_s, core_bytes_per_s : of a CPU: what a core more adds to `launch_s`, and the most that a core reads.
     crowding_share : c, where each of n threads of a process computes 1 / (1 + c n) of what it would do alone.
@@ -130,6 +133,7 @@ class Law:
     overlap_factor: float = 2.0
     vector_rows: int = 8
     slower: Mapping[str, float] = field(default_factory=dict)
+    cool_flops_per_j: Mapping[str, float] = field(default_factory=dict)
     older: Mapping[str, float] = field(default_factory=dict)
     latent_share: float = 0.0
     tile_tokens: float = 0.0
@@ -190,6 +194,10 @@ class LawOps(Roofline):
         working = used / cores / (1.0 + law.crowding_share * used)
         share = working * law.older.get(device.architecture, 1.0)
         peak = {kind: share * factor * rates.get(name, half) for kind, (name, factor) in law.arithmetic.items()}
+        if cool := law.cool_flops_per_j.get(device.architecture):
+            clock = clock_share(cool * device.tdp_w.value / peak["16"])
+            wide = ("", "16") if law.widened_bytes else ("16",)
+            peak = {kind: clock * each if kind in wide else each for kind, each in peak.items()}
         word = "ultra" if "-ultra-" in device.name else device.architecture
         launch_s = law.launch_s * law.slower.get(word, 1.0) + law.core_launch_s * used
         most = law.core_bytes_per_s * used / max(law.read.values()) if law.core_bytes_per_s else plain.peaks.hbm_bytes_per_s

@@ -72,6 +72,16 @@ LIMIT_ERROR_PCT = 12.0
 """What the law of limits is off by in the median on a device left out of it, the worst of four."""
 
 
+def clock_share(power_share: float) -> float:
+    """The clock, as a share, that a share of the power keeps which the whole clock takes.
+
+    Below `LEAST_LIMIT` of it voltage falls no further, and the clock goes as the power (by the physics; not measured).
+    """
+    kept = max(min(power_share, 1.0), LEAST_LIMIT)
+    voltage_share: float = ((kept - STATIC_SHARE) / (1.0 - STATIC_SHARE)) ** (1.0 / 3.0)
+    return voltage_share * min(1.0, power_share / LEAST_LIMIT)
+
+
 def limited(device: Device, limit_w: float, *, where: str) -> Scales:
     """How much longer a device takes under a power limit. Raises InputError for one that no measurement stands behind."""
     tdp_w = device.tdp_w.value
@@ -88,7 +98,7 @@ def limited(device: Device, limit_w: float, *, where: str) -> Scales:
             where=where,
             mend=f"give {LEAST_LIMIT * tdp_w:g} to {tdp_w:g}; below half of it clocks collapse, which is not modelled",
         )
-    clock = ((limit_w / tdp_w - STATIC_SHARE) / (1.0 - STATIC_SHARE)) ** (1.0 / 3.0)
+    clock = clock_share(limit_w / tdp_w)
     cards = device.architecture == "ampere" and not device.name.startswith(STACKED_MEMORY)
     enough = ENOUGH_CLOCK_AMPERE if cards else ENOUGH_CLOCK
     return Scales(prompt_scale=1.0 / clock, decode_scale=max(1.0, enough / clock))
