@@ -20,8 +20,9 @@ from typing import Any
 from recorded_load import Arrivals, Case, drawn_requests, head, main, prompt, step_s, stops_at, token
 
 VERSION = "0.33.0"
-STATES, STAGES = 1_000_000, 2_000_000
-"""Seeds from here on draw models with recurrent layers, and pipelines of several stages without asynchronous scheduling."""
+STATES, STAGES, TOGETHER = 1_000_000, 2_000_000, 3_000_000
+"""Seeds from here on draw models with recurrent layers, pipelines of several stages without asynchronous scheduling, and images
+beside adapters and drafters that read ahead."""
 
 
 class Given:
@@ -108,12 +109,25 @@ def draw_images(draw: random.Random, requests: list[Case]) -> int:
     return longest
 
 
+def draw_encoder(draw: random.Random, config: Case, requests: list[Case]) -> None:
+    """Let prompts hold images, if any has room for one, which a tower encodes with a tight or a roomy budget and cache."""
+    if not (longest := draw_images(draw, requests)):
+        return
+    config["encoder_tokens"] = max(longest, draw.choice([64, 200, 500, config["max_num_batched_tokens"]]))
+    config["encoder_cache_tokens"] = max(longest, draw.choice([64, 200, 500, config["max_num_batched_tokens"]]))
+    if draw.random() < 0.2 and longest <= config["max_num_batched_tokens"]:
+        config["disable_chunked_mm_input"] = True
+
+
 def drawn(seed: int) -> tuple[Case, list[Case]]:
     """The config line and the requests of a seed."""
     draw = random.Random(seed)
     longest, answer = draw.choice([200, 500, 1200]), draw.choice([20, 80, 200])
     config = drawn_config(draw, longest, answer)
-    if seed >= STAGES:
+    if seed >= TOGETHER:
+        if config.get("num_lookahead_tokens"):
+            config["num_prefill_lookahead_tokens"] = 1
+    elif seed >= STAGES:
         for name in ("num_speculative_tokens", "num_lookahead_tokens", "spec_accept", "async_scheduling"):
             config.pop(name, None)
         config["pipeline_parallel_size"] = draw.choice([2, 2, 3, 4])
@@ -123,12 +137,10 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     if "kv_groups" not in config and draw.random() < 0.4:
         config["max_loras"] = draw.choice([1, 2, 3])
         draw_adapters(draw, requests, config["max_loras"] + 2)
-    elif (images := random.Random(f"{seed} images")).random() < 0.3 and (longest := draw_images(images, requests)):
-        draw = images
-        config["encoder_tokens"] = max(longest, draw.choice([64, 200, 500, config["max_num_batched_tokens"]]))
-        config["encoder_cache_tokens"] = max(longest, draw.choice([64, 200, 500, config["max_num_batched_tokens"]]))
-        if draw.random() < 0.2 and longest <= config["max_num_batched_tokens"]:
-            config["disable_chunked_mm_input"] = True
+    images = random.Random(f"{seed} images")
+    asked = images.random() < 0.8 if seed >= TOGETHER else "max_loras" not in config and images.random() < 0.3
+    if asked:
+        draw_encoder(images, config, requests)
     return head("vllm", VERSION, seed, config), requests
 
 
@@ -201,7 +213,7 @@ def built(config: Case, transfer: Any = None) -> Any:
         speculative_config=drafter if drafts else None,
         num_speculative_tokens=drafts,
         num_lookahead_tokens=lookahead,
-        num_prefill_lookahead_tokens=0,
+        num_prefill_lookahead_tokens=config.get("num_prefill_lookahead_tokens", 0),
         num_hash_lookahead_tokens=0,
         max_concurrent_batches=depth,
         max_in_flight_tokens=depth * config["max_num_batched_tokens"],

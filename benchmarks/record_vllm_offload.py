@@ -15,11 +15,11 @@ import random
 from typing import Any
 
 import record_vllm
-from record_vllm import VERSION, Given, drawn_config
+from record_vllm import VERSION, Given, draw_encoder, drawn_config
 from recorded_load import Case, drawn_requests, head, main
 
-WINDOWED = 1_000_000
-"""Seeds from here on have a sliding window beside full attention, and roomy host memory."""
+WINDOWED, IMAGES = 1_000_000, 2_000_000
+"""Seeds from here on have a sliding window beside full attention, and roomy host memory; or images in prompts."""
 BLOCK_BYTES = 4096
 """Of host memory: chunks are aligned to it; a block of the one layer is smaller."""
 
@@ -33,7 +33,7 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
         config.pop(name, None)
     config["enable_prefix_caching"] = True
     one, there, beyond = (longest + answer) // config["block_size"] + 2, [1.0, 1.5, 2.5, 5], [1, 3, 10, 40]
-    if seed >= WINDOWED:
+    if IMAGES > seed >= WINDOWED:
         config["kv_groups"] = [{"type": "full"}, {"type": "swa", "window": draw.choice([20, 40, 100])}]
         one, there, beyond = 2 * one, [1.5, 2.5, 5, 10], [40, 100]
     config["num_gpu_blocks"] = 8 + int(one * draw.choice(there))
@@ -41,6 +41,8 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     config["load_block_s"] = draw.choice([1e-5, 1e-4, 1e-3, 5e-3])
     config["offload_prompt_only"] = True
     requests = drawn_requests(draw, longest, answer, priorities=config.get("policy") == "priority")
+    if seed >= IMAGES:
+        draw_encoder(draw, config, requests)
     return head("vllm", VERSION, seed, config), requests
 
 

@@ -17,8 +17,7 @@ def images_of(request: PoolRequest, kernels: EncoderKernels, lacking: Mapping[st
     `evidence` : in words, what served images say of it.
     """
     vision = vision_of(request)
-    own = {"LoRA adapters": request.lora is not None, "structured output": request.structured}
-    none_of({**lacking, **own}, "images with {}: not modelled yet", "workload.images", mend="remove the key")
+    none_of(lacking, "images with {}: not modelled yet", "workload.images", mend="remove the key")
     said.notes.append(
         f"images: encoded before the step by a tower of {vision.layers} layers, a plain vision transformer, without CUDA graphs "
         f"(attention's median error on the tables {kernels.median_error_percent:g} %; {evidence})"

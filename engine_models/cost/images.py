@@ -12,7 +12,8 @@ of 128 patches,
 
     attention = t0 + 4 x 128 x patches x d x max(tiles, s) / (share x peak)
 
-Weights are split over tensor ranks as those of the language model are.
+Weights are split over tensor ranks as those of the language model are; of a pipeline the first stage encodes alone (vLLM 0.33's
+`v1/worker/gpu_model_runner.py`, SGLang 0.5.23's `managers/mm_utils.py`).
 """
 
 from __future__ import annotations
@@ -88,11 +89,12 @@ class _BeforeSteps(StepCost):
         """As of the base; of what images take the prompts are said to be the cause."""
         device_s, prefills_s = self._inner.step_s(batches)
         self.launch_s, self.launch_wait_s = self._inner.launch_s, self._inner.launch_wait_s
-        self.last_s = self._inner.last_s
+        self.first_s, self.last_s = 0.0, self._inner.last_s
         own_s = [self._images_s(batch.encodes) if batch.encodes else 0.0 for batch in batches]
         longest_s = max(own_s)
         if longest_s:
             device_s += longest_s
+            self.first_s = longest_s
             prefills_s = [prefill_s + one_s for prefill_s, one_s in zip(prefills_s, own_s, strict=True)]
         return device_s, prefills_s
 

@@ -104,8 +104,7 @@ ENGINE: Engine = Engine(
         "waits. Admission weighs what running rows may still generate by a falling ratio; when memory runs out, rows "
         "are retracted and computed again."
     ),
-    versions=VERSIONS,
-    oldest="0.5",
+    versions=VERSIONS, oldest="0.5",
     devices=dict.fromkeys(("gpu", "apu"), _DOCS),
     formats={name: Support(_KINDS, _DOCS, ONLY_ON.get(name, ())) for name in FORMATS},
     kv_formats=("fp8", "nvfp4"),
@@ -120,6 +119,7 @@ ENGINE: Engine = Engine(
     },
     adapters_beside=("speculative", "kv_tiers", "role", "pipeline_parallel", "data_parallel"),
     masks_beside=("speculative", "kv_tiers", "role", "pipeline_parallel"),
+    images_beside=("speculative", "kv_tiers", "pipeline_parallel"),
     drafts=draft_defaults,
     flags=lambda: FLAGS,
     same_as={

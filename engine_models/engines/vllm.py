@@ -114,6 +114,7 @@ ENGINE = Engine(
     },
     adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     masks_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
+    images_beside=("speculative", "offload", "kv_tiers", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
     keeps_stated_kv=KEEPS_STATED_KV,
     features={

@@ -22,6 +22,9 @@ numbers a kernel, to the encoder attention of vLLM 0.24 and 0.25, 30 shapes of h
 FILE_BYTES_PER_S = 5e9
 """Rate at which a step reads an embedding's file to the device (`ECExampleConnector`). kind: assumed, a file in the memory of the
 machine that is copied by one thread."""
+READS_AHEAD = ("eagle", "eagle3", "mtp")
+"""Drafts from what the model has computed read the token behind it (datasheet: 0.33.0's `num_prefill_lookahead_tokens`; a model
+with several modules of MTP, each of which reads one token further, is taken for one with one)."""
 EVIDENCE = "one served image took 0.13 s with its prompt, where this makes 0.09"
 
 
@@ -29,8 +32,14 @@ def encoder_limits(request: PoolRequest, serving: Serving) -> EncoderLimits:
     """Image tokens of a step and of the cache: the step's budget, or the largest image if that is longer."""
     tower, flags = request.arch.tower, request.flags
     longest = max(serving.tokens, tower.tokens if tower is not None else 0)
-    whole = bool(flags.get("disable_chunked_mm_input"))
-    return EncoderLimits(longest, longest, whole_images=whole, received=request.encoded)
+    drafts = request.speculation
+    return EncoderLimits(
+        longest,
+        longest,
+        whole_images=bool(flags.get("disable_chunked_mm_input")),
+        received=request.encoded,
+        ahead_tokens=int(drafts is not None and drafts.method in READS_AHEAD),
+    )
 
 
 def image_load(embeddings: Embeddings | None) -> ImageLoad | None:

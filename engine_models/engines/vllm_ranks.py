@@ -16,6 +16,7 @@ from engine_models.memory.hybrid_kv import STATE_WINDOW
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.adapters import AdapterLimits, limits_in
 from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.parts.composed import composed
 from engine_models.schedulers.continuous import ContinuousScheduler
 from hardware_profiles.records import dataclass
 
@@ -82,26 +83,8 @@ class Rank:
         if self.role != "mixed":
             return self._of_pair(mode)
         kv, spans = self._cache()
-        if self.encoder is not None:
-            from engine_models.schedulers.encoding import EncodingScheduler
-
-            aggregate = mode != "step" and isinstance(kv, PagedKV)
-            return EncodingScheduler(
-                self.rules, kv, self.encoder, aggregate=aggregate, record_rows=mode == "record", windows=spans
-            )
-        if self.adapters is not None:
-            from engine_models.schedulers.adapted import AdaptedScheduler
-
-            tiers = self.tiers.build() if self.tiers is not None else None
-            return AdaptedScheduler(
-                self.rules,
-                kv,
-                self.adapters,
-                aggregate=mode != "step" and isinstance(kv, PagedKV),
-                record_rows=mode == "record",
-                tiers=tiers,
-                windows=spans,
-            )
+        if self.encoder is not None or self.adapters is not None:
+            return self._by_several_rules(mode, kv, spans)
         if mode == "jump" and self.tiers is None and not isinstance(kv, PagedKV):
             from engine_models.schedulers.windowed import WindowedScheduler
 
@@ -120,6 +103,30 @@ class Rank:
         tiers = self.tiers.build() if self.tiers is not None else None
         return ContinuousScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", tiers=tiers, windows=spans
+        )
+
+    def _by_several_rules(self, mode: Mode, kv: PagedKV | HybridKV, spans: tuple[int, ...]) -> ContinuousScheduler:
+        """The scheduler of a server with images, adapters or both."""
+        kinds: list[type[ContinuousScheduler]] = []
+        given: dict[str, Any] = {}
+        if self.encoder is not None:
+            from engine_models.schedulers.encoding import EncodingScheduler
+
+            kinds.append(EncodingScheduler)
+            given["encoder"] = self.encoder
+        if self.adapters is not None:
+            from engine_models.schedulers.adapted import AdaptedScheduler
+
+            kinds.append(AdaptedScheduler)
+            given["limits"] = self.adapters
+        return composed(kinds)(
+            self.rules,
+            kv,
+            aggregate=mode != "step" and isinstance(kv, PagedKV),
+            record_rows=mode == "record",
+            tiers=self.tiers.build() if self.tiers is not None else None,
+            windows=spans,
+            **given,
         )
 
     def _of_pair(self, mode: Mode) -> ContinuousScheduler:
@@ -270,7 +277,10 @@ def _recorded_encoder(knobs: Mapping[str, Any]) -> EncoderLimits:
     from engine_models.schedulers.encoding import EncoderLimits
 
     return EncoderLimits(
-        knobs["encoder_tokens"], knobs["encoder_cache_tokens"], whole_images=knobs.get("disable_chunked_mm_input", False)
+        knobs["encoder_tokens"],
+        knobs["encoder_cache_tokens"],
+        whole_images=knobs.get("disable_chunked_mm_input", False),
+        ahead_tokens=knobs.get("num_prefill_lookahead_tokens", 0),
     )
 
 

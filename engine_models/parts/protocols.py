@@ -242,11 +242,12 @@ class StepCost:
     The three device times agree to the last bit for equal steps: a run is the same sums in the same order. Of the step priced
     last (by `step_s`) `launch_s` is what the host takes to launch it, where its operations queue up behind those of the step
     before (else 0), and `launch_wait_s` the part in which the device waits for launches that begin with it; both 0 where a cost
-    does not know. `last_s` is what of its device time the last stage of a pipeline spends alone.
+    does not know. `first_s` and `last_s` are what of its device time the first and the last stage of a pipeline spend alone.
     """
 
     launch_s: float = 0.0
     launch_wait_s: float = 0.0
+    first_s: float = 0.0
     last_s: float = 0.0
 
     @abstractmethod

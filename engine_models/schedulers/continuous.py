@@ -719,6 +719,12 @@ class ContinuousScheduler(Scheduler):
                 want = cap
             if not rules.chunked_prefill and seq.length - found > budget:
                 return 0
+            if seq.images:
+                want = self._readable(seq, found, want)
+                if want <= 0:
+                    if not rules.unreadable_is_skipped:
+                        return 0
+                    continue
             free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
             slots = min(found + want + rules.lookahead_tokens, rules.max_model_len)
             whole = kv.missing_whole(seq, min(seq.length, rules.max_model_len)) if rules.reserve_full_prompt else 0

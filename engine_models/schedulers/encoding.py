@@ -2,12 +2,15 @@
 
 An image is encoded whole, before the first step that computes one of its tokens. Where the step's budget of image tokens or the
 cache has no room for it, the chunk of its prompt ends before it; if the chunk would begin with it, its request is not served in
-this step. With `whole_images` no chunk ends within an image that it begins.
+this step. With `whole_images` no chunk ends within an image that it begins. A drafter that reads ahead of the chunk needs the
+images of those tokens too, unless they find no room.
 
 Source: vLLM 0.33.0's `v1/core/sched/scheduler.py` (`_try_schedule_encoder_inputs`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from engine_models.memory.encoder_cache import EncoderCache, Image
 from engine_models.memory.hybrid_kv import HybridKV
@@ -25,12 +28,14 @@ class EncoderLimits:
 
     step_tokens : image tokens of a step.  cache_tokens : of all images encoded and not computed yet.
     whole_images : see above.  received : other servers encode; what they have made takes room in the cache, none of the budget.
+    ahead_tokens : tokens behind a chunk that a drafter reads.
     """
 
     step_tokens: int
     cache_tokens: int
     whole_images: bool = False
     received: bool = False
+    ahead_tokens: int = 0
 
 
 class EncodingScheduler(ContinuousScheduler):
@@ -41,12 +46,9 @@ class EncodingScheduler(ContinuousScheduler):
         rules: ContinuousRules,
         kv: PagedKV | HybridKV,
         encoder: EncoderLimits,
-        *,
-        aggregate: bool = True,
-        record_rows: bool = False,
-        windows: tuple[int, ...] = (),
+        **others: Any,
     ) -> None:
-        super().__init__(rules, kv, aggregate=aggregate, record_rows=record_rows, windows=windows)
+        super().__init__(rules, kv, **others)
         self.encoder = encoder
         self.images = EncoderCache(encoder.cache_tokens)
         self._left = 0  # of the step's budget
@@ -68,13 +70,15 @@ class EncodingScheduler(ContinuousScheduler):
     @property
     def cancels(self) -> bool:
         """As of the base."""
-        return not self.rules.pipelined
+        return self.tiers is None and not self.rules.pipelined
 
     def schedule(self, now_s: float) -> Batch | None:
         """As of the base."""
         self._left = self.encoder.step_tokens
-        self._new.clear()
-        return super().schedule(now_s)
+        batch = super().schedule(now_s)
+        for seq in [*self._new]:  # rows that got no memory after all
+            self._take_back(seq)
+        return batch
 
     def _fits_together(self, budget: int, cap: int) -> bool:
         """As of the base; images have a budget of their own."""
@@ -88,18 +92,18 @@ class EncodingScheduler(ContinuousScheduler):
         """As of the base: the images that these tokens need are encoded, as far as there is room."""
         if not seq.images:
             return want
-        limits, cache, new = self.encoder, self.images, self._new.pop(seq, [])
-        for image in new:  # of a try that came to nothing
-            self._undo(image)
-        new = []
+        self._take_back(seq)  # a try that came to nothing
+        limits, cache = self.encoder, self.images
+        new: list[Image] = []
         end = computed + want
+        seen = end + limits.ahead_tokens
         for number, (first, last) in enumerate(seq.images):
             if last <= computed:
                 continue
-            if first >= end:
+            if first >= seen:
                 break
             if limits.whole_images and computed <= first and end < last:
-                want = first - computed
+                want = max(0, first - computed - limits.ahead_tokens)
                 break
             image = seq, number
             if cache.finds(image):
@@ -117,15 +121,16 @@ class EncodingScheduler(ContinuousScheduler):
             self._new[seq] = new
         return want
 
-    def _undo(self, image: Image) -> None:
-        self.images.undo(image)
-        seq, number = image
-        self._left += 0 if self.encoder.received else seq.images[number][1] - seq.images[number][0]
+    def _take_back(self, seq: Sequence) -> None:
+        """What was to be encoded for a request in this step is not."""
+        for image in self._new.pop(seq, ()):
+            self.images.undo(image)
+            first, end = seq.images[image[1]]
+            self._left += 0 if self.encoder.received else end - first
 
     def _give_up(self, seq: Sequence) -> None:
         """A request is not served in this step after all, or starts over: what was encoded before stays to be found."""
-        for image in self._new.pop(seq, ()):
-            self._undo(image)
+        self._take_back(seq)
         self._let_go(seq)
 
     def _let_go(self, seq: Sequence) -> None:
@@ -151,7 +156,7 @@ class EncodingScheduler(ContinuousScheduler):
         if rows:
             self._rows[batch.number] = rows
         batch.encodes = tuple(
-            [seq.images[number][1] - seq.images[number][0] for seq, _ in served for _, number in self._new.get(seq, ())]
+            [seq.images[number][1] - seq.images[number][0] for seq, _ in served for _, number in self._new.pop(seq, ())]
         )
         super()._commit(batch, served)
 

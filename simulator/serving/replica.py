@@ -61,7 +61,7 @@ class Slowed(StepCost):
         """As of the base."""
         device_s, prefills_s = self._cost.step_s(batches)
         self.launch_s, self.launch_wait_s = self._cost.launch_s, self._cost.launch_wait_s * self._factor
-        self.last_s = self._cost.last_s * self._factor
+        self.first_s, self.last_s = self._cost.first_s * self._factor, self._cost.last_s * self._factor
         return device_s * self._factor, [each * self._factor for each in prefills_s]
 
     def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
@@ -451,7 +451,7 @@ class Replica:
             if self._posts:
                 device_s = self._posted(batches, device_s)
             if self._staged:
-                begin, end = self._through_stages(self.clock_s, device_s, cost.last_s)
+                begin, end = self._through_stages(self.clock_s, device_s, cost.first_s, cost.last_s)
                 idle_s = end - begin - device_s
             else:
                 free_s = self._stage_free_s
@@ -789,16 +789,17 @@ class Replica:
                 self._on_batch(batch)
         return kv_used
 
-    def _through_stages(self, ready_s: float, device_s: float, last_s: float) -> tuple[float, float]:
+    def _through_stages(self, ready_s: float, device_s: float, first_s: float, last_s: float) -> tuple[float, float]:
         """Send a batch through the stages; return when it starts and when it has passed the last.
 
-        Each takes `device_s`, all but the last so much less as the last alone does (`last_s`).
+        Each takes `device_s`, all but the first and the last so much less as these alone do (`first_s`, `last_s`).
         """
         free, last = self._stage_free_s, len(self._stage_free_s) - 1
         end = start = ready_s if ready_s > free[0] else free[0]
         for stage, free_s in enumerate(free):
             entry = end if end > free_s else free_s
-            end = free[stage] = entry + (device_s if stage == last else device_s - last_s)
+            own_s = device_s if stage == last else device_s - last_s
+            end = free[stage] = entry + (own_s - first_s if stage and first_s else own_s)
         return start, end
 
     def _log_turns(

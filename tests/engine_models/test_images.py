@@ -17,8 +17,11 @@ from engine_models.memory.encoder_cache import EncodedImages, EncoderCache
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.memory.radix import RadixPool
 from engine_models.model.hf_config import load_architecture
+from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.parts.composed import composed
 from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.adapted import AdaptedScheduler
 from engine_models.schedulers.encoding import EncoderLimits, EncodingScheduler
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules
 from engine_models.schedulers.prefill_first_encoding import EncodingPrefillFirstScheduler
@@ -31,6 +34,7 @@ from simulator.validation.schedules import RecordedClock
 from simulator.workload.build import build_workload
 from tests.effort import examples
 from tests.engine_models.fed import Fed
+from tests.engine_models.test_kv_tiers import tier
 
 CLOCK = {"a": 0.01, "b": 1e-5, "c": 1e-4, "d": 0.0}
 QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -89,6 +93,75 @@ def test_whole_images_are_not_split_over_steps() -> None:
     whole = Encoded([(0, 150, 1, ((80, 140),))], EncoderLimits(100, 100, whole_images=True))
     assert split.rows() == [[(0, 100, 0)], [(0, 50, 100)]]
     assert whole.rows() == [[(0, 80, 0)], [(0, 70, 80)]]
+
+
+def test_a_drafter_that_reads_ahead_needs_the_image_behind_the_chunk() -> None:
+    """The first chunk ends where the image begins; a drafter reads the token behind it."""
+    asked: list[Asked] = [(0, 150, 1, ((100, 130),))]
+    assert [batch.encodes for batch in Encoded(asked, EncoderLimits(100, 100)).batches] == [(), (30,)]
+    ahead = EncoderLimits(100, 100, ahead_tokens=1)
+    assert [batch.encodes for batch in Encoded(asked, ahead).batches] == [(30,), ()]
+    small = EncoderLimits(40, 40, ahead_tokens=1)  # no room for the second image yet: the chunk is as long as without a drafter
+    done = Encoded([(0, 150, 1, ((20, 60), (100, 130)))], small)
+    assert done.rows() == [[(0, 100, 0)], [(0, 50, 100)]]
+    assert [batch.encodes for batch in done.batches] == [(40,), (30,)]
+    whole = EncoderLimits(100, 100, whole_images=True, ahead_tokens=1)
+    assert Encoded([(0, 150, 1, ((80, 140),))], whole).rows() == [[(0, 79, 0)], [(0, 71, 79)]]
+
+
+def test_a_row_that_gets_no_memory_has_encoded_nothing() -> None:
+    """The second prompt's next chunk, with its image, finds no block until the first request has ended."""
+    knobs = {"max_num_batched_tokens": 100, "max_num_seqs": 8, "max_model_len": 4096, "reserve_full_prompt": False}
+    rules = ContinuousRules(**knobs, long_prefill_token_threshold=32, lone_request_ignores_threshold=False)
+    scheduler = EncodingScheduler(rules, PagedKV(6, 16, prefix_caching=False), EncoderLimits(100, 100), record_rows=True)
+    scheduler._fenced = lambda seq: True  # type: ignore[method-assign]
+    first, second = Sequence(0, 60, 4, 0.0), Sequence(1, 90, 1, 0.0)
+    second.images = ((40, 60),)
+    done = Fed(scheduler, [first, second], RecordedClock(CLOCK), Batch)
+    served = {number: batch.encodes for number, batch in enumerate(done.batches) if batch.encodes}
+    assert served == {5: (20,)}
+    assert len(done.ends) == 2
+
+
+def test_a_prompt_that_was_loaded_needs_the_images_behind_what_was_found() -> None:
+    """64 tokens come from host memory, among them an image; the next one keeps the tower's cache until it is computed."""
+    rules = ContinuousRules(100, 8, 4096, long_prefill_token_threshold=20)
+    kv = PagedKV(99, 16, prefix_caching=True)
+    scheduler = EncodingScheduler(rules, kv, EncoderLimits(30, 30), tiers=tier(), record_rows=True)
+    other, loaded = Sequence(0, 150, 2, 0.0), Sequence(1, 100, 2, 0.0)
+    other.images, loaded.images = ((0, 30),), ((10, 40), (70, 90))
+    loaded.state, loaded.loaded_s = "loading", 0.0
+    kv.find(loaded)
+    kv.grow(loaded, 64)
+    scheduler._loading[loaded] = 64
+    scheduler.add(other)
+    batches = []
+    for step in range(3):
+        batch = scheduler.schedule(0.01 * step)
+        assert batch is not None
+        batches.append((batch.rows, batch.encodes))
+        scheduler.settle(batch)
+    assert batches == [
+        ([(loaded, 20, 64)], (20,)),
+        ([(loaded, 16, 84)], ()),
+        ([(loaded, 1, 100), (other, 20, 0)], (30,)),
+    ]
+
+
+def test_adapters_and_images_each_keep_their_limit() -> None:
+    """One adapter a step: the second request waits for it though its image has room, the third waits for the tower's cache."""
+    rules = ContinuousRules(max_num_batched_tokens=200, max_num_seqs=8, max_model_len=4096)
+    kind = composed([EncodingScheduler, AdaptedScheduler])
+    limits: dict[str, Any] = {"encoder": EncoderLimits(50, 50), "limits": AdapterLimits(1)}
+    scheduler = kind(rules, PagedKV(4000, 16, prefix_caching=True), record_rows=True, **limits)
+    seqs = [Sequence(index, 40, 2, 0.0) for index in range(4)]
+    for seq, adapter, images in zip(seqs, (1, 2, 1, 0), (((0, 30),), ((0, 20),), ((0, 30),), ()), strict=True):
+        seq.adapter, seq.images = adapter, images
+    done = Fed(scheduler, seqs, RecordedClock(CLOCK), Batch)
+    rows = [[seq.index for seq, *_ in batch.rows or ()] for batch in done.batches]
+    assert rows[:3] == [[0, 3], [0, 3, 2], [2]]
+    assert rows[3:] == [[1], [1]]
+    assert [batch.encodes for batch in done.batches] == [(30,), (30,), (), (20,), ()]
 
 
 def test_a_waiting_request_without_room_lets_the_next_one_try_or_not() -> None:
@@ -272,8 +345,48 @@ def test_the_front_end_reads_images_one_after_the_other() -> None:
     assert with_images["ttft_kernel_ms"]["mean"] > without["ttft_kernel_ms"]["mean"] + 5
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_the_first_stage_of_a_pipeline_encodes_alone(engine: str) -> None:
+    """One request: its first token comes one encoding later, not one a stage."""
+    own = {"engine": engine, "pipeline_parallel": 4}
+    load = {**LOAD, "prompt_tokens": 2000, "output_tokens": 1, "arrivals": {"kind": "constant", "rate": 0.1}, "requests": 1}
+    plain, own_s = (
+        simulate(pool(workload={**load, **images}, **own)).result["metrics"]["ttft_kernel_ms"]["mean"]
+        for images in ({}, {"images": {"tokens": 1500}})
+    )
+    assert own_s - plain == pytest.approx(1e3 * encode_s(1500, **own), rel=1e-6)
+
+
 SGLANG = {"engine": "sglang"}
+SMALL = {"vllm": {"num_gpu_blocks_override": 900}, "sglang": {"max_total_tokens": 15_000}}
 EXPERTS = {"data_parallel": 2, "model": "Qwen/Qwen3-VL-30B-A3B-Instruct"}
+
+
+DRAFTS = {"speculative": {"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.6}}
+HOST = {"kv_tiers": [{"kind": "host", "bytes": 4e10}]}
+LORA: dict[str, Any] = {"lora": {"max_loras": 2, "rank": 16}}
+STAGES = {"pipeline_parallel": 2}
+PAIRS = [{**STAGES, **HOST}, {**STAGES, **LORA}, {**DRAFTS, **HOST}, {**DRAFTS, **LORA}, {**HOST, **LORA}]
+TOGETHER = [STAGES, DRAFTS, HOST, LORA, *PAIRS, {**DRAFTS, **HOST, **LORA}]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("extra", [{}, *TOGETHER])
+def test_images_stand_beside_drafts_tiers_adapters_and_grammars(extra: dict[str, Any], engine: str, *, masked: bool) -> None:
+    """Jumps are steps, nobody is lost, and a step's images take what they take alone."""
+    own = {**extra, "engine": engine, "engine_args": SMALL[engine]}
+    if extra.keys() >= LORA.keys() and engine == "sglang":
+        own["lora"] = {"rank": 16}
+        own["engine_args"] = {**SMALL[engine], "max_loras_per_batch": 2}
+    load = {**LOAD, "images": {"tokens": {"kind": "uniform", "low": 64, "high": 600}, "count": 2, "share": 0.6}}
+    load |= {"shared_prefix": {"groups": 3, "tokens": 512}, "arrivals": {"kind": "poisson", "rate": 12}}
+    load |= {"adapters": {"count": 4}} if "lora" in extra else {}
+    load |= {"structured_output": 0.5} if masked else {}
+    found = [simulate(pool(workload=load, **own), aggregate=jump).result for jump in (True, False)]
+    assert json.dumps(found[0]["metrics"]) == json.dumps(found[1]["metrics"])
+    assert found[0]["totals"]["completed"] == LOAD["requests"]
+    assert encode_s(2048, 300, **own) == pytest.approx(encode_s(2048, 300, engine=engine), rel=1e-9)
 
 
 @pytest.mark.parametrize("extra", [{}, EXPERTS, {"hardware": "b200-sxm-180gb"}, SGLANG, {**SGLANG, "hardware": "l40s-48gb"}])
@@ -340,11 +453,8 @@ def test_a_trace_says_which_prompts_hold_images(tmp_path: Path) -> None:
         (QWEN, {"engine_args": {"language_model_only": True}}, "leaves the vision tower out"),
         (QWEN, {"engine_args": {"limit_mm_per_prompt": "image=0"}}, "admits no image"),
         (QWEN, {"engine": "tgi"}, "not for tgi yet"),
-        (QWEN, {"offload": {"kv_offloading_size": 10}}, "beside `offload`"),
-        (QWEN, {"lora": {}}, "LoRA adapters"),
+        (QWEN, {"engine": "llama.cpp", "weights": "q4_k_m", "pipeline_parallel": 2}, "not for llama_cpp yet"),
         (QWEN, {"engine": "vllm@0.6.0"}, "before 0.8"),
-        (QWEN, {"engine": "sglang", "lora": {}}, "LoRA adapters"),
-        (QWEN, {"engine": "sglang", "kv_tiers": [{"kind": "host", "bytes": 1e10}]}, "beside `kv_tiers`"),
     ],
 )
 def test_what_is_refused_says_why(model: str, deployment: dict[str, Any], words: str) -> None:
