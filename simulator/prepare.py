@@ -293,6 +293,10 @@ def front_words(front: FrontEnd, speed: float | None) -> list[str]:
     ]
 
 
+AROUND = ("deployment.router", "deployment.transfer", "deployment.admission")
+"""Keys that stand around the pools, and in none."""
+
+
 def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bool) -> list[Prepared]:
     """Resolve one pool, each of its models by itself; errors about it name its index where there are several."""
     pool = scenario.deployment.pools[number]
@@ -305,7 +309,8 @@ def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bo
     except PlanError as error:
         if error.where == "hardware" or (error.where == "model" and pool.model is not None):
             error.where = f"deployment.{error.where}"
-        if not with_index or error.where is None or error.where.startswith("deployment.router"):
+        around = AROUND if pool.kv_tiers else (*AROUND, "deployment.kv_tiers")
+        if not with_index or error.where is None or error.where.startswith(around):
             raise
         where = re.sub(r"^deployment(?=\.|$)", f"deployment.pools.{number}", error.where)
         mend = error.mend.replace("`deployment.", f"`deployment.pools.{number}.") if error.mend else error.mend

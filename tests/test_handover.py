@@ -53,6 +53,7 @@ DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.6}
 EAGLE = {"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.7}
 BRIEF = {"duration": 2, "arrivals": {"kind": "poisson", "rate": 30}}
 LEAST = {"router": "least_requests"}
+ONE_STORE = {"kind": "shared", "bytes": 1e12, "bytes_per_s": 1e10}
 PUSHED = {"transfer": {"connector": "MooncakeConnector"}}
 NIXL_PUSHED = {"transfer": {"connector": "NixlPushConnector"}}
 OFFLOAD = {"kv_offloading_size": 4}
@@ -820,7 +821,14 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         ),
         (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "'decode' holds 3,988 tokens"),
         (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),
-        (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "P2pNcclConnector"}}), "P2pNcclConnector"),
+        (
+            scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "P2pNcclConnector"}}),
+            "deployment.transfer.connector: prefill and decode pools over P2p",
+        ),
+        (
+            scenario(pool("prefill"), pool("decode"), around={"kv_tiers": [ONE_STORE]}),
+            "deployment.kv_tiers: OffloadingConnector brings",
+        ),
         (scenario(STAGED, pool("decode"), around={**PUSHED, "admission": {"max_inflight": 4}}), "over Mooncake"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"from": "nobody"}}), "no pool 'nobody'"),
         (scenario(pool("prefill"), pool("decode", gpu_memory_utilization=0.25)), "deployment.pools.1"),

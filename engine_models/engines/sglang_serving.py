@@ -14,7 +14,7 @@ from engine_models.engines.sglang_memory import (
 )
 from engine_models.engines.sglang_prompt_graphs import prompt_graph_tokens
 from engine_models.engines.sglang_reserve import ROLES_SINCE, ROWS_CAP_GRAPHS_SINCE, memory_defaults
-from engine_models.model.overrides import served_context
+from engine_models.model.overrides import served_context, warn_of_longer
 from engine_models.schedulers.prefill_first import PrefillFirstRules
 from hardware_profiles.records import dataclass
 
@@ -55,9 +55,9 @@ class Serving:
                 "`moe_a2a_backend` is modelled between ranks of data-parallel attention, and changes nothing here"
             )
         overrides = flags.get("json_model_override_args") or {}
-        context = int(flags.get("context_length") or served_context(
-            request.arch, overrides, "json_model_override_args", said.warnings
-        ))
+        most = served_context(request.arch, overrides, "json_model_override_args", said.warnings)
+        context = int(flags.get("context_length") or most)
+        warn_of_longer(context, most, "context_length", "SGLang", "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1", said.warnings)
         default_chunk, default_graph = memory_defaults(request.device_memory_bytes, request.tensor_parallel * dp, number)
         asked_chunk = flags.get("chunked_prefill_size")
         chunk = default_chunk if asked_chunk is None else int(asked_chunk)

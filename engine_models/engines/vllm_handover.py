@@ -84,10 +84,11 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
             mend="name one connector in both, or leave one out",
         )
     if connector not in (CONNECTOR, PUSHING, MOONCAKE):
+        in_flags, known = bool(config.get("kv_connector")), f"{CONNECTOR}, {PUSHING} or {MOONCAKE}"
         raise InputError(
-            f"prefill and decode pools over {connector} are not modelled yet",
-            where=where,
-            mend=f"write kv_connector: {CONNECTOR}, {PUSHING} or {MOONCAKE}, or leave kv_transfer_config out",
+            f"prefill and decode pools over {connector} are not modelled",
+            where=where if in_flags else "deployment.transfer.connector",
+            mend=f"write kv_connector: {known}, or leave kv_transfer_config out" if in_flags else f"write {known}",
         )
     said = _ROLES.get(str(config.get("kv_role")))
     if said is not None and said != request.role:

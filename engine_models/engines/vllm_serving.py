@@ -9,7 +9,7 @@ from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_options import cuda_graphs, latent_block_tokens, truncates_samples
 from engine_models.engines.vllm_runner import second_runner
 from engine_models.engines.vllm_versions import Version, graph_sizes, scheduling_switches
-from engine_models.model.overrides import served_context
+from engine_models.model.overrides import served_context, warn_of_longer
 from engine_models.parts.batch import ContinuousRules
 from engine_models.refusals import no_pascal
 from hardware_profiles.device import load_device
@@ -85,6 +85,7 @@ class Serving:
         most = served_context(arch, overrides, "hf_overrides", said.warnings)
         fitted = flags.get("max_model_len") in (-1, "auto")
         context = most if fitted else int(flags.get("max_model_len") or most)
+        warn_of_longer(context, most, "max_model_len", "vLLM", "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1", said.warnings)
         chunked = vllm_v0.cuts_prompts(flags, context) if first else bool(flags.get("enable_chunked_prefill", True))
         tokens, rows = _limits_of_steps(request, version, context, chunked=chunked)
         in_flight, block = _in_flight(request, version), _block_tokens(request)

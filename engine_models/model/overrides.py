@@ -44,5 +44,14 @@ def served_context(arch: Architecture, overrides: Mapping[str, Any], flag: str, 
     return context
 
 
+def warn_of_longer(context: int, most: int, flag: str, engine: str, variable: str, warnings: list[str]) -> None:
+    """Warn of a context [tokens] that is longer than the model's, with which the engine does not start by itself."""
+    if context > most:
+        warnings.append(
+            f"`{flag}` {context:,} is above the model's context of {most:,}: {engine} refuses to start so unless {variable} "
+            "is set, which is taken for granted here"
+        )
+
+
 def _length(value: Any) -> int | None:
     return value if isinstance(value, int) and 0 < value < 2**40 else None

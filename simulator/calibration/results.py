@@ -40,6 +40,7 @@ from simulator.calibration.steps import (
     points_of_law,
     points_of_steps,
 )
+from simulator.planning.measured_files import KINDS, UnknownResultError
 from simulator.prepared import Prepared
 from simulator.results.domain import domain
 from simulator.results.intervals import half_width
@@ -198,7 +199,11 @@ def _points(paths: Sequence[Path], deployment: Deployment) -> tuple[list[Point],
         if of_cases(text):
             points += points_of_cases(path, deployment)
             continue
-        some, without, said = points_of_results(path, deployment)
+        try:
+            some, without, said = points_of_results(path, deployment)
+        except UnknownResultError as error:
+            error.mend = f"give a result file of {', '.join(KINDS)}, llama-bench or llama-batched-bench"
+            raise
         points, left, notes = [*points, *some], [*left, *without], [*notes, *said]
     return points, left, notes
 

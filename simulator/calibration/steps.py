@@ -20,6 +20,7 @@ from engine_models.model.architecture import active_parameters, format_of_part, 
 from engine_models.parts.batch import Batch, Span
 from engine_models.parts.protocols import StepCost
 from engine_models.schedulers.slots import padded
+from hardware_profiles.device import Device
 from hardware_profiles.errors import InputError
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import with_scales
@@ -138,6 +139,15 @@ def _check(row: Mapping[str, Any], path: Path, prepared: Prepared) -> None:
             where=str(path),
             mend="set `threads` in deployment.engine_args to those measured",
         )
+    if not _runs_on(row, prepared.device):
+        layers = row.get("n_gpu_layers", row.get("ngl"))
+        raise InputError(
+            f"measured on the backend {row.get('backends') or row.get('backend')}"
+            f"{'' if layers is None else f' with {layers} layers on the GPU'}, and the scenario's device is "
+            f"{prepared.device.title}",
+            where=str(path),
+            mend="name the measured machine under `deployment.hardware`",
+        )
     devices = prepared.devices_each
     named = [name for name in str(row.get("gpu_info") or "").split(",") if name.strip()]
     if named and prepared.device.kind != "cpu" and len(named) != devices and row.get("devices") in (None, "auto"):
@@ -146,6 +156,20 @@ def _check(row: Mapping[str, Any], path: Path, prepared: Prepared) -> None:
             where=str(path),
             mend=f"state the devices measured, as pipeline_parallel of {pool.engine}",
         )
+
+
+VENDORS = {"MTL": "apple", "Metal": "apple", "CUDA": "nvidia", "ROCm": "amd", "HIP": "amd", "SYCL": "intel", "Vulkan": None}
+"""Whose devices a backend of llama.cpp computes on, any's (None) for Vulkan, as `ggml_backend_reg_name` spells it (2026)."""
+ON_CORES = {"CPU", "BLAS"}
+
+
+def _runs_on(row: Mapping[str, Any], device: Device) -> bool:
+    """Whether a device can have computed a row, as far as the row tells its backend."""
+    backends = [name.strip() for name in str(row.get("backends") or row.get("backend") or "").split(",") if name.strip()]
+    if str(row.get("n_gpu_layers", row.get("ngl", ""))) == "0" or (backends and set(backends) <= ON_CORES):
+        return device.kind == "cpu"
+    named = [VENDORS[name] for name in backends if name in VENDORS]
+    return not named or (device.kind != "cpu" and (None in named or device.vendor in named))
 
 
 def _parameters(row: Mapping[str, Any]) -> float:

@@ -97,7 +97,7 @@ def check_backend(backend: str, address: str | None, workers: int | None) -> Non
         raise InputError(
             f"there is no backend '{backend}'",
             where="--backend",
-            mend=f"did you mean '{near}'?" if near else "use --backend process",
+            mend=f"did you mean '{near}'?" if near else f"one of process, {', '.join(CLUSTERS)}",
         )
     elif workers is not None:
         raise InputError(
@@ -232,7 +232,7 @@ def text(plan: SweepPlan | PartedPlan, result: SweepResult) -> str:
         beyond_shown = len(cells) - MAX_SHOWN
         cells = cells[:MAX_SHOWN]
         titles = [title for title, _ in columns]
-        texts = [i for i, (column, _) in enumerate(names.items()) if any(isinstance(row[column], str) for row in finished)]
+        texts = [i for i, column in enumerate(names) if any(isinstance(row[column], str | dict | list) for row in finished)]
         last = ("$/month", "$/1M") if result.cost == "usd_per_1m_total_tokens" else ("$/1M", "good/s")
         unasked = [title for title in titles if title in ("TTFT p99", "TPOT p99") and title not in _asked(plan.slo())]
         drop = [titles.index(title) for title in (*LEAST_WANTED, *last, *(unasked if plan.slo() else ()), f"{devices}s")]
@@ -414,7 +414,9 @@ def never_kept(
 
 
 def _values(names: Mapping[str, str], row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {row[column]}" for column, name in names.items())
+    from simulator.planning.axes import text_of
+
+    return ", ".join(f"{name} {text_of(row[column])}" for column, name in names.items())
 
 
 def _by_cost(row: Mapping[str, Any], result: SweepResult) -> tuple[bool, float, float, int]:
@@ -446,10 +448,11 @@ def _ends(row: Mapping[str, Any]) -> str:
 def _columns(
     names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]], devices: str, *, jobs: bool
 ) -> list[tuple[str, Any]]:
+    from simulator.planning.axes import text_of
     from simulator.report.numbers import dollars, short
 
     def plain(column: str) -> Any:
-        return lambda row: "-" if row[column] is None else str(row[column])
+        return lambda row: "-" if row[column] is None else text_of(row[column])
 
     def number(column: str) -> Any:
         return lambda row: short(row[column])

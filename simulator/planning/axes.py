@@ -68,6 +68,17 @@ def value_of(text: str) -> Any:
         return text
 
 
+def text_of(value: Any) -> str:
+    """What one would type for a value, on one line: ``true``, ``{system: dynamo}``; the reverse of `value_of`."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict | list):
+        from yaml import safe_dump
+
+        return str(safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True)).strip()
+    return str(value)
+
+
 @lru_cache(maxsize=1024)
 def _read(text: str) -> Located:
     from simulator.config.located import read_yaml

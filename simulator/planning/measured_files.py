@@ -115,8 +115,12 @@ def _is_of_llama_bench(document: Any) -> bool:
     return isinstance(first, dict) and ({"n_prompt", "n_gen", "avg_ns"} <= first.keys() or {"pp", "tg", "pl"} <= first.keys())
 
 
-def _unknown(path: Path, why: str) -> InputError:
-    return InputError(
+class UnknownResultError(InputError):
+    """A file that is no result of a known client."""
+
+
+def _unknown(path: Path, why: str) -> UnknownResultError:
+    return UnknownResultError(
         f"this is no result of a client that is known: {why}",
         where=str(path),
         mend=f"name a run folder, or a result file of {', '.join(KINDS)}",

@@ -329,7 +329,7 @@ def _finish(rows: Sequence[Any]) -> None:
 
 
 def _load(figure: Any, run: RunResult) -> None:
-    figure.suptitle(f"{_title(run)}\nload of a replica; band: lowest to highest second", fontsize=10)
+    figure.suptitle(f"{_title(run)}\nload of a replica while it works; band: lowest to highest second", fontsize=10)
     labels = ("running\n[requests]", "waiting\n[requests]", "KV cache in use\n[%]")
     rows = _rows(figure, run, labels)
     lines = _lines(run)

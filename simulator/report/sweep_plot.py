@@ -81,6 +81,7 @@ def _name_front(
 
     Points without such a side are not named: the table has them.
     """
+    from simulator.planning.axes import text_of
     from simulator.planning.points import axis_column
 
     columns = [axis_column(path) for path in plan.paths]
@@ -96,7 +97,7 @@ def _name_front(
     for row in front:
         for dx, dy in SIDES:
             words = axes.annotate(
-                ", ".join(str(row[column]) for column in columns),
+                ", ".join(text_of(row[column]) for column in columns),
                 (row[result.cost], row[result.latency]),
                 textcoords="offset points",
                 xytext=(dx, dy),

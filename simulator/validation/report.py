@@ -160,7 +160,7 @@ def fidelity(
         "",
         "- the cost of a server's first requests after start-up (compilation, allocator growth): p99 of short runs is low by it;",
         "- client-side hiccups, restarts, clock throttling and neighbours on shared hosts;",
-        "- data-parallel attention in prefill and decode pools, video and sound.",
+        "- data-parallel attention across pipeline stages, video and sound.",
         "",
         "## How to repeat it",
         "",

@@ -362,6 +362,15 @@ def test_llama_bench_calibrates_a_mac_and_names_another_model(tmp_path: Path) ->
         calibrate_results([llama_bench(tmp_path / "o.jsonl", [(512, 0, 500.0)], model_n_params=3_212_749_888)], deployment)
     with pytest.raises(InputError, match=r"8\.1 bits a weight, and the scenario's weights are q4_k_m"):
         calibrate_results([llama_bench(tmp_path / "o.jsonl", [(512, 0, 500.0)], model_size=8_100_000_000)], deployment)
+    for told in ({"backends": "CUDA"}, {"backends": "MTL,BLAS", "n_gpu_layers": 0}, {"backends": "CPU"}):
+        with pytest.raises(InputError, match=r"backend .* and the scenario's device is Apple M2 Ultra"):
+            calibrate_results([llama_bench(tmp_path / "o.jsonl", [(512, 0, 500.0)], **told)], deployment)
+    on_metal = llama_bench(tmp_path / "o.jsonl", [(512, 0, 500.0)], backends="MTL,BLAS", n_gpu_layers=99)
+    assert calibrate_results([on_metal], deployment).fit.groups == (("prompt",),)
+    (tmp_path / "o.json").write_text("[1, 2]")
+    with pytest.raises(InputError) as unknown:
+        calibrate_results([tmp_path / "o.json"], deployment)
+    assert "llama-batched-bench" in str(unknown.value.mend)
     for rows, words in (([(512, 0, -1.0)], "took -0.001 seconds"), ([(10**12, 0, 5.0)], "1000000000000 prompt tokens")):
         with pytest.raises(InputError, match=words):
             calibrate_results([llama_bench(tmp_path / "o.jsonl", rows)], deployment)

@@ -110,6 +110,17 @@ def test_overrides_of_the_config_change_the_context(engine: str, args: dict[str,
     assert plan(args, engine).limits.context_tokens == context
 
 
+@pytest.mark.parametrize(
+    ("engine", "flag", "overrides"),
+    [("vllm", "max_model_len", "hf_overrides"), ("sglang", "context_length", "json_model_override_args")],
+)
+def test_a_context_beyond_the_models_is_warned_of_unless_the_model_is_stretched(engine: str, flag: str, overrides: str) -> None:
+    assert plan({flag: 40960}, engine).warnings == ()
+    (said,) = plan({flag: 131072}, engine).warnings
+    assert "131,072 is above the model's context of 40,960" in said
+    assert plan({flag: 131072, overrides: {"rope_scaling": YARN}}, engine).warnings == ()
+
+
 def test_overrides_of_sizes_belong_to_the_model() -> None:
     with pytest.raises(InputError, match="hf_overrides changes `num_hidden_layers` of the model"):
         plan({"hf_overrides": {"num_hidden_layers": 2}})

@@ -79,6 +79,21 @@ def test_every_exception_is_needed(named: list[tuple[Path, int, str]]) -> None:
     assert {excepted(path, value) for path, _, value in named} == {why for _, _, why in EXCEPT}
 
 
+def imported(path: Path) -> set[str]:
+    """The modules that a module imports, by their dotted names."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    origins = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return plain | {f"{node.module}{end}" for node in origins for end in ("", *(f".{alias.name}" for alias in node.names))}
+
+
+def test_no_engine_imports_another() -> None:
+    """Engines share parts, and modules beside theirs; what one is made of does not hang on another."""
+    engines = set(BUILT_IN.values())
+    modules = (ROOT / "engine_models").rglob("*.py")
+    assert {str(path.relative_to(ROOT)): found for path in modules if (found := imported(path) & engines)} == {}
+
+
 def test_a_name_would_be_found() -> None:
     assert NAMES.search("engine == 'vllm'")
     assert NAMES.search("not modelled for SGLang")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware_profiles.errors import InputError
-from simulator.planning.axes import count_of, parse_axes, parse_axis, point_at
+from simulator.planning.axes import count_of, parse_axes, parse_axis, point_at, text_of, value_of
 
 
 def steps(spec: str) -> list[str]:
@@ -35,6 +35,11 @@ def steps(spec: str) -> list[str]:
 )
 def test_what_an_axis_says(spec: str, values: list[str]) -> None:
     assert steps(spec) == values
+
+
+@pytest.mark.parametrize("text", ["{system: dynamo, policy: kv}", "[1, 2]", "null", "true", "0.5", "round_robin"])
+def test_a_value_is_shown_as_it_is_typed(text: str) -> None:
+    assert text_of(value_of(text)) == text
 
 
 def test_linked_fields_make_pairs_and_axes_make_a_grid() -> None:

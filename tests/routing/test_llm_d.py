@@ -233,7 +233,7 @@ def test_scrapes_are_stale_and_say_so() -> None:
         ({"enable_filtering": True}, "`enable_filtering` is a parameter of `context-length-aware`"),
         ({"filters": ["utilization-detector"], "affinity_threshold": 0.5}, "of `prefix-cache-affinity-filter`, which neither"),
         ({"decider": "always-disagg-pd-decider"}, "`decider` without pools of roles"),
-        ({"picker": "best"}, "not one of its choices"),
+        ({"picker": "best"}, "^deployment.router.picker: `picker` is 'best', not one of its choices"),
     ],
 )
 def test_what_cannot_be_is_said(router: dict[str, Any], said: str) -> None:

@@ -38,29 +38,30 @@ class Flag:
         InputError : it may not.
         """
         kind = self.default if self.default is not None else self.like
+        flag = where.rpartition(".")[2]
         if value is None and self.default is None:
             return None
         if self.choices:
             if value in self.choices:
                 return str(value)
             raise InputError(
-                f"{where} is {value!r}, not one of its choices",
+                f"`{flag}` is {value!r}, not one of its choices",
                 where=where,
                 mend=f"one of {', '.join(self.choices)}{_nearest(str(value), self.choices)}",
             )
         if isinstance(kind, bool):
             if isinstance(value, bool):
                 return value
-            raise InputError(f"{where} is {value!r}, not true or false", where=where, mend="true or false")
+            raise InputError(f"`{flag}` is {value!r}, not true or false", where=where, mend="true or false")
         if isinstance(kind, str):
             if isinstance(value, str) and value:
                 return value
-            raise InputError(f"{where} is {value!r}, not a text", where=where, mend="give a name")
+            raise InputError(f"`{flag}` is {value!r}, not a text", where=where, mend="give a name")
         whole = isinstance(kind, int)
         right = isinstance(value, int | float) and not isinstance(value, bool) and value == value
         if not right or (whole and not isinstance(value, int)):
             raise InputError(
-                f"{where} is {value!r}, not a {'whole ' if whole else ''}number",
+                f"`{flag}` is {value!r}, not a {'whole ' if whole else ''}number",
                 where=where,
                 mend=f"such as {kind}",
             )
@@ -73,7 +74,7 @@ class Flag:
         ):
             upper = f" and at most {high:g}" if high is not None else ""
             raise InputError(
-                f"{where} is {value!r}, out of range", where=where, mend=f"at least {low or 0:g}{upper}"
+                f"`{flag}` is {value!r}, out of range", where=where, mend=f"at least {low or 0:g}{upper}"
             )
         return value
 
