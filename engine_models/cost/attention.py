@@ -17,10 +17,11 @@ state, whatever the context (:mod:`engine_models.cost.recurrence`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from engine_models.cost import flash_attention2, indexing, recurrence, small_tiles, widening
+from engine_models.cost import context_parallel, flash_attention2, indexing, recurrence, small_tiles, widening
 from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseLinear, distinct, log_grid
 from engine_models.cost.terms import Shard
 from engine_models.model.blocks import AttentionBlock, Linear
@@ -195,6 +196,12 @@ def _layer_s(
             return alone, recurrence.beside_prompt_s(ops, block, tensor, batch)
         return alone, alone
     kv_fmt = shard.formats.kv_cache.name
+    if (sharing := shard.parallel.context) > 1:
+        whole = replace(shard, parallel=replace(shard.parallel, context=1))
+        gathered = replace(block, heads=block.heads * sharing)
+        alone, together = _layer_s(whole, gathered, batch, np.maximum(context / sharing, 1.0))
+        exchange_s = context_parallel.exchange_s(shard, block, terms.query_tokens * batch)
+        return alone + exchange_s, together + exchange_s
     heads = max(1, block.heads // tensor)
     queries = heads * terms.query_tokens
     layer = indexing.measured_layer(shard, block)
@@ -350,6 +357,8 @@ class PrefillAttention:
                     latent_s = latent_s + (ABSORBED_WORK - 1.0) * (latent_s - latent_s[0, 0])
                 elif shard.terms.expands_latents:
                     latent_s = latent_s + _expansion_s(shard, block, new, before)
+                if shard.parallel.context > 1:
+                    latent_s = latent_s + context_parallel.chunk_s(shard, block, new, before)
                 total += block.layers * latent_s
                 continue
             kv_heads = max(1, block.kv_heads // tensor)
@@ -357,6 +366,8 @@ class PrefillAttention:
             if copies:
                 total += block.layers * widening.pass_s(ops, block, shard.formats.kv_cache, tensor, new + before)
             layer_s = ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before)
+            if shard.parallel.context > 1:
+                layer_s = layer_s + context_parallel.chunk_s(shard, block, new, before)
             if block.sinks and shard.terms.fixed_grid_attention:  # FlashAttention 2 knows no sinks
                 layer_s = np.maximum(layer_s, small_tiles.prompt_s(ops, heads, block.head_dim, block.window_tokens, new, before))
             total += block.layers * layer_s

@@ -135,12 +135,16 @@ class Formats:
 
 @dataclass(frozen=True)
 class Parallelism:
-    """Devices of a rank by tensor and pipeline parallelism, those that share the experts, and ranks in lockstep over them."""
+    """Devices of a rank by tensor and pipeline parallelism, those that share the experts, and ranks in lockstep over them.
+
+    context : tensor ranks that share the cached tokens of a sequence, see :mod:`engine_models.cost.context_parallel`.
+    """
 
     tensor: int = 1
     pipeline: int = 1
     expert: int = 1
     ranks: int = 1
+    context: int = 1
 
 
 @dataclass(frozen=True)

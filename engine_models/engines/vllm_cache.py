@@ -7,6 +7,7 @@ import math
 from engine_models.declaration import PoolRequest, Said
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_compressed import compressed_grouping
+from engine_models.engines.vllm_context import check_context, context_ranks
 from engine_models.engines.vllm_grouping import Grouping, grouping
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
@@ -123,6 +124,10 @@ class Cache:
         groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
         least = max(serving.block, latent_block(arch, tp, pp, version.number))
         windows, block_bytes, block = with_states(arch, groups, tp, pp, serving.context, least)
+        check_context(request, version.number)
+        if (sharing := context_ranks(request)) > 1:
+            block *= sharing
+            said.notes.append(f"{sharing} tensor ranks hold a part of each sequence's KV cache, in blocks of {block} tokens")
         if any(window not in (None, STATE_WINDOW) for window in windows) and flags.get("disable_hybrid_kv_cache_manager"):
             raise InputError(
                 f"disable_hybrid_kv_cache_manager keeps whole sequences in the sliding windows of {arch.name}, "

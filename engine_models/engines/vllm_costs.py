@@ -12,6 +12,7 @@ from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.declaration import FrontEnd, PoolRequest, Said
 from engine_models.engines.vllm_attention import TRITON, forces_triton
+from engine_models.engines.vllm_context import context_ranks
 from engine_models.engines.vllm_exchange import exchange
 from engine_models.engines.vllm_kernels import (
     PADDED,
@@ -92,7 +93,8 @@ def costs_of(
         ),
         TableRange(serving.tokens, serving.rows, context),
         Parallelism(
-            request.tensor_parallel, request.pipeline_parallel, request.expert_parallel, request.data_parallel
+            request.tensor_parallel, request.pipeline_parallel, request.expert_parallel, request.data_parallel,
+            context_ranks(request),
         ),
         speculation=request.speculation,
         adapters=adapters,

@@ -36,6 +36,7 @@ _MODELLED: dict[str, Flag] = {
     "tensor_parallel_size": Flag("int", 1, low=1),
     "pipeline_parallel_size": Flag("int", 1, low=1),
     "data_parallel_size": Flag("int", 1, low=1),
+    "decode_context_parallel_size": Flag("int", 1, low=1),
     "enable_expert_parallel": Flag("bool", False),
     "enable_eplb": Flag("bool", False),
     "eplb_config": Flag("json", None),
@@ -218,7 +219,7 @@ _CHANGING = {
 """What flags change that is not modelled -> these flags, with the values that leave all as it is (0.33.0: `vllm/config`)."""
 
 _REFUSED = {
-    "where the KV cache lies and what attention costs": "decode_context_parallel_size=1 prefill_context_parallel_size=1",
+    "where the KV cache lies and what attention costs": "prefill_context_parallel_size=1",
     "the time of a step (weights are read from the host)": "cpu_offload_gb=0|0.0 offload_group_size=0",
     "the task (only text generation is simulated)": """
         task=auto|generate runner=auto|generate|draft convert=auto|none diffusion_config

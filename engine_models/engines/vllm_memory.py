@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, Said, line_if_any
 from engine_models.engines.vllm_cache import Cache
+from engine_models.engines.vllm_context import context_ranks
 from engine_models.engines.vllm_kernels import expert_tiles, held_weights
 from engine_models.engines.vllm_profile import beside_torch_bytes, graph_bytes, peak_bytes
 from engine_models.engines.vllm_serving import Serving
@@ -92,7 +93,8 @@ def _memory(
     graph = 0 if on_cpu else graphs * graph_bytes(request, version, serving)
     drafter = request.speculation
     draft_weights = drafter.weight_bytes() if drafter else 0
-    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) + (drafter.kv_bytes_per_token() if drafter else 0)
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) / context_ranks(request)
+    per_token += drafter.kv_bytes_per_token() if drafter else 0
     block = cache.block_bytes
     kv = usable - weights - draft_weights - lora_bytes - activations - other - graph
     left, verbatim = kv, flags.get("kv_cache_memory_bytes")
