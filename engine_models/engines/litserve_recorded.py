@@ -8,11 +8,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from collections.abc import Sequence as Series
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from engine_models.parts.protocols import INFINITY
 from engine_models.schedulers.worker_windows import Collectors, WindowRules
+from hardware_profiles.records import dataclass
 
 COLUMNS = ("worker", "batch", "reason", "queued_after")
 SLOT_COLUMNS = ("batch", "admitted", "pending")
@@ -21,6 +23,15 @@ READ_S, SLEEP_S = 1.0, 0.001
 `ContinuousBatchingLoop` of LitServe 0.2.19)."""
 
 Requests = Series[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of the model, the time of each of its tokens, and how many are left."""
+
+    step: dict[str, Any]
+    token_s: float
+    tokens: int
 
 
 def decisions(knobs: Mapping[str, Any], requests: Requests) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -42,15 +53,20 @@ def _windows(
         INFINITY if timeout_s in (False, -1) else timeout_s,
     )
     collectors = Collectors[Mapping[str, Any]](rules)
-    computing: list[tuple[float, int, dict[str, Any]]] = []  # by end, then by turn
+    computing: list[tuple[float, int, _Call]] = []  # by the end of a token, then by turn
     turns = count()
     steps: list[dict[str, Any]] = []
     coming = sorted(requests, key=lambda request: (request["arrival"], request["idx"]))[::-1]
 
     def ends(at_s: float) -> None:
-        """Let the calls that end by now end."""
+        """Let the calls that end by now end. A worker sleeps token by token: of two whose calls end at one time the one
+        goes first that has begun its last token first."""
         while computing and computing[0][0] <= at_s:
-            end_s, _, step = heapq.heappop(computing)
+            end_s, _, call = heapq.heappop(computing)
+            if call.tokens > 1:
+                sleeps(end_s, replace(call, tokens=call.tokens - 1))
+                continue
+            step = call.step
             forms(end_s)
             step["queued_after"] = [request["id"] for _, request in collectors.queue]
             steps.append(step)
@@ -60,14 +76,18 @@ def _windows(
     def forms(at_s: float) -> None:
         for formed in collectors.until(at_s):
             answer = max(request["output_len"] for request in formed.requests) if knobs["stream"] else 1
-            length_s = (fixed_s + each_s * len(formed.requests)) * answer
+            token_s = fixed_s + each_s * len(formed.requests)
             step = {
                 "worker": formed.worker,
                 "batch": [request["id"] for request in formed.requests],
                 "reason": formed.reason,
-                "t_end": formed.at_s + length_s,
+                "t_end": formed.at_s + token_s * answer,
             }
-            heapq.heappush(computing, (formed.at_s + length_s, next(turns), step))
+            sleeps(formed.at_s, _Call(step, token_s, answer))
+
+    def sleeps(at_s: float, call: _Call) -> None:
+        end_s = at_s + call.token_s if call.tokens > 1 else call.step["t_end"]
+        heapq.heappush(computing, (end_s, next(turns), call))
 
     while coming or computing or collectors.taken or collectors.queue:
         due_s = coming[-1]["arrival"] if coming else INFINITY

@@ -63,7 +63,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     costs = costs_of(request, number, serving, rows, overheads, adapters, masks, said)
     first_use_s = first_use_of(costs.terms, said)
     handover = handover_of(request, serving.page, number, said) if request.role != "mixed" else None
-    tiers = tiers_of(request, tokens, memory.kv_bytes_per_token, serving.page, said)
+    tiers = tiers_of(request, number, tokens, memory.kv_bytes_per_token, serving.page, said)
     rank = rank_of(request, serving, tokens, rows, tiers, adapters, said)
     return EnginePlan(
         engine=ENGINE.name,

@@ -44,6 +44,8 @@ _MODELLED: dict[str, Flag] = {
     "mem_fraction_static": Flag("float", None, low=1e-3, high=1.0),
     "max_running_requests": Flag("int", None, low=1),
     "max_total_tokens": Flag("int", None, low=1),
+    "swa_full_tokens_ratio": Flag("float", None, low=1e-3, high=1.0),
+    "disable_hybrid_swa_memory": Flag("bool", False),
     "max_prefill_tokens": Flag("int", 16384, low=1),
     "chunked_prefill_size": Flag("int", None, low=-1),
     "prefill_max_requests": Flag("int", None, low=1),
@@ -141,7 +143,7 @@ _HARMLESS = """
     debug_tensor_dump_inject debug_tensor_dump_input_file debug_tensor_dump_layers debug_tensor_dump_output_folder
     debug_tensor_dump_prefill_only decode_log_interval decrypted_config_file decrypted_draft_config_file
     default_chat_template_kwargs default_priority_value delete_ckpt_after_loading disable_disk_cache
-    disable_fast_image_processor disable_hicache_numa_detect disable_hybrid_swa_memory disable_jump_forward
+    disable_fast_image_processor disable_hicache_numa_detect disable_jump_forward
     disable_nan_detection disable_outlines_disk_cache dist_init_addr dist_timeout download_dir elastic_ep_backend
     elastic_ep_initial_size elastic_ep_join_mode elastic_ep_join_rank_offset elastic_ep_rejoin elastic_ep_scale_timeout
     enable_cache_report enable_cudagraph_gc enable_custom_logit_processor enable_draft_weights_cpu_backup
@@ -259,7 +261,7 @@ _CHANGING = {
         int8_mamba_ckpt_size mamba_cache_philox_rounds mamba_max_states_per_path
         mamba_track_interval
         modelopt_quant ple_offload_backend ple_offload_dir ple_offload_embedding prefill_only_disable_kv_cache
-        quantize_and_serve swa_full_tokens_ratio swa_prefix_tails enable_session_radix_cache
+        quantize_and_serve swa_prefix_tails enable_session_radix_cache
     """,
     "which prompts are found in memory outside of the device; here they are computed anew": """
         enable_flexkv enable_lmcache enable_unified_cache_external_linker flexkv_config_file

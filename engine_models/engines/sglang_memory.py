@@ -14,6 +14,7 @@ from engine_models.engines.sglang_reserve import (
     reserved_bytes,
     tower_factor,
 )
+from engine_models.engines.sglang_windows import window_share
 from engine_models.model.architecture import (
     kv_groups,
     mla_absorbed_bytes_per_rank,
@@ -31,9 +32,6 @@ from hardware_profiles.errors import InfeasibleError, InputError
 SLOTS_A_ROW, SLOTS_A_ROW_UNCACHED = 3, 1
 """States kept of a request with the radix cache (its own, that of the prefix it holds, one to be cached) and without it
 (datasheet: SGLang 0.5, `model_runner_kv_cache_mixin.py`)."""
-COMPRESSED_WINDOW_SHARE = 0.1
-"""Tokens of the windows' pool over those of the compressed entries, for DeepSeek-V4 (`swa_full_tokens_ratio`; datasheet: SGLang
-0.5, defaults of DeepSeek-V4)."""
 
 
 def default_running(tokens: int, context_tokens: int) -> int:
@@ -172,12 +170,13 @@ def memory_of(
     )
     weights += rotary_table_bytes(arch) + mla_absorbed_bytes_per_rank(arch, tp, pp)
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
-    share = COMPRESSED_WINDOW_SHARE if arch.compresses else 1
+    share = window_share(request, version)
     per_token = math.ceil(sum(g.bytes_per_token_per_rank * (share if g.window_tokens else 1) for g in groups))
     draft_weights = drafter.weight_bytes() if drafter else 0
     counted = draft_weights if version >= DRAFTERS_COUNTED_SINCE else 0  # before, it lies in what is left free
     if drafter:
-        per_token = math.ceil(per_token * (1 + kv_share_of_drafter(drafter, arch)))
+        whole = per_token if arch.compresses else sum(g.bytes_per_token_per_rank for g in groups)  # a drafter has no windows
+        per_token = math.ceil(per_token + whole * kv_share_of_drafter(drafter, arch))
     block = int(per_token * page)
     state = state_bytes(request)
     slots = _state_slots(request, state, usable - weights) if state else 0

@@ -7,7 +7,8 @@ from math import inf
 from typing import Any, Literal
 
 from engine_models.declaration import PoolRequest, Said
-from engine_models.engines.sglang_memory import COMPRESSED_WINDOW_SHARE, state_bytes
+from engine_models.engines.sglang_memory import state_bytes
+from engine_models.engines.sglang_windows import pools_windows, window_share
 from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
 from engine_models.model.architecture import kv_groups
 from engine_models.parts.tiers import KvTier, Link, StoreNames, TierKind, WritePolicy
@@ -33,9 +34,6 @@ WHERE = "deployment.engine_args.hicache_storage_backend"
 STORE_TELLS = (MODEL,)
 """What the names of pages in a store tell (datasheet: the prefix in `mem_cache/storage/mooncake_store/mooncake_store.py` at
 00fe477f, read 2026-11; the rank that stands there too does not tell of how many)."""
-WINDOW_POOLS = ("deepseek_v4", "gemma4", "gpt_oss", "llama4", "mimo_v2_flash", "step3p5")
-"""Types of models whose layers with windows have a pool of their own; all layers of others keep all tokens (datasheet:
-`is_hybrid_swa_model` in `configs/model_config.py` of SGLang, public copy of 2026, read 2026-11; older releases know fewer)."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,11 @@ def recorded_tiers(knobs: Mapping[str, Any]) -> TierPlan:
     return TierPlan(knobs["host_tokens"], write, None, Prefetch(), 1.0, 1, inf, inf)
 
 
-def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int, said: Said) -> TierPlan | None:
+def tiers_of(
+    request: PoolRequest, version: tuple[int, ...], tokens: int, token_bytes: float, page_tokens: int, said: Said
+) -> TierPlan | None:
     """The tiers that a pool asks for, by `kv_tiers` or by SGLang's flags; None for none, InputError for what cannot be."""
-    tiers = _tier_plan(request, tokens, token_bytes, page_tokens)
+    tiers = _tier_plan(request, version, tokens, token_bytes, page_tokens)
     if tiers is None and request.tiers and request.role == "decode":
         said.notes.append("decode servers read no store: it is the prefill pools' alone, and what these would write is left out")
     if tiers is not None:
@@ -134,12 +134,15 @@ def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens:
     return tiers
 
 
-def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int) -> TierPlan | None:
+def _tier_plan(
+    request: PoolRequest, version: tuple[int, ...], tokens: int, token_bytes: float, page_tokens: int
+) -> TierPlan | None:
     flags = request.flags
     asked = {tier.kind: tier for tier in request.tiers}
     wanted, backend = bool(flags.get("enable_hierarchical_cache")), flags.get("hicache_storage_backend")
     if flags.get(OFFLOADS):
-        return _written(request, asked.get("shared") if asked.keys() == {"shared"} else None, token_bytes, page_tokens)
+        store = asked.get("shared") if asked.keys() == {"shared"} else None
+        return _written(request, version, store, token_bytes, page_tokens)
     if request.role == "decode" and asked.keys() == {"shared"} and not wanted:
         return None
     if not wanted and not asked:
@@ -171,13 +174,15 @@ def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_token
                 where=WHERE,
                 mend=f"say it: kv_tiers: [{{kind: {kind}, bytes: 1.0e+12, bytes_per_s: 5.0e+9}}]",
             )
-    every, end = _parts_of(request, token_bytes)
+    every, end = _parts_of(request, version, token_bytes)
     network = request.network_bytes_per_s * ranks
     names = store_names(request, page_tokens, page_tokens, STORE_TELLS)
     return TierPlan(host_tokens, write, further, _prefetch(flags), every, ranks, host_rate, network, end, names=names)
 
 
-def _written(request: PoolRequest, store: KvTier | None, token_bytes: float, page_tokens: int) -> TierPlan:
+def _written(
+    request: PoolRequest, version: tuple[int, ...], store: KvTier | None, token_bytes: float, page_tokens: int
+) -> TierPlan:
     """What a decode server writes its answers to; InputError where it does not."""
     where = f"deployment.engine_args.{OFFLOADS}"
     if request.role != "decode":
@@ -188,7 +193,7 @@ def _written(request: PoolRequest, store: KvTier | None, token_bytes: float, pag
             where=where,
             mend="put it around the pools: deployment.kv_tiers: [{kind: shared, bytes: 1.0e+12, bytes_per_s: 5.0e+9}]",
         )
-    if request.arch.has("linear") or (request.arch.family in WINDOW_POOLS and request.arch.windows_below(1 << 40)):
+    if request.arch.has("linear") or pools_windows(request, version):
         raise InputError(
             f"SGLang's decode servers write no caches like those of {request.arch.name} to a store (states, or windows in pools "
             "of their own)",
@@ -202,13 +207,13 @@ def _written(request: PoolRequest, store: KvTier | None, token_bytes: float, pag
     return TierPlan(0, "through", store, prefetch, token_bytes, ranks, inf, network, writes_only=True, names=names)
 
 
-def _parts_of(request: PoolRequest, token_bytes: float) -> tuple[float, float]:
+def _parts_of(request: PoolRequest, version: tuple[int, ...], token_bytes: float) -> tuple[float, float]:
     """Of the bytes of a token those that all tokens of a prefix have; and the bytes that only its end has: windows, states."""
     groups = kv_groups(request.arch, request.formats.kv_cache, request.tensor_parallel, request.pipeline_parallel)
     slides = [group for group in groups if group.window_tokens]
-    if not slides or request.arch.family not in WINDOW_POOLS:
+    if not slides or not pools_windows(request, version):
         return token_bytes, state_bytes(request)
-    share = COMPRESSED_WINDOW_SHARE if request.arch.compresses else 1
+    share = window_share(request, version)
     seen = sum(group.bytes_per_token_per_rank for group in slides)
     whole = sum(group.bytes_per_token_per_rank for group in groups) - seen
     ends = sum(group.window_tokens * group.bytes_per_token_per_rank for group in slides)

@@ -139,6 +139,25 @@ def test_requests_that_find_no_slot_wait_for_the_reader() -> None:
     assert steps[5]["admitted"] == [["b", 1.02]]  # the reader began anew with the third step
 
 
+def test_of_streams_that_end_together_the_one_goes_on_first_that_began_its_last_token_first() -> None:
+    """A token takes 1/8 s, and 1/8 s for each stream. Worker 0 has a from 0 on, its last token from 0.75 to 1; worker 1 has d
+    until 0.25, then b and c, their last token from 0.625 to 1, and so takes who waits then."""
+    knobs = {
+        "max_batch_size": 2,
+        "batch_timeout": 0.0,
+        "workers_per_device": 2,
+        "stream": True,
+        "request_timeout": -1,
+        "model": {"t0": 0.125, "per_item": 0.125},
+    }
+    given = [("a", 0.0, 4), ("d", 0.0, 1), ("b", 0.1, 2), ("c", 0.1, 2), ("e", 0.5, 1), ("f", 0.5, 1), ("g", 0.5, 1)]
+    requests = [{"id": name, "idx": at, "arrival": at_s, "output_len": n} for at, (name, at_s, n) in enumerate(given)]
+    steps, _ = decisions(knobs, requests)
+    done = [(step["worker"], step["batch"], step["t_end"]) for step in steps]
+    assert done[:3] == [(1, ["d"], 0.25), (1, ["b", "c"], 1.0), (0, ["a"], 1.0)]
+    assert sorted(done[3:]) == [(0, ["g"], 1.25), (1, ["e", "f"], 1.375)]
+
+
 def test_mean_answers_are_those_of_the_real_server() -> None:
     """Its recordings on a wall clock: 3.5 ms before a batch and 3.9 after it, as the front end has it, are within 5 ms."""
     folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "conformance" / "litserve"
