@@ -82,6 +82,12 @@ class PoolRequest:
         return load_device(self.device_name).vendor
 
     @property
+    def encodes(self) -> bool:
+        """Whether its steps encode images: prompts that it computes hold some, and no other server does it for them."""
+        own = self.images and not self.encoded and self.role != "decode"
+        return own or self.role == "encode"
+
+    @property
     def more_memory(self) -> str:
         """What to try where the model does not fit."""
         parallelism = "tensor or data parallelism" if self.data_parallel > 1 else "tensor parallelism"

@@ -11,6 +11,12 @@ from engine_models.refusals import none_of
 from hardware_profiles.errors import InputError
 
 
+def check_beside(request: PoolRequest, lacking: Mapping[str, bool]) -> None:
+    """Refuse images beside what is `lacking`, and beside what no engine has with them yet."""
+    own = {"LoRA adapters": request.lora is not None, "structured output": request.structured}
+    none_of({**lacking, **own}, "images with {}: not modelled yet", "workload.images", mend="remove the key")
+
+
 def images_of(request: PoolRequest, kernels: EncoderKernels, lacking: Mapping[str, bool], evidence: str, said: Said) -> Images:
     """What encoding takes with these kernels; InputError for models without a known tower, and for what is `lacking`.
 
@@ -61,4 +67,4 @@ def vision_of(request: PoolRequest) -> Vision:
     )
 
 
-__all__ = ["image_token_s", "images_of", "vision_of"]
+__all__ = ["check_beside", "image_token_s", "images_of", "vision_of"]

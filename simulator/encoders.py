@@ -21,7 +21,7 @@ _NO_PART = ("speculative", "lora", "offload", "kv_tiers", "prompt_tokens", "mode
 
 def encoded_elsewhere(deployment: Deployment, pool: Pool) -> bool:
     """Whether servers of other pools encode the images of a pool's prompts."""
-    return pool.role in ("mixed", "prefill") and any(each.role == ROLE and each.replicas for each in deployment.pools)
+    return pool.role != ROLE and any(each.role == ROLE and each.replicas for each in deployment.pools)
 
 
 def check_encoders(deployment: Deployment) -> None:

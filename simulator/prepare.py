@@ -43,7 +43,7 @@ from simulator.pools import (
 )
 from simulator.prepared import Prepared
 from simulator.price import OWNED, unit_price
-from simulator.routed import check_paired, check_timeout, routing_of
+from simulator.routed import check_computed_once, check_paired, check_timeout, routing_of
 from simulator.served import check_services, models_of, side_by_side
 from simulator.services import fleet_of, stands_alone
 from simulator.tiers import empty_tiers, rate_of, tiers_of, with_store
@@ -257,6 +257,7 @@ def _joined(scenario: Scenario, found: list[Prepared]) -> Prepared:
     handover = found[0].plan.handover
     reserves, computes = (handover.reserves, handover.computes) if handover is not None else (False, False)
     check_paired(found[0].routing, at_once=reserves, computes=computes)
+    check_computed_once(found[0].routing, images=images_asked(scenario))
     from simulator.elastic import disturbances_of, with_roles
 
     found.sort(key=lambda each: each.pool.role == "decode")

@@ -133,6 +133,16 @@ def _drawn(seed: int) -> int:
     return int(stream(seed, "router").integers(2**63))
 
 
+def check_computed_once(routing: Routing, *, images: bool) -> None:
+    """Refuse a router that lets decode servers compute prompts, where these hold images."""
+    if images and routing.computes:
+        raise InputError(
+            "decode servers that compute prompts with images are not modelled yet",
+            where=WHERE,
+            mend="use a router that leaves all prompts to the prefill pools, such as router: least_requests",
+        )
+
+
 def check_paired(routing: Routing, *, at_once: bool, computes: bool) -> None:
     """Refuse a product that does not send requests to two pools as their servers expect: `at_once` to both, or in turn.
 

@@ -114,7 +114,9 @@ def test_transfers_to_one_server_share_its_link() -> None:
     load = {**ALONE, "prompt_tokens": 5000, "images": {"tokens": 2000, "count": 2}}
     around = {"transfer": {"bytes_per_s": 1e6}}
     one, two = (simulate(scenario(load=load, encode={"replicas": n}, around=around)) for n in (1, 2))
-    assert column(two, "encode_transfer_ms")[0] == pytest.approx(column(one, "encode_transfer_ms")[0], rel=1e-6)
+    whole_ms = 4000 * 2 * prepare(scenario()).arch.hidden / 1e6 * 1e3
+    for run in (one, two):
+        assert column(run, "encode_transfer_ms")[0] == pytest.approx(whole_ms, rel=1e-6)
 
 
 def test_a_step_reads_the_file_of_an_image_where_the_connector_keeps_files() -> None:
@@ -144,16 +146,61 @@ def test_a_language_server_has_no_tower_to_wait_for() -> None:
     assert apart.result["metrics"]["itl_ms"]["max"] < together.result["metrics"]["itl_ms"]["max"]
 
 
+PAIR = [{"name": "first", "role": "prefill"}, {"name": "second", "role": "decode", "replicas": 2}]
+
+
+@pytest.mark.parametrize("connector", ["NixlConnector", "NixlPushConnector", "MooncakeConnector"])
+def test_a_prefill_server_that_encodes_in_no_time_serves_as_if_images_were_text(
+    connector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WithImages, "encode_s", lambda self, encodes: 0.0)
+    monkeypatch.setattr("engine_models.images.PIXEL_S", 0.0)
+    around = {"transfer": {"connector": connector}}
+    images, text = (
+        simulate(scenario(load=load, encode={"replicas": 0}, others=PAIR, around=around))
+        for load in ({**LOAD, "images": IMAGES}, LOAD)
+    )
+    for one, other in zip(columns(images), columns(text), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("connector", ["NixlConnector", "MooncakeConnector"])
+def test_encoding_before_a_pair_that_takes_no_time_changes_nothing(connector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnlyImages, "step_s", lambda self, batches: (0.0, [0.0] * len(batches)))
+    monkeypatch.setattr(OnlyImages, "host_s", lambda self, batch: 0.0)
+    monkeypatch.setattr(WithImages, "encode_s", lambda self, encodes: 0.0)
+    monkeypatch.setattr("engine_models.images.PIXEL_S", 0.0)
+    around = {"transfer": [{"from": "towers", "bytes_per_s": 1e15}, {"connector": connector}]}
+    apart = run_prepared(free(prepare(scenario(others=PAIR, around=around))))
+    together = simulate(scenario(encode={"replicas": 0}, others=PAIR, around={"transfer": {"connector": connector}}))
+    for one, other in zip(columns(apart), columns(together), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+def test_a_prefill_server_that_is_lost_computes_images_again() -> None:
+    events = [{"at_s": 2, "pool": "first", "replica": 0, "kind": "gpu", "for_s": 3}]
+    around = {"failures": {"events": events}}
+    client = {"retries": {"attempts": 5}}
+    run = simulate(scenario(encode={"replicas": 0}, others=PAIR, around=around, client=client))
+    totals = run.result["totals"]
+    assert totals["completed"] + totals["rejected"] + totals["failed"] + totals["unfinished"] == totals["offered"]
+    assert totals["completed"] > 0
+    assert max(column(run, "attempts")) > 1
+
+
 @settings(max_examples=examples(15), deadline=None)
 @given(
-    st.integers(1, 3),
+    st.integers(0, 3),
     st.integers(1, 3),
     st.sampled_from(["round_robin", "least_requests", "random"]),
     st.floats(0.5, 40),
     st.integers(1, 4),
     st.integers(0, 3),
+    st.sampled_from(["", "NixlConnector", "NixlPushConnector", "MooncakeConnector"]),
 )
-def test_every_request_is_accounted_for(encode: int, language: int, router: str, rate: float, count: int, drain_s: int) -> None:
+def test_every_request_is_accounted_for(
+    encode: int, language: int, router: str, rate: float, count: int, drain_s: int, connector: str
+) -> None:
     load = {
         "arrivals": {"kind": "poisson", "rate": rate},
         "prompt_tokens": {"kind": "uniform", "low": 1, "high": 3000},
@@ -162,14 +209,19 @@ def test_every_request_is_accounted_for(encode: int, language: int, router: str,
         "requests": 40,
         "drain_s": drain_s,
     }
-    asked = scenario(
-        load=load, encode={"replicas": encode}, others=[{"name": "language", "replicas": language}], around={"router": router}
-    )
+    others = [{"name": "language", "replicas": language}]
+    around: dict[str, Any] = {"router": router}
+    if connector:
+        others = [{"name": "first", "role": "prefill", "replicas": language}, PAIR[1]]
+        around["transfer"] = {"connector": connector}
+    asked = scenario(load=load, encode={"replicas": encode}, others=others, around=around)
     run, stepped = simulate(asked), simulate(asked, aggregate=False)
     totals = run.result["totals"]
     assert totals["completed"] + totals["rejected"] + totals["failed"] + totals["unfinished"] == totals["offered"] == 40
     for one, other in zip(columns(run), columns(stepped), strict=True):
         np.testing.assert_array_equal(one, other)
+    if not encode:
+        return
     sent, begun, encoded, here = columns(run, ("encode_start_s", "encode_queue_ms", "encode_end_s", "embeddings_end_s"))
     assert run.raw is not None
     finished = run.raw.status == 0
@@ -194,6 +246,8 @@ def test_every_request_is_accounted_for(encode: int, language: int, router: str,
         ({"client": {"timeout_s": 3}}, "clients that give up"),
         ({"model": "meta-llama/Llama-3.1-8B-Instruct"}, "takes no images"),
         ({"around": {"transfer": {"connector": "ECCPUConnector"}}}, "ECCPUConnector are not modelled"),
+        ({"others": [{"name": "language", "lora": {"max_loras": 1, "rank": 8}}]}, "images with LoRA adapters"),
+        ({"others": PAIR, "around": {"router": {"system": "dynamo", "conditional_disagg_enabled": True}}}, "decode servers that"),
     ],
 )
 def test_what_is_not_modelled_is_refused_in_words(changed: dict[str, Any], words: str) -> None:

@@ -116,6 +116,7 @@ ENGINE = Engine(
     masks_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     images_beside=("speculative", "offload", "kv_tiers", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
+    images_beside=("role",),
     keeps_stated_kv=KEEPS_STATED_KV,
     features={
         **{name: Support(_LORA_KINDS, _DOCS) for name in ("structured", "images", "lora")},

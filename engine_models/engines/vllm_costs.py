@@ -99,7 +99,7 @@ def costs_of(
         speculation=request.speculation,
         adapters=adapters,
         masks=_masks(request, version, serving, said) if request.structured else None,
-        images=_images(request, version, said) if request.role == "encode" or (request.images and not request.encoded) else None,
+        images=_images(request, version, said) if request.encodes else None,
         encodes_only=request.role == "encode",
         image_load=_image_load(embeddings) if request.encoded else None,
     )

@@ -23,7 +23,10 @@ def peers_of(
         from engine_models.engines.vllm_handover import handover_of
 
         handover = handover_of(request, version, cache, read_at, said)
-    if request.encoded:
+    if request.role == "decode" and request.images:
+        front = "" if request.encoded else "its front end scales them again, as proxies send both servers the request as it is; "
+        said.notes.append(f"images at the decode server: {front}one that computes a prompt again is taken not to encode (assumed)")
+    if request.encoded and request.role != "decode":
         from engine_models.engines.vllm_encoders import embeddings_of
 
         embeddings = embeddings_of(request, version, said)

@@ -132,8 +132,13 @@ class Rank:
     def _of_pair(self, mode: Mode) -> ContinuousScheduler:
         """The scheduler of one of two servers that share requests."""
         kinds: tuple[type[ContinuousScheduler], ...]
-        limits: tuple[AdapterLimits, ...] = ()
-        if self.adapters is None:
+        limits: tuple[AdapterLimits | EncoderLimits, ...] = ()
+        if self.encoder is not None:
+            from engine_models.schedulers.pulled_encoding import EncodingPrefillOfPull, EncodingPrefillOfPush
+
+            kinds = EncodingPrefillOfPull, EncodingPrefillOfPull, EncodingPrefillOfPush, EncodingPrefillOfPush
+            limits = (self.encoder,)
+        elif self.adapters is None:
             from engine_models.schedulers.pulled import (
                 DecodeOfPull,
                 DecodeOfPush,
@@ -161,8 +166,8 @@ class Rank:
             *limits,
             aggregate=mode != "step" and isinstance(kv, PagedKV),
             record_rows=mode == "record",
-            tiers=tiers,
             windows=spans,
+            **({"tiers": tiers} if self.encoder is None else {}),
         )
         return made
 
@@ -197,7 +202,7 @@ def rank_of(
         role=request.role,
         at_once=handover is not None and handover.reserves,
         adapters=limits_in(adapters, structured=request.structured),
-        encoder=_encoder(request, serving) if request.images else None,
+        encoder=_encoder(request, serving) if request.images and request.role != "decode" else None,
     )
 
 

@@ -239,6 +239,9 @@ def first_token_lines(metrics: dict[str, Any], *, turns: bool) -> list[str]:
     for words, name in parts.items():
         found = metrics[name]  # requests without one have prompt and answer from one server
         means[words] = found["mean"] * (found["count"] / answered) if found["count"] else 0.0
+    if "encode_ms" in metrics and metrics["encode_ms"]["count"]:
+        encoded = sum(metrics[name]["mean"] for name in ("encode_queue_ms", "encode_ms", "encode_transfer_ms"))
+        means = {"images": encoded * (metrics["encode_ms"]["count"] / answered), **means}
     rest = metrics["ttft_ms"]["mean"] - sum(means.values())
     said = " + ".join(f"{words} {short(mean)}" for words, mean in means.items())
     whole = short(metrics["ttft_ms"]["mean"])
