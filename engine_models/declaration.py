@@ -300,13 +300,20 @@ class Embeddings:
     token_bytes : bytes of a token of an image, which each rank that reads has whole.
     sent : whether it goes over the network, and a request waits for it before its server sees it; else the step that is the first
         to need it reads it.
-    rate_share : share of the network's rate that its transfers reach.
+    rate_share : share of the network's rate that its transfers reach; most_bytes_per_s : what they reach at most, whatever the
+        network.
+    once : whether the ranks of a server share what comes; else it comes for each.
+    evenly : whether the images of a request are spread over all servers, in an order that is drawn; else each goes to the next
+        server in turn.
     """
 
     connector: str
     token_bytes: int
     sent: bool = True
     rate_share: float = 1.0
+    most_bytes_per_s: float | None = None
+    once: bool = False
+    evenly: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine_models.cost.images import PIXEL_S, EncoderKernels, Images
+from engine_models.cost.images import PIXEL_S, SCALE_PIXEL_S, EncoderKernels, ImageHost, Images
 from engine_models.declaration import PoolRequest, Said
 from engine_models.model.blocks import Vision
 from engine_models.refusals import none_of
 from hardware_profiles.errors import InputError
 
 
-def check_beside(request: PoolRequest, lacking: Mapping[str, bool]) -> None:
-    """Refuse images beside what is `lacking`, and beside what no engine has with them yet."""
-    own = {"LoRA adapters": request.lora is not None, "structured output": request.structured}
-    none_of({**lacking, **own}, "images with {}: not modelled yet", "workload.images", mend="remove the key")
-
-
-def images_of(request: PoolRequest, kernels: EncoderKernels, lacking: Mapping[str, bool], evidence: str, said: Said) -> Images:
+def images_of(
+    request: PoolRequest,
+    kernels: EncoderKernels,
+    lacking: Mapping[str, bool],
+    evidence: str,
+    said: Said,
+    loaders: int = 0,
+) -> Images:
     """What encoding takes with these kernels; InputError for models without a known tower, and for what is `lacking`.
 
-    `evidence` : in words, what served images say of it.
+    `evidence` : in words, what served images say of it. `loaders` : threads of a server that only encodes which load the images
+    of a step before it, in the step (0: its front end does).
     """
     vision = vision_of(request)
     none_of(lacking, "images with {}: not modelled yet", "workload.images", mend="remove the key")
@@ -28,12 +30,13 @@ def images_of(request: PoolRequest, kernels: EncoderKernels, lacking: Mapping[st
         f"images: encoded before the step by a tower of {vision.layers} layers, a plain vision transformer, without CUDA graphs "
         f"(attention's median error on the tables {kernels.median_error_percent:g} %; {evidence})"
     )
+    by = "a batch's images, before it is encoded, take" if loaders else "the front end takes"
+    threads = f"one thread, {(PIXEL_S - SCALE_PIXEL_S) * 1e9:g} ns of it in {loaders}" if loaders else "one thread"
     said.notes.append(
-        "images: each of its own, the last of a prompt's tokens; the front end takes "
-        f"{PIXEL_S * vision.pixels * 1e6:.3g} us a token of an image ({PIXEL_S * 1e9:g} ns a pixel) in one thread (assumed, "
-        "from one report)"
+        f"images: each of its own, the last of a prompt's tokens; {by} {PIXEL_S * vision.pixels * 1e6:.3g} us a token of an "
+        f"image ({PIXEL_S * 1e9:g} ns a pixel) in {threads} (assumed, from one report)"
     )
-    return Images(vision, kernels)
+    return Images(vision, kernels, ImageHost(vision.pixels, loaders) if loaders else None)
 
 
 def image_token_s(request: PoolRequest) -> float:
@@ -67,4 +70,4 @@ def vision_of(request: PoolRequest) -> Vision:
     )
 
 
-__all__ = ["check_beside", "image_token_s", "images_of", "vision_of"]
+__all__ = ["image_token_s", "images_of", "vision_of"]

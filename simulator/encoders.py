@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hardware_profiles.errors import InputError
 from simulator.pools import POOLS, blended_price, nodes_of, route_of, setting_of, told, unique
 from simulator.prepared import Prepared
+from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
     from simulator.cluster.encoding import Encoders
@@ -131,7 +132,12 @@ def encoder_servers(prepared: Prepared, servers: Sequence[Any]) -> Encoders | No
         deployment, pools = prepared.scenario.deployment, [*prepared.encoders, *readers]
         nodes = nodes_of(deployment, pools)
         sides = [
-            Side(each.pool.name, nodes[each.pool.name][number], each.devices_each // each.ranks, embeddings.token_bytes)
+            Side(
+                each.pool.name,
+                nodes[each.pool.name][number],
+                1 if embeddings.once else each.devices_each // each.ranks,
+                embeddings.token_bytes,
+            )
             for each in pools
             for _ in range(each.ranks)
             for number in range(each.most)
@@ -144,6 +150,7 @@ def encoder_servers(prepared: Prepared, servers: Sequence[Any]) -> Encoders | No
                     source.device,
                     target.device,
                     share=1.0 if inside else embeddings.rate_share,
+                    most_bytes_per_s=embeddings.most_bytes_per_s,
                     inside=inside,
                 )
                 for source, target in ways
@@ -152,5 +159,9 @@ def encoder_servers(prepared: Prepared, servers: Sequence[Any]) -> Encoders | No
         )
         paths = Paths(sides, between, within)
     return Encoders(
-        servers, paths, sum(each.most * each.ranks for each in readers), sum(each.devices for each in prepared.encoders)
+        servers,
+        paths,
+        sum(each.most * each.ranks for each in readers),
+        sum(each.devices for each in prepared.encoders),
+        int(stream(prepared.scenario.seed, "encoders").integers(2**63)) if embeddings.evenly else None,
     )

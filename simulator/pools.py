@@ -255,12 +255,13 @@ def route_of(
     *,
     share: float,
     own_s: tuple[float, float] = (0.0, 0.0),
+    most_bytes_per_s: float | None = None,
     inside: bool,
 ) -> Route:
     """What a transfer goes over, as is said or as the devices' profiles have it.
 
-    `share` of a link's rate is reached, `own_s` are the protocol's latency, and what it adds for each token [s]; a rate that is
-    said holds both.
+    `share` of a link's rate is reached, `most_bytes_per_s` at most; `own_s` are the protocol's latency, and what it adds for each
+    token [s]. A rate that is said holds all that.
     """
     from simulator.cluster.transfer import Route
 
@@ -269,6 +270,8 @@ def route_of(
         return Route(stated, stated, latency_s)
     link = given.link if given is not None else None
     rates = [_link_bytes_per_s(link, each, inside=inside) * share for each in (source, target)]
+    if most_bytes_per_s is not None:
+        rates = [min(rate, most_bytes_per_s) for rate in rates]
     return Route(rates[0], rates[1], latency_s + own_s[0], own_s[1])
 
 

@@ -348,12 +348,13 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     warnings = [*flags.warnings, *beside(scenario.deployment, pool, flags)]
     experts = expert_ranks(pool)
     ranks = lockstep_ranks(pool, engine, arch, flags)
-    masked, images = structured_asked(scenario), images_asked(scenario)
+    answers = pool.role != "encode"
+    masked, images = answers and structured_asked(scenario), images_asked(scenario)
     _check_features(pool, engine, device, structured=masked, images=images)
     if masked:
         refusal = f"structured output beside {{key}} is not modelled for {engine.title} yet"
         _check_beside(pool, engine.masks_beside, refusal, "workload.structured_output")
-    if images and pool.role != "encode":
+    if images and answers:
         refusal = f"images in prompts beside {{key}} are not modelled for {engine.title} yet"
         _check_beside(pool, engine.images_beside, refusal, "workload.images")
     if ranks > 1:
@@ -394,11 +395,11 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         flags=flags.values,
         speculation=_speculation(pool, engine, flags, arch, formats, base, ranks),
         tiers=tiers_of(scenario.deployment, pool, device),
-        lora=_adapters(scenario, pool),
+        lora=_adapters(scenario, pool) if answers else None,
         structured=masked,
         images=images,
         encoded=encoded,
-        encoder_connector=encoder_connector_of(scenario.deployment, pool.name) if encoded or pool.role == "encode" else None,
+        encoder_connector=encoder_connector_of(scenario.deployment, pool.name) if encoded or not answers else None,
         role=pool.role,
         connector=connector,
         schedule_style=style,
@@ -442,7 +443,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     roles = any(each.role in ("prefill", "decode") and each.replicas for each in scenario.deployment.pools)
     labelled = any(each.context_length_range is not None for each in scenario.deployment.pools)
     routing, routed = Routing(), list[str]()
-    if pool.role != "encode":
+    if answers:
         routing, routed = routing_of(
             scenario.deployment.router, plan, scenario.seed, role=pool.role, roles=roles, labelled=labelled
         )

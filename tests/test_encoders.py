@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from engine_models.cost.images import OnlyImages, WithImages
 from engine_models.declaration import FrontEnd
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.image_batches import ImageBatches
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
@@ -50,11 +52,12 @@ def column(run: RunResult, name: str) -> Any:
     return columns(run, (name,))[0]
 
 
-def test_prompts_of_text_are_served_as_if_there_were_no_encode_pool() -> None:
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_prompts_of_text_are_served_as_if_there_were_no_encode_pool(engine: str) -> None:
+    others = [{"name": "language", "replicas": 2}]
     for router in ("round_robin", "least_requests"):
-        beside = simulate(scenario(load=LOAD, others=[{"name": "language", "replicas": 2}], around={"router": router}))
-        alone = simulate(
-            scenario(encode={"replicas": 0}, load=LOAD, others=[{"name": "language", "replicas": 2}], around={"router": router})
+        beside, alone = (
+            simulate(scenario(engine, {"replicas": n}, load=LOAD, others=others, around={"router": router})) for n in (1, 0)
         )
         for one, other in zip(columns(beside), columns(alone), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -71,13 +74,14 @@ def free(prepared: Prepared) -> Prepared:
     return replace(prepared, encoders=found, plan=replace(prepared.plan, front=front))
 
 
-def test_encoding_that_takes_no_time_is_as_images_that_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_encoding_that_takes_no_time_is_as_images_that_cost_nothing(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnlyImages, "step_s", lambda self, batches: (0.0, [0.0] * len(batches)))
     monkeypatch.setattr(OnlyImages, "host_s", lambda self, batch: 0.0)
     monkeypatch.setattr(WithImages, "encode_s", lambda self, encodes: 0.0)
     around = {"transfer": {"bytes_per_s": 1e15}}
-    apart = run_prepared(free(prepare(scenario(around=around))))
-    together = run_prepared(free(prepare(scenario(encode={"replicas": 0}))))
+    apart = run_prepared(free(prepare(scenario(engine, around=around))))
+    together = run_prepared(free(prepare(scenario(engine, {"replicas": 0}))))
     for one, other in zip(columns(apart), columns(together), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
@@ -101,6 +105,54 @@ def test_one_image_alone_takes_its_stages_one_after_the_other() -> None:
     assert ttft_ms == pytest.approx(queue_ms + encode_ms + transfer_ms + float(column(text, "ttft_ms")[0]), rel=1e-9)
     parts = [run.result["metrics"][f"ttft_{part}_ms"]["mean"] for part in ("front", "queue", "launch", "kernel")]
     assert ttft_ms == pytest.approx(sum(parts) + queue_ms + encode_ms + transfer_ms, rel=1e-9)
+
+
+@pytest.mark.parametrize("connector", ["mooncake", "zmq_to_scheduler", "zmq_to_tokenizer"])
+def test_sglangs_images_come_over_the_network_or_as_quickly_as_zmq(connector: str) -> None:
+    load = {**ALONE, "prompt_tokens": 3000, "images": {"tokens": 1024, "count": 2}}
+    others = [{"name": "language", "tensor_parallel": 2}]
+    run = simulate(scenario("sglang", others=others, load=load, around={"transfer": {"connector": connector}}))
+    text = simulate(scenario("sglang", {"replicas": 0}, others, {**ALONE, "prompt_tokens": 3000}))
+    names = ("encode_queue_ms", "encode_ms", "encode_transfer_ms", "ttft_ms")
+    queue_ms, encode_ms, transfer_ms, ttft_ms = (float(column(run, name)[0]) for name in names)
+    prepared = prepare(scenario("sglang"))
+    image_bytes = 2048 * 2 * prepared.arch.hidden
+    encoder = prepared.encoders[0].times()
+    assert isinstance(encoder, OnlyImages)
+    host_s = (25 + 55 / 2) * 1e-9 * 784 * 2048  # two threads load, one scales
+    assert encode_ms == pytest.approx((encoder.encode_s((1024, 1024)) + host_s) * 1e3, rel=0.02)
+    copies = 1 if connector == "zmq_to_tokenizer" else 2
+    assert column(run, "embedding_bytes")[0] == copies * image_bytes
+    if connector != "mooncake":
+        rate = {"zmq_to_scheduler": 0.91e9, "zmq_to_tokenizer": 0.29e9}[connector]
+        assert transfer_ms == pytest.approx(copies * image_bytes / rate * 1e3, rel=1e-6)
+    assert ttft_ms == pytest.approx(queue_ms + encode_ms + transfer_ms + float(column(text, "ttft_ms")[0]), rel=1e-6)
+
+
+def test_sglangs_encode_servers_take_eight_requests_at_a_time() -> None:
+    scheduler = ImageBatches(8)
+    seqs = [Sequence(number, 10, 1, 0.0) for number in range(11)]
+    for seq in seqs:
+        seq.images = ((0, 4), (4, 10))
+        scheduler.add(seq)
+    batch = scheduler.schedule(1.0)
+    assert batch is not None
+    assert (batch.tokens, batch.encodes, batch.finishing) == (80, (4, 6) * 8, seqs[:8])
+    assert scheduler.schedule(1.0) is None
+    assert scheduler.settle(batch) == seqs[:8]
+    last = scheduler.schedule(2.0)
+    assert last is not None
+    assert last.finishing == seqs[8:]
+    assert [seq.first_scheduled_s for seq in seqs] == [1.0] * 8 + [2.0] * 3
+
+
+def test_images_are_spread_evenly_where_an_engine_does() -> None:
+    load = {**ALONE, "requests": 50, "prompt_tokens": 3000, "images": {"tokens": 500, "count": 5}}
+    run = simulate(scenario("sglang", {"replicas": 4}, load=load))
+    (pool,) = run.result["encoders"]
+    busy = np.asarray(run.timeline["prefill_tokens"]).reshape(5, -1).sum(axis=1)[1:]
+    assert pool["image_tokens"] == busy.sum() == 50 * 2500
+    assert busy.min() > 0.15 * busy.sum()
 
 
 def test_images_of_a_prompt_are_encoded_by_several_servers_at_once() -> None:
@@ -149,30 +201,35 @@ def test_a_language_server_has_no_tower_to_wait_for() -> None:
 PAIR = [{"name": "first", "role": "prefill"}, {"name": "second", "role": "decode", "replicas": 2}]
 
 
-@pytest.mark.parametrize("connector", ["NixlConnector", "NixlPushConnector", "MooncakeConnector"])
+PAIRS = [("vllm", "NixlConnector"), ("vllm", "NixlPushConnector"), ("vllm", "MooncakeConnector"), ("sglang", "mooncake")]
+
+
+@pytest.mark.parametrize(("engine", "connector"), PAIRS)
 def test_a_prefill_server_that_encodes_in_no_time_serves_as_if_images_were_text(
-    connector: str, monkeypatch: pytest.MonkeyPatch
+    engine: str, connector: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WithImages, "encode_s", lambda self, encodes: 0.0)
     monkeypatch.setattr("engine_models.images.PIXEL_S", 0.0)
     around = {"transfer": {"connector": connector}}
     images, text = (
-        simulate(scenario(load=load, encode={"replicas": 0}, others=PAIR, around=around))
+        simulate(scenario(engine, {"replicas": 0}, PAIR, load, around))
         for load in ({**LOAD, "images": IMAGES}, LOAD)
     )
     for one, other in zip(columns(images), columns(text), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("connector", ["NixlConnector", "MooncakeConnector"])
-def test_encoding_before_a_pair_that_takes_no_time_changes_nothing(connector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("engine", "connector"), PAIRS)
+def test_encoding_before_a_pair_that_takes_no_time_changes_nothing(
+    engine: str, connector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(OnlyImages, "step_s", lambda self, batches: (0.0, [0.0] * len(batches)))
     monkeypatch.setattr(OnlyImages, "host_s", lambda self, batch: 0.0)
     monkeypatch.setattr(WithImages, "encode_s", lambda self, encodes: 0.0)
     monkeypatch.setattr("engine_models.images.PIXEL_S", 0.0)
     around = {"transfer": [{"from": "towers", "bytes_per_s": 1e15}, {"connector": connector}]}
-    apart = run_prepared(free(prepare(scenario(others=PAIR, around=around))))
-    together = simulate(scenario(encode={"replicas": 0}, others=PAIR, around={"transfer": {"connector": connector}}))
+    apart = run_prepared(free(prepare(scenario(engine, others=PAIR, around=around))))
+    together = simulate(scenario(engine, {"replicas": 0}, PAIR, around={"transfer": {"connector": connector}}))
     for one, other in zip(columns(apart), columns(together), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
@@ -188,6 +245,16 @@ def test_a_prefill_server_that_is_lost_computes_images_again() -> None:
     assert max(column(run, "attempts")) > 1
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("others", [[{"name": "language"}], PAIR])
+def test_adapters_stand_beside_images_that_others_encode(engine: str, others: list[dict[str, Any]]) -> None:
+    adapters = {"lora": {"max_loras": 2, "rank": 8}}
+    load = {**LOAD, "images": IMAGES, "adapters": {"count": 3}}
+    for encode in (0, 1):
+        run = simulate(scenario(engine, {"replicas": encode}, [{**each, **adapters} for each in others], load))
+        assert run.result["totals"]["completed"] == 60
+
+
 @settings(max_examples=examples(15), deadline=None)
 @given(
     st.integers(0, 3),
@@ -196,11 +263,12 @@ def test_a_prefill_server_that_is_lost_computes_images_again() -> None:
     st.floats(0.5, 40),
     st.integers(1, 4),
     st.integers(0, 3),
-    st.sampled_from(["", "NixlConnector", "NixlPushConnector", "MooncakeConnector"]),
+    st.sampled_from([("vllm", ""), ("sglang", ""), *PAIRS]),
 )
 def test_every_request_is_accounted_for(
-    encode: int, language: int, router: str, rate: float, count: int, drain_s: int, connector: str
+    encode: int, language: int, router: str, rate: float, count: int, drain_s: int, served: tuple[str, str]
 ) -> None:
+    engine, connector = served
     load = {
         "arrivals": {"kind": "poisson", "rate": rate},
         "prompt_tokens": {"kind": "uniform", "low": 1, "high": 3000},
@@ -214,7 +282,7 @@ def test_every_request_is_accounted_for(
     if connector:
         others = [{"name": "first", "role": "prefill", "replicas": language}, PAIR[1]]
         around["transfer"] = {"connector": connector}
-    asked = scenario(load=load, encode={"replicas": encode}, others=others, around=around)
+    asked = scenario(engine, {"replicas": encode}, others, load, around)
     run, stepped = simulate(asked), simulate(asked, aggregate=False)
     totals = run.result["totals"]
     assert totals["completed"] + totals["rejected"] + totals["failed"] + totals["unfinished"] == totals["offered"] == 40
@@ -232,6 +300,38 @@ def test_every_request_is_accounted_for(
     assert (run.raw.engine_arrival_s[finished & there] >= here[finished & there]).all()
 
 
+COMMANDS = {
+    "vllm": (
+        "vllm serve Qwen/Qwen2.5-VL-7B-Instruct --gpu-memory-utilization 0.01 --port 19534 --mm-encoder-only --max-num-seqs 128 "
+        "--enable-request-id-headers --no-enable-prefix-caching --max-num-batched-tokens 114688 --ec-transfer-config "
+        """'{"ec_connector": "ECExampleConnector", "ec_role": "ec_producer"}'""",
+        "vllm serve Qwen/Qwen2.5-VL-7B-Instruct --gpu-memory-utilization 0.7 --port 19535 --max-num-seqs 128 "
+        """--ec-transfer-config '{"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}'""",
+        "ECExampleConnector",
+    ),
+    "sglang": (
+        "python -m sglang.launch_server --model-path Qwen/Qwen2.5-VL-7B-Instruct --encoder-only "
+        "--encoder-transfer-backend zmq_to_tokenizer --port 30000",
+        "python -m sglang.launch_server --model-path Qwen/Qwen2.5-VL-7B-Instruct --language-only --encoder-urls "
+        "http://127.0.0.1:30000 http://127.0.0.1:30001 --encoder-transfer-backend zmq_to_tokenizer --port 30002",
+        "zmq_to_tokenizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", COMMANDS)
+def test_the_commands_of_both_servers_read_as_two_pools(engine: str) -> None:
+    encodes, answers, connector = COMMANDS[engine]
+    pools = [{"engine": engine, "hardware": "h100-sxm-80gb", "engine_args": text} for text in (encodes, answers)]
+    load = {**LOAD, "images": IMAGES}
+    prepared = prepare(load_scenario({"model": QWEN, "deployment": {"pools": pools}, "workload": load}))
+    assert [each.pool.role for each in (*prepared.encoders, prepared)] == ["encode", "mixed"]
+    assert prepared.plan.embeddings is not None
+    assert prepared.plan.embeddings.connector == connector
+    with pytest.raises(InputError, match="starts a server that only encodes images"):
+        load_scenario({"model": QWEN, "deployment": pools[0], "workload": load})
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -245,8 +345,15 @@ def test_every_request_is_accounted_for(
         ({"around": {"failures": {"mtbf_h": 1, "of": "replica", "repair_s": 10}}}, "`failures` beside a pool that encodes"),
         ({"client": {"timeout_s": 3}}, "clients that give up"),
         ({"model": "meta-llama/Llama-3.1-8B-Instruct"}, "takes no images"),
+        (
+            {"engine": "sglang", "encode": {"replicas": 0}, "others": [{"engine_args": {"language_only": True}}]},
+            "has no tower: others have to encode",
+        ),
+        ({"engine": "sglang@0.5.9"}, "modelled for SGLang 0.5.14 on"),
+        ({"engine": "sglang", "around": {"transfer": {"connector": "nixl"}}}, "no encoded images over nixl"),
+        ({"encode": {"engine": "sglang"}}, "engine sglang and vllm"),
+        ({"engine": "tgi", "load": LOAD}, "a pool that encodes images is modelled for vLLM, SGLang"),
         ({"around": {"transfer": {"connector": "ECCPUConnector"}}}, "ECCPUConnector are not modelled"),
-        ({"others": [{"name": "language", "lora": {"max_loras": 1, "rank": 8}}]}, "images with LoRA adapters"),
         ({"others": PAIR, "around": {"router": {"system": "dynamo", "conditional_disagg_enabled": True}}}, "decode servers that"),
     ],
 )

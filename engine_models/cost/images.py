@@ -41,6 +41,9 @@ from 0.167 s that a 1080p image spent beside queue and model, Qwen2.5-VL-7B unde
 (sgl-project/sglang pull request 19749, 2026-03). Pillow's scaling alone is 17 to 33 ns (ai-dynamo/aiconfigurator issue 66,
 2025-10)."""
 
+SCALE_PIXEL_S = 25e-9
+"""The part of it that scales and cuts [s]. kind: assumed, the middle of what Pillow's scaling takes."""
+
 
 @dataclass(frozen=True)
 class EncoderKernels:
@@ -56,11 +59,27 @@ class EncoderKernels:
 
 
 @dataclass(frozen=True)
+class ImageHost:
+    """Images of a batch are received and decoded by `loaders` threads, and then scaled and cut by one; `pixels` make a token."""
+
+    pixels: int
+    loaders: int
+
+    def host_s(self, tokens: Sequence[int]) -> float:
+        """Seconds for images of so many tokens each."""
+        if not tokens:
+            return 0.0
+        load_s = (PIXEL_S - SCALE_PIXEL_S) / min(self.loaders, len(tokens))
+        return (SCALE_PIXEL_S + load_s) * self.pixels * sum(tokens)
+
+
+@dataclass(frozen=True)
 class Images:
-    """How an engine encodes: the tower, and its attention."""
+    """How an engine encodes: the tower, its attention, and what the host does within steps of a server that only encodes."""
 
     vision: Vision
     kernels: EncoderKernels
+    host: ImageHost | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +200,12 @@ class WithImages(_BeforeSteps):
 
 
 class OnlyImages(WithImages):
-    """Steps of a server that encodes images and computes nothing else; the host's part is that of its steps of as many rows."""
+    """Steps of a server that encodes images and computes nothing else; the host's part is that of a step, and of its images."""
+
+    def host_s(self, batch: Batch) -> float:
+        """As of the base."""
+        own = self._images.host
+        return self._inner.host_s(batch) + (own.host_s(batch.encodes) if own is not None else 0.0)
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """As of the base."""

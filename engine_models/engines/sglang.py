@@ -47,6 +47,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if the weights do not fit or no KV cache is left, InputError on flags out of range.
     """
     version, number, said = ENGINE.version(version_text), ENGINE.release(version_text), Said()
+    embeddings, overheads = None, load_overheads(ENGINE.name, ENGINE.overheads_from)
+    if request.role == "encode" or (request.encoded and request.role != "decode"):
+        from engine_models.engines.sglang_encoders import embeddings_of, encode_plan
+
+        if request.role == "encode":
+            return encode_plan(request, version, number, overheads, said)
+        embeddings = embeddings_of(request, number, said)
     request = as_loaded(request, number)
     serving = Serving.of(request, number, said)
     adapters = adapters_of_pool(request)
@@ -59,7 +66,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     say_steps(request, version, serving, memory, (tokens, rows), said)
     masks = TokenMasks(True, delays_next=serving.overlap) if request.structured else None  # filled after the launch
     say_beside(request, version_text or version, serving, adapters, masks, said)
-    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     costs = costs_of(request, number, serving, rows, overheads, adapters, masks, said)
     first_use_s = first_use_of(costs.terms, said)
     handover = handover_of(request, serving.page, number, said) if request.role != "mixed" else None
@@ -82,6 +88,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         front=front_of(request, overheads),
         prefix_caching=rank.prefix_caching,
         handover=handover,
+        embeddings=embeddings,
         notes=tuple(said.notes),
         warnings=tuple(said.warnings),
         sources=overheads.provenance,
@@ -95,6 +102,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
 _DOCS = "SGLang's docs/advanced_features/quantization.md (public copy, read 2026-11); apu: assumed as gpu"
 _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
+_PARTS = {
+    "handover": "disaggregation", "encoders": "disaggregation/encoder", "speculative": "speculative", "lora": "lora",
+    "images": "multimodal", "structured": "constrained", "pipeline_parallel": "managers/scheduler_pp_mixin.py",
+}
 
 ENGINE: Engine = Engine(
     name="sglang",
@@ -111,33 +122,22 @@ ENGINE: Engine = Engine(
     kv_format=kv_format,
     features={
         "offload": Support(_KINDS, "SGLang 0.5's HiCache (mem_cache/hiradix_cache.py)"),
-        "handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation"),
-        "speculative": Support(_KINDS, "SGLang 0.5.23's srt/speculative"),
-        "lora": Support(_KINDS, "SGLang 0.5.23's srt/lora"), "images": Support(_KINDS, "SGLang 0.5.23's srt/multimodal"),
-        "structured": Support(_KINDS, "SGLang 0.5.23's srt/constrained"),
-        "pipeline_parallel": Support(_KINDS, "SGLang 0.5.23's srt/managers/scheduler_pp_mixin.py"),
+        **{name: Support(_KINDS, f"SGLang 0.5.23's srt/{part}") for name, part in _PARTS.items()},
     },
     adapters_beside=("speculative", "kv_tiers", "role", "pipeline_parallel", "data_parallel"),
     masks_beside=("speculative", "kv_tiers", "role", "pipeline_parallel"),
-    images_beside=("speculative", "kv_tiers", "pipeline_parallel"),
+    images_beside=("speculative", "kv_tiers", "role", "pipeline_parallel"),
     drafts=draft_defaults,
     flags=lambda: FLAGS,
     same_as={
-        "rows": "max_running_requests",
-        "context": "context_length",
-        "step_tokens": "chunked_prefill_size",
-        "memory_share": "mem_fraction_static",
-        "block": "page_size",
-        "tensor_ranks": "tp_size",
-        "data_ranks": "dp_size",
-        "no_prefix_cache": "disable_radix_cache",
-        "no_graphs": "disable_cuda_graph",
-        "graph_rows": "cuda_graph_max_bs",
+        "rows": "max_running_requests", "context": "context_length", "step_tokens": "chunked_prefill_size",
+        "memory_share": "mem_fraction_static", "block": "page_size", "no_prefix_cache": "disable_radix_cache",
+        "tensor_ranks": "tp_size", "data_ranks": "dp_size",
+        "no_graphs": "disable_cuda_graph", "graph_rows": "cuda_graph_max_bs",
     },
-    kernels="sglang",
     keeps_stated_kv={"fp8": (0, 5, 3)},  # `model_runner.py` of 0.5.3; 0.5.2 does without
     activation_format=activation_format,
-    overheads_from="vllm",
+    kernels="sglang", overheads_from="vllm",
     plan=plan,
     replay=checked(lambda version: ENGINE.version(version), replay_of),
     pair_replay=checked(lambda version: ENGINE.version(version), pair_replay_of),

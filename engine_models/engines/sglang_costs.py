@@ -72,7 +72,8 @@ def costs_of(
         speculation=request.speculation,
         adapters=adapters,
         masks=masks,
-        images=images_of_pool(request, said) if request.images else None,
+        images=images_of_pool(request, said) if request.encodes else None,
+        encodes_only=request.role == "encode",
     )
 
 
@@ -157,7 +158,8 @@ def front_of(request: PoolRequest, overheads: Overheads) -> FrontEnd:
     assert loop is not None
     workers = int(request.flags.get("tokenizer_worker_num") or 1)
     loop = replace(loop, share=request.data_parallel / workers)
-    image_s = image_token_s(request)
+    elsewhere = request.role == "encode" or (request.encoded and request.role != "decode")
+    image_s = 0.0 if elsewhere else image_token_s(request)
     return FrontEnd(
         overheads.front_end_s, overheads.tokenise_token_s, image_token_s=image_s, loop=loop, tokenises_late=True
     )

@@ -33,6 +33,11 @@ ENVIRONMENT = {
 
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
+    "encoder_only": Flag("bool", False),
+    "language_only": Flag("bool", False),
+    "encoder_transfer_backend": Flag(
+        "str", "auto", choices=("auto", "zmq_to_scheduler", "zmq_to_tokenizer", "mooncake")
+    ),
     "tensor_parallel_size": Flag("int", 1, low=1),
     "pipeline_parallel_size": Flag("int", 1, low=1),
     "pp_max_micro_batch_size": Flag("int", None, low=1),
@@ -204,7 +209,7 @@ _HARMLESS = """
     disaggregation_bootstrap_port disaggregation_decode_dp disaggregation_decode_enable_fake_auto
     disaggregation_decode_host_receive_threshold disaggregation_decode_tp
     disaggregation_enable_kv_checksum disaggregation_ib_device disaggregation_prefill_pp encoder_bootstrap_port
-    enable_pd_role_switch optimistic_prefill_retries
+    enable_pd_role_switch optimistic_prefill_retries encoder_urls
 """
 """Flags that change nothing that is predicted; at the end those that do nothing without a flag that is refused or states the
 pool's role. Sizes over several nodes are stated by the sizes themselves."""
@@ -282,8 +287,8 @@ _CHANGING = {
     """,
     "what images, video and sound cost": """
         enable_adaptive_dispatch_to_encoder enable_broadcast_mm_inputs_process enable_mm_global_cache enable_prefix_mm_cache
-        encoder_register_urls encoder_transfer_backend encoder_urls image_processor_backend keep_mm_feature_on_device
-        language_model_only language_only limit_mm_data_per_request media_url_max_file_size_mb mm_attention_backend
+        encoder_register_urls image_processor_backend keep_mm_feature_on_device
+        language_model_only limit_mm_data_per_request media_url_max_file_size_mb mm_attention_backend
         mm_enable_dp_encoder mm_feature_transport mm_global_cache_backend mm_io_worker_num mm_max_concurrent_calls
         mm_per_request_timeout mm_preprocess_cache_size_mb mm_process_config mm_processor_worker_num
     """,
@@ -307,7 +312,7 @@ _REFUSED = {
     "the weights' format": "torchao_config",
     "attention (only a part of the tokens is read)": "enable_double_sparsity",
     "the task (only text generation is simulated)": """
-        dllm_algorithm encoder_only is_embedding model_type=auto|llm
+        dllm_algorithm is_embedding model_type=auto|llm
     """,
     "flags that stand in a file": "config",
 }
@@ -437,6 +442,13 @@ _COMMON = {"tp": "tensor_parallel_size", "dp": "data_parallel_size", "pp": "pipe
 
 _LISTS = load_flag_lists(Path(__file__).with_name("sglang_flags.json"), _RENAMED)
 
+def _role(flags: Mapping[str, Any]) -> str | None:
+    """The role of a server that a command starts."""
+    if flags.get("encoder_only"):
+        return "encode"
+    return {"prefill": "prefill", "decode": "decode"}.get(flags.get("disaggregation_mode", "null"))
+
+
 FLAGS = FlagTable(
     engine="sglang",
     modelled=_MODELLED,
@@ -469,7 +481,7 @@ FLAGS = FlagTable(
         },
         "speculative_draft_model_quantization": Typed("speculative", beside=_draft_weights),
     },
-    role=lambda flags: {"prefill": "prefill", "decode": "decode"}.get(flags.get("disaggregation_mode", "null")),
+    role=_role,
     environment=ENVIRONMENT,
     prefixes=("SGLANG_", "SGL_"),
     quiet=_QUIET,

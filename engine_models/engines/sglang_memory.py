@@ -22,6 +22,7 @@ from engine_models.model.architecture import (
     state_bytes_per_sequence,
     weight_bytes_per_rank,
     with_state_values,
+    without_towers,
 )
 from engine_models.model.blocks import Architecture
 from engine_models.model.mixers import with_plain_latents
@@ -56,7 +57,9 @@ def as_loaded(request: PoolRequest, version: tuple[int, ...]) -> PoolRequest:
     no_pascal(request, "SGLang")
     wide = str(request.flags.get("mamba_ssm_dtype") or "float32") == "float32"
     arch = with_plain_latents(request.arch) if plain_latents(request, version) else request.arch
-    request = replace(request, arch=with_state_values(arch, 4 if wide else 2))
+    told = request.encoded and request.role not in ("encode", "decode")
+    flags = {**request.flags, "language_only": True} if told else request.flags
+    request = replace(request, arch=with_state_values(arch, 4 if wide else 2), flags=flags)
     copies, placed = int(request.flags.get("ep_num_redundant_experts") or 0), request.flags.get("init_expert_location")
     balanced = bool(request.flags.get("enable_eplb")) or placed not in (None, "trivial")
     return with_balancer(request, copies, balanced=balanced, flag="enable_eplb" if balanced else "ep_num_redundant_experts")
@@ -166,7 +169,13 @@ def memory_of(
     usable = int(fraction * free)
     # under data-parallel attention dense MLPs, shared experts and the LM head stay split over all ranks
     weights = weight_bytes_per_rank(
-        arch, request.formats.weights, tp, pp, request.expert_parallel, dp, dense_parallel=tp * dp
+        without_towers(arch) if flags.get("language_only") else arch,
+        request.formats.weights,
+        tp,
+        pp,
+        request.expert_parallel,
+        dp,
+        dense_parallel=tp * dp,
     )
     weights += rotary_table_bytes(arch) + mla_absorbed_bytes_per_rank(arch, tp, pp)
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)

@@ -165,7 +165,7 @@ def rank_of(
         tiers=tiers,
         lanes=lanes,
         lane_rows=int(flags.get("pp_max_micro_batch_size") or max(1, rows // stages)),
-        image_cache_tokens=image_cache_tokens(request) if request.images else 0,
+        image_cache_tokens=image_cache_tokens(request) if request.encodes else 0,
     )
 
 

@@ -114,9 +114,8 @@ ENGINE = Engine(
     },
     adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     masks_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
-    images_beside=("speculative", "offload", "kv_tiers", "pipeline_parallel"),
+    images_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
-    images_beside=("role",),
     keeps_stated_kv=KEEPS_STATED_KV,
     features={
         **{name: Support(_LORA_KINDS, _DOCS) for name in ("structured", "images", "lora")},

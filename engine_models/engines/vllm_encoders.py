@@ -32,7 +32,7 @@ from engine_models.engines.vllm_images import FILE_BYTES_PER_S, encoder_limits, 
 from engine_models.engines.vllm_profile import beside_torch_bytes
 from engine_models.engines.vllm_serving import KERNEL_BLOCK_TOKENS, Serving, rules_of
 from engine_models.engines.vllm_versions import Version
-from engine_models.images import check_beside, vision_of
+from engine_models.images import vision_of
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.model.activations import tower_bytes
 from engine_models.model.architecture import tower_parameters
@@ -51,7 +51,6 @@ ROLES = {"ec_producer": "encode", "ec_consumer": "language"}
 
 def embeddings_of(request: PoolRequest, version: Version, said: Said) -> Embeddings:
     """How a pool hands encoded images over, or gets them; InputError for what is not modelled."""
-    check_beside(request, {})
     config = request.flags.get("ec_transfer_config") or {}
     connector = str(config.get("ec_connector") or request.encoder_connector or MOONCAKE)
     if request.encoder_connector not in (None, connector):

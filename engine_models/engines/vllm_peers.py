@@ -24,8 +24,9 @@ def peers_of(
 
         handover = handover_of(request, version, cache, read_at, said)
     if request.role == "decode" and request.images:
-        front = "" if request.encoded else "its front end scales them again, as proxies send both servers the request as it is; "
-        said.notes.append(f"images at the decode server: {front}one that computes a prompt again is taken not to encode (assumed)")
+        front = "" if request.encoded else "its front end scales them again, as proxies send both servers the whole request; "
+        again = "one that computes a prompt again is taken not to encode (assumed)"
+        said.notes.append(f"images at the decode server: {front}{again}")
     if request.encoded and request.role != "decode":
         from engine_models.engines.vllm_encoders import embeddings_of
 

@@ -107,6 +107,11 @@ class Rank:
 
     def _by_several_rules(self, mode: Mode, kv: PagedKV | HybridKV, spans: tuple[int, ...]) -> ContinuousScheduler:
         """The scheduler of a server with images, adapters or both."""
+        kinds, given = self._further()
+        return self._built(kinds, given, mode, kv, spans)
+
+    def _further(self) -> tuple[list[type[ContinuousScheduler]], dict[str, Any]]:
+        """The rules of images and adapters, where there are some, and what each needs."""
         kinds: list[type[ContinuousScheduler]] = []
         given: dict[str, Any] = {}
         if self.encoder is not None:
@@ -119,6 +124,25 @@ class Rank:
 
             kinds.append(AdaptedScheduler)
             given["limits"] = self.adapters
+        return kinds, given
+
+    def _of_pair(self, mode: Mode) -> ContinuousScheduler:
+        """The scheduler of one of two servers that share requests."""
+        from engine_models.schedulers.pulled import DecodeOfPull, DecodeOfPush, PrefillOfPull, PrefillOfPush
+
+        pairs: tuple[type[ContinuousScheduler], ...] = PrefillOfPull, DecodeOfPull, PrefillOfPush, DecodeOfPush
+        kinds, given = self._further()
+        return self._built([pairs[2 * self.at_once + (self.role == "decode")], *kinds], given, mode, *self._cache())
+
+    def _built(
+        self,
+        kinds: list[type[ContinuousScheduler]],
+        given: dict[str, Any],
+        mode: Mode,
+        kv: PagedKV | HybridKV,
+        spans: tuple[int, ...],
+    ) -> ContinuousScheduler:
+        """A scheduler that follows all these rules."""
         return composed(kinds)(
             self.rules,
             kv,
@@ -128,48 +152,6 @@ class Rank:
             windows=spans,
             **given,
         )
-
-    def _of_pair(self, mode: Mode) -> ContinuousScheduler:
-        """The scheduler of one of two servers that share requests."""
-        kinds: tuple[type[ContinuousScheduler], ...]
-        limits: tuple[AdapterLimits | EncoderLimits, ...] = ()
-        if self.encoder is not None:
-            from engine_models.schedulers.pulled_encoding import EncodingPrefillOfPull, EncodingPrefillOfPush
-
-            kinds = EncodingPrefillOfPull, EncodingPrefillOfPull, EncodingPrefillOfPush, EncodingPrefillOfPush
-            limits = (self.encoder,)
-        elif self.adapters is None:
-            from engine_models.schedulers.pulled import (
-                DecodeOfPull,
-                DecodeOfPush,
-                PrefillOfPull,
-                PrefillOfPush,
-            )
-
-            kinds = PrefillOfPull, DecodeOfPull, PrefillOfPush, DecodeOfPush
-        else:
-            from engine_models.schedulers.pulled_adapted import (
-                AdaptedDecodeOfPull,
-                AdaptedDecodeOfPush,
-                AdaptedPrefillOfPull,
-                AdaptedPrefillOfPush,
-            )
-
-            kinds = AdaptedPrefillOfPull, AdaptedDecodeOfPull, AdaptedPrefillOfPush, AdaptedDecodeOfPush
-            limits = (self.adapters,)
-        kind: Any = kinds[2 * self.at_once + (self.role == "decode")]
-        tiers = self.tiers.build() if self.tiers is not None else None
-        kv, spans = self._cache()
-        made: ContinuousScheduler = kind(
-            self.rules,
-            kv,
-            *limits,
-            aggregate=mode != "step" and isinstance(kv, PagedKV),
-            record_rows=mode == "record",
-            windows=spans,
-            **({"tiers": tiers} if self.encoder is None else {}),
-        )
-        return made
 
     def _cache(self) -> tuple[PagedKV | HybridKV, tuple[int, ...]]:
         """A cache, and the windows that its groups see, in ascending order."""

@@ -1,7 +1,7 @@
 """A stage before the language model: servers that encode images, and the ways from there to those that read them.
 
-A request's server is chosen first. Its images are dealt to the encode servers in turn, those of one server together; when all are
-encoded they go over the network to the request's server, which sees the request when the last is there. Requests without images
+A request's server is chosen first. Its images are dealt to the encode servers, those of one server together; when all are encoded
+they go over the network to the request's server, which sees the request when the last is there. Requests without images
 skip all that.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import field
 from functools import partial
 from itertools import accumulate, pairwise
+from random import Random
 
 import numpy as np
 
@@ -31,12 +32,14 @@ class Encoders:
 
     paths : over the network, from replicas that encode (they stand first) to ranks that read; None: readers read files.
     readers : the ranks that read are the first so many of the cluster's.  devices : of all pools.
+    spread_seed : draws the order in which the images of a request are spread evenly; None: each goes to the next server in turn.
     """
 
     pools: Sequence[Servers]
     paths: Paths | None
     readers: int
     devices: int
+    spread_seed: int | None = None
 
 
 @dataclass(eq=False)
@@ -74,6 +77,7 @@ class EncodeStage:
                 self._before_s.append(front.before_s)
         self._wake_s = [INFINITY] * len(self.replicas)
         self._turn = self._made = 0
+        self._draw = Random(encoders.spread_seed) if encoders.spread_seed is not None else None
         self._jobs: dict[Request, tuple[_Job, int]] = {}
 
     @property
@@ -91,9 +95,8 @@ class EncodeStage:
         job = _Job(seq, reader, ready, notes, row)
         notes.sent_s[row] = now_s
         mine: dict[int, list[int]] = {}
-        for first, end in seq.images:
-            mine.setdefault(self._turn % servers, []).append(end - first)
-            self._turn += 1
+        for at, (first, end) in zip(self._dealt(len(seq.images), servers), seq.images, strict=True):
+            mine.setdefault(at, []).append(end - first)
         job.left = len(mine)
         for at, tokens in mine.items():
             part = Request(self._made, sum(tokens), 1, now_s + self._before_s[at], priority=seq.priority, limit_tokens=1)
@@ -104,6 +107,16 @@ class EncodeStage:
             self.replicas[at].advance(now_s)
             self.replicas[at].ranks[0].submit(part)
             self._watch(at)
+
+    def _dealt(self, images: int, servers: int) -> list[int]:
+        """The server of each image of a request."""
+        if self._draw is None:
+            self._turn += images
+            return [number % servers for number in range(self._turn - images, self._turn)]
+        order = list(range(servers))
+        self._draw.shuffle(order)
+        more = set(order[: images % servers])
+        return [at for at in range(servers) for _ in range(images // servers + (at in more))]
 
     def _encoded(self, part: Request, now_s: float) -> None:
         """A server has encoded its part of a request's images."""
