@@ -20,9 +20,9 @@ from typing import Any
 from recorded_load import Arrivals, Case, drawn_requests, head, main, prompt, step_s, stops_at, token
 
 VERSION = "0.33.0"
-STATES, STAGES, TOGETHER = 1_000_000, 2_000_000, 3_000_000
-"""Seeds from here on draw models with recurrent layers, pipelines of several stages without asynchronous scheduling, and images
-beside adapters and drafters that read ahead."""
+STATES, STAGES, TOGETHER, LAYERED = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+"""Seeds from here on draw models with recurrent layers, pipelines of several stages without asynchronous scheduling, images
+beside adapters and drafters that read ahead, and drafters beside which blocks are dropped."""
 
 
 class Given:
@@ -83,6 +83,18 @@ def draw_states(draw: random.Random, config: Case, longest: int, answer: int) ->
     config["num_gpu_blocks"] = 8 + int(one * draw.choice([1.0, 1.2, 1.5, 2.5, 5]))
 
 
+def draw_layered(draw: random.Random, config: Case, longest: int, answer: int) -> None:
+    """Let drafts come from layers that read the token behind, beside which the last block found is dropped; some have states."""
+    drafts = draw.choice([1, 2, 3, 4])
+    config |= {"num_speculative_tokens": drafts, "num_lookahead_tokens": drafts, "num_prefill_lookahead_tokens": 1}
+    config["spec_accept"] = [draw.randint(0, drafts) for _ in range(draw.randint(1, 9))]
+    config["eagle_block_drop"] = True
+    config.pop("enable_prefix_caching", None)
+    if draw.random() < 0.4:
+        draw_states(draw, config, longest, answer)
+        config["num_gpu_blocks"] += 4 * drafts
+
+
 def draw_adapters(draw: random.Random, requests: list[Case], adapters: int) -> None:
     """Let requests name LoRA adapters, mostly the first ones; those that go on keep theirs, or do not."""
     of = {}
@@ -124,7 +136,9 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     draw = random.Random(seed)
     longest, answer = draw.choice([200, 500, 1200]), draw.choice([20, 80, 200])
     config = drawn_config(draw, longest, answer)
-    if seed >= TOGETHER:
+    if seed >= LAYERED:
+        draw_layered(draw, config, longest, answer)
+    elif seed >= TOGETHER:
         if config.get("num_lookahead_tokens"):
             config["num_prefill_lookahead_tokens"] = 1
     elif seed >= STAGES:
@@ -138,7 +152,7 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
         config["max_loras"] = draw.choice([1, 2, 3])
         draw_adapters(draw, requests, config["max_loras"] + 2)
     images = random.Random(f"{seed} images")
-    asked = images.random() < 0.8 if seed >= TOGETHER else "max_loras" not in config and images.random() < 0.3
+    asked = images.random() < 0.8 if LAYERED > seed >= TOGETHER else "max_loras" not in config and images.random() < 0.3
     if asked:
         draw_encoder(images, config, requests)
     return head("vllm", VERSION, seed, config), requests
@@ -176,7 +190,8 @@ def built(config: Case, transfer: Any = None) -> Any:
             )
         else:
             spec = interface.SlidingWindowSpec(sliding_window=given["window"], **shape)
-        return interface.KVCacheGroupSpec([f"layer{number}"], spec)
+        drafts_too = config.get("eagle_block_drop", False) and given["type"] == "full"
+        return interface.KVCacheGroupSpec([f"layer{number}"], spec, is_eagle_group=drafts_too)
 
     defaults = {"policy": "fcfs", "watermark": 0.0, "long_prefill_token_threshold": 0, "enable_chunked_prefill": True}
     defaults |= {"scheduler_reserve_full_isl": True, "prefill_schedule_interval": 1, "async_scheduling": False}
@@ -184,8 +199,8 @@ def built(config: Case, transfer: Any = None) -> Any:
         num_speculative_tokens=drafts,
         max_num_new_slots_for_drafting=0,
         use_eagle=lambda: lookahead > 0,
-        use_eagle_block_drop=lambda: False,
-        needs_eagle_block_drop=lambda: False,
+        use_eagle_block_drop=lambda: config.get("eagle_block_drop", False),
+        needs_eagle_block_drop=lambda: config.get("eagle_block_drop", False),
     )
     whole = Given(
         scheduler_config=Given(**{**defaults, **config}),

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from engine_models.schedulers.encoding import EncoderLimits
 
 
+READ_AHEAD = ("eagle", "eagle3", "mtp")
+"""Drafts whose layers keep of a token what depends on the one behind it (datasheet: `needs_eagle_block_drop` in
+`config/speculative.py` of 0.33.0)."""
+NAMES_COVER_NEXT_SINCE = (0, 33)
+"""First release whose names of blocks cover the token behind, except beside KV connectors; before, the last one found is dropped
+(datasheet: `num_hash_lookahead_tokens` in `config/vllm.py` of 0.33.0; 0.11 to 0.31 have none, 0.32 was not read)."""
+
+
 @dataclass(frozen=True)
 class Rank:
     """Rules and KV cache of one rank: what a fresh scheduler is built from.
@@ -48,6 +56,7 @@ class Rank:
     at_once: bool = False
     adapters: AdapterLimits | None = None
     encoder: EncoderLimits | None = None
+    drops_block: bool = False  # the last that is found
 
     def paged(self) -> PagedKV:
         """Build a cache of one group."""
@@ -56,6 +65,7 @@ class Rank:
             self.block_tokens,
             prefix_caching=self.prefix_caching,
             unhashed_to_head=self.unhashed_to_head,
+            drops_block=self.drops_block,
         )
 
     def hybrid(self) -> HybridKV:
@@ -68,6 +78,7 @@ class Rank:
             self.windows,
             prefix_caching=self.prefix_caching,
             unhashed_to_head=self.unhashed_to_head,
+            drops_block=self.drops_block,
             most_in_flight_tokens=self.rules.in_flight * self.rules.max_num_batched_tokens,
             max_model_len=self.rules.max_model_len,
             states=self.windows.count(STATE_WINDOW),
@@ -185,7 +196,16 @@ def rank_of(
         at_once=handover is not None and handover.reserves,
         adapters=limits_in(adapters, structured=request.structured),
         encoder=_encoder(request, serving) if request.images and request.role != "decode" else None,
+        drops_block=tiers is None and drops_block(request, version),
     )
+
+
+def drops_block(request: PoolRequest, version: Version) -> bool:
+    """Whether the last block that is found of a prompt is computed again, for the drafter."""
+    drafts = request.speculation
+    if drafts is None or drafts.method not in READ_AHEAD or version.first_engine:
+        return False
+    return version.number < NAMES_COVER_NEXT_SINCE or request.role != "mixed"
 
 
 def keeping_states(rules: ContinuousRules, block_tokens: int, *, checkpoints: bool) -> ContinuousRules:
@@ -257,6 +277,7 @@ def _recorded_rank(version: Version, knobs: Mapping[str, Any]) -> Rank:
         adapters=AdapterLimits(knobs["max_loras"]) if "max_loras" in knobs else None,
         encoder=_recorded_encoder(knobs) if "encoder_tokens" in knobs else None,
         tiers=recorded_tiers(knobs) if "host_blocks" in knobs else None,
+        drops_block=knobs.get("eagle_block_drop", False),
     )
 
 

@@ -104,6 +104,7 @@ class HybridKV(BlockPool):
         *,
         prefix_caching: bool,
         unhashed_to_head: bool = True,
+        drops_block: bool = False,
         most_in_flight_tokens: int,
         max_model_len: int,
         capped_admission: bool = True,
@@ -116,7 +117,11 @@ class HybridKV(BlockPool):
         replayed_tokens: int = 0,
     ) -> None:
         super().__init__(
-            capacity_blocks, block_tokens, prefix_caching=prefix_caching, unhashed_to_head=unhashed_to_head
+            capacity_blocks,
+            block_tokens,
+            prefix_caching=prefix_caching,
+            unhashed_to_head=unhashed_to_head,
+            drops_block=drops_block,
         )
         self.windows = windows
         self.replayed_tokens = replayed_tokens
@@ -168,7 +173,11 @@ class HybridKV(BlockPool):
                 if window is None and full_length is not None:
                     candidate = min(candidate, full_length)
                     continue
-                candidate = self._cached_run(seq, window, groups, candidate, found)
+                if window is None and self.drops_block:  # one more is looked for, and given up again
+                    candidate = min(candidate + 1, seq.length // self.block_tokens)
+                    candidate = max(0, self._cached_run(seq, window, groups, candidate, found) - 1)
+                else:
+                    candidate = self._cached_run(seq, window, groups, candidate, found)
                 if window is None:
                     full_length = candidate
                 longest = max(longest, candidate)
@@ -323,7 +332,7 @@ class HybridKV(BlockPool):
     def _states_of(self, begin: int, end: int, prompt: int) -> int:
         """States that a step keeps which serves a row's tokens from `begin` to `end`; it has a prompt of so many tokens."""
         size = self.block_tokens
-        checkpoint = self.checkpoints and end >= prompt and begin % size == 0 and (end - 1) // size * size >= begin + size
+        checkpoint = self.checkpoints and end >= prompt and begin % size == 0 and self.last_place(end) >= begin + size
         return 1 + checkpoint
 
     def _lacking(self, table: Table, need: int, states: int) -> int:
@@ -437,8 +446,12 @@ class HybridKV(BlockPool):
                 self.take(lacking)
                 states = lacking - self.drafts + table.spare
                 table.spare = self.drafts
-                table.blocks.extend([None] * (entries - len(table.blocks) - states) if self.prefix_caching else [])
+                have = len(table.blocks)
+                table.blocks.extend([None] * (entries - have - states) if self.prefix_caching else [])
                 table.blocks.extend([PLAIN] * states)
+                if states > 1 and self.drops_block:  # the state to resume from stands a block further before
+                    place = self.last_place(max(tokens - self.lookahead_tokens, seq.computed + 1)) // self.block_tokens - 1
+                    table.blocks[-2], table.blocks[place] = table.blocks[place], table.blocks[-2]
 
     def register(self, seq: Sequence, known_tokens: int) -> None:
         """Hash every block that is full of known tokens and still in its window's reach."""
@@ -486,11 +499,18 @@ class HybridKV(BlockPool):
 
     def _resumable(self, seq: Sequence, window: int) -> list[tuple[int, int]]:
         """Positions of a sparse window group that are worth finding again: disjoint ranges in ascending order."""
-        needed = -(-(window - 1) // self.block_tokens)
-        prompt = (seq.prompt_tokens - 1) // self.block_tokens
-        junction = seq.junction_tokens // self.block_tokens
-        low, high = (prompt, junction) if prompt < junction else (junction, prompt)
-        return [(max(0, low - needed), low), (max(low, high - needed), high)]
+        needed, size, prompt = -(-(window - 1) // self.block_tokens), self.block_tokens, seq.prompt_tokens
+        junction = seq.junction_tokens // size
+        if self.drops_block:
+            places = {(prompt - 1) // size - 1, prompt // size - 1, junction}
+        else:
+            places = {(prompt - 1) // size, junction}
+        ranges, before = [], 0
+        for place in sorted(places):
+            if place > 0:
+                ranges.append((max(before, place - needed), place))
+                before = place
+        return ranges
 
     def name_output(self, seq: Sequence) -> None:
         """Outputs are named when their blocks are hashed."""

@@ -51,15 +51,23 @@ class BlockPool:
     prefix_caching : whether hashed blocks can be found again.
     unhashed_to_head : where freed blocks without a hash go: the head of the free queue (vLLM from 0.24), where
         they are reused first, or its tail.
+    drops_block : whether the last block found is computed again, as what a drafter keeps of it depends on the token behind.
     """
 
     def __init__(
-        self, capacity_blocks: int, block_tokens: int, *, prefix_caching: bool, unhashed_to_head: bool = True
+        self,
+        capacity_blocks: int,
+        block_tokens: int,
+        *,
+        prefix_caching: bool,
+        unhashed_to_head: bool = True,
+        drops_block: bool = False,
     ) -> None:
         self.capacity_blocks = capacity_blocks
         self.block_tokens = block_tokens
         self.prefix_caching = prefix_caching
         self.unhashed_to_head = unhashed_to_head
+        self.drops_block = drops_block
         self.free_blocks = capacity_blocks
         self.chain = ChainKeys(block_tokens)
         self._plain_head = capacity_blocks  # free, unhashed, at the head of the queue
@@ -72,6 +80,11 @@ class BlockPool:
         """Name the blocks of the sequence's shareable content; called once, before its first lookup."""
         blocks = seq.shareable_tokens // self.block_tokens if self.prefix_caching else 0
         seq.keys = self.chain.keys(seq.runs, blocks) if blocks else []
+
+    def last_place(self, tokens: int) -> int:
+        """The last position from which a prompt of `tokens` tokens is resumed that comes once more."""
+        size = self.block_tokens
+        return max(0, tokens // size * size - size) if self.drops_block else (tokens - 1) // size * size
 
     def _insert(self, block: Block) -> None:
         entry = self._index.get(block.key)
@@ -202,6 +215,8 @@ class PagedKV(BlockPool):
             if entry is None:
                 break
             found.append(entry if entry.__class__ is Block else entry[0])  # type: ignore[index]
+        if self.drops_block and found:
+            found.pop()
         return found
 
     def hit_tokens(self, found: list[Block]) -> int:

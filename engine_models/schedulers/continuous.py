@@ -307,8 +307,8 @@ class ContinuousScheduler(Scheduler):
             if whole > begin or size <= most:
                 end = whole
         stops = [(begin // size + 1) * size] if begin % size else []
-        if not (rules.checkpoints and end >= last and not begin % size and (last - 1) // size * size >= begin + size):
-            stops.append((seq.length - 1) // size * size)
+        if not (rules.checkpoints and end >= last and not begin % size and self.kv.last_place(last) >= begin + size):
+            stops.append(self.kv.last_place(seq.length))
         if begin < seq.junction_tokens < end:
             stops.append(begin + (seq.junction_tokens - begin) // size * size)
         return max(0, min([stop for stop in stops if begin < stop < end], default=end) - begin)

@@ -17,10 +17,12 @@ from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.run import simulate
+from tests.engine_models.test_declarations import prepared
 
 NEWEST = version_of(None)
 
@@ -306,3 +308,28 @@ def test_devices_and_formats_that_no_release_serves_are_refused(hardware: str, w
             prepare(scenario)
     else:
         assert prepare(scenario).formats.weights.name == weights
+
+
+@pytest.mark.parametrize(
+    ("engine", "method", "drops"),
+    [
+        ("vllm@0.31.0", "eagle3", True),
+        ("vllm@0.11.0", "eagle", True),
+        ("vllm@0.31.0", "ngram", False),
+        ("vllm@0.33.0", "eagle3", False),
+        ("vllm", "eagle3", False),
+    ],
+)
+def test_the_last_block_found_is_dropped_beside_drafters_that_read_ahead(engine: str, method: str, drops: bool) -> None:
+    drafts = {"method": method, "num_speculative_tokens": 2, "acceptance": 0.5}
+    kv = prepared(engine=engine, speculative=drafts).plan.scheduler("step").kv
+    hits = []
+    for _ in range(2):  # 100 tokens of one content twice: six whole blocks of 16
+        seq = Sequence(0, 100, 10, 0.0, runs=((1, 0, 100),), shareable_tokens=100)
+        found = kv.find(seq)
+        hits.append(kv.hit_tokens(found))
+        kv.hold(seq, found)
+        kv.grow(seq, 100)
+        kv.register(seq, 100)
+        kv.release(seq)
+    assert hits == [0, 16 * (6 - drops)]

@@ -255,12 +255,13 @@ def plan(
     to_head: bool = True,
     windows: tuple[int | None, ...] = (None,),
     switches: dict[str, bool] | None = None,
+    drops_block: bool = False,
     **knobs: Any,
 ) -> EnginePlan:
     """An engine plan of which only the scheduler, the cache and the executor matter."""
     settings: dict[str, Any] = {"max_num_batched_tokens": 8192, "max_num_seqs": 256, "max_model_len": 4096}
     rules = ContinuousRules(**{**settings, "in_flight": depth, **knobs})
-    rank = Rank(rules, blocks, 16, caching, to_head, windows, switches or {})
+    rank = Rank(rules, blocks, 16, caching, to_head, windows, switches or {}, drops_block=drops_block)
     held = blocks // max(1, sum(window is None for window in windows)) * 16
     return plan_around(rank.scheduler, rules.max_num_seqs, rules.max_num_batched_tokens, held, depth, caching)
 

@@ -135,6 +135,7 @@ def drafted_rules(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
         "first_admission_lookahead",
         "wasted_row_after_limit",
         "preempted_tokens_return",
+        "drops_block",
     )
     return {
         "speculative_tokens": drafts,
