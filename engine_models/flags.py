@@ -148,7 +148,7 @@ class FlagTable:
     abbreviated : whether its parser takes unique beginnings of long names.
     workers : pattern of a program of the launcher's `workers` -> what it takes besides; copies : as a `Worker` has it.
     converted : pattern of names of models in the engine's own form, which are not those of the originals; its group is their
-        format, "" where they say none.
+        format, "" where they say none. stored_as : what formats that these names say are called here, if not so.
     """
 
     engine: str
@@ -173,6 +173,7 @@ class FlagTable:
     releases: Releases = field(default_factory=Releases)
     abbreviated: bool = True
     converted: str = r"(?!)()"
+    stored_as: Mapping[str, str] = field(default_factory=dict)
     workers: Mapping[str, Worker] = field(default_factory=dict)
     copies: str = ""
 
@@ -485,7 +486,7 @@ def reconcile(
     if stored is None:
         _check_model(flags, model)
     elif stored[1] and "weights" not in given:
-        updates["weights"] = stored[1]
+        updates["weights"] = table.stored_as.get(stored[1], stored[1])
     packed = quant_of(flags.model) if flags.model is not None and flags.model.lower().endswith(".gguf") else None
     if packed is not None and "weights" not in given:
         updates["weights"] = packed

@@ -207,13 +207,14 @@ class _Search:
 
     def text(self, text: str) -> None:
         """A call in Python, YAML, or shell text; what that writes into files is looked at where it starts nothing itself."""
-        call = read_call(text, self.launcher.calls, self.launcher.groups)
+        call = read_call(text, self.launcher.calls, self.launcher.groups, self.launcher.first)
         if call is not None:
             document = self.launcher.written(call.keys)
             if document is not call.keys:
                 self.containers(document)
             else:
-                self.found.keys, self.found.named, self.found.called = self.launcher.called(call.keys), call.named, True
+                self.found.keys, self.found.named = self.launcher.called(call.keys), call.named
+                self.found.called = not self.launcher.first
             return
         if self.program_text(text):
             return

@@ -25,7 +25,9 @@ class Launcher:
     published : those of them whose tag is the engine's version.
     enters : whether what follows such an image are the server's arguments.
     package : its package, of a requirement as ``name==1.2``.
-    calls : functions of Python that start it, by their full names; the model comes first, flags by keyword.
+    calls : functions of Python that start it, by their full names; the model comes first, flags by keyword. first : keywords
+        that are flags too where what comes first is made with them: it is what a server serves, not a program that computes by
+        itself.
     groups : classes of settings among these, and what naming one says beside its keys. called : such keywords as flags.
     workers : patterns of programs of other products that start it, with flags of their own besides.
     clients : patterns of commands whose first argument names the model that a server of it serves.
@@ -41,6 +43,7 @@ class Launcher:
     enters: bool = False
     package: str = ""
     calls: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     called: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda keywords: keywords
     workers: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from hardware_profiles.errors import InputError
@@ -29,12 +29,13 @@ Groups = Mapping[str, Mapping[str, Any]]
 """Classes of settings by name, and what naming one says beside its keys."""
 
 
-def read_call(text: str, functions: tuple[str, ...], groups: Groups | None = None) -> Call | None:
+def read_call(text: str, functions: tuple[str, ...], groups: Groups | None = None, first: Collection[str] = ()) -> Call | None:
     """The one call of `functions` in text that is Python, its first argument the model; None if there is none.
 
     functions : by their full names (``package.Class``). The program's imports say what its own names mean; a name that it does
-        not import is taken for the function of that name. A group of settings (``Config(key=value)``) is read as a mapping,
-        with what `groups` say of its class.
+        not import is taken for the function of that name, and so is one of a module that it does not import. A group of
+        settings (``Config(key=value)``) is read as a mapping, with what `groups` say of its class.
+    first : keywords that count where they stand in the call which makes the first argument.
 
     InputError where several calls start servers, or the call's arguments are no plain values.
 
@@ -52,17 +53,18 @@ def read_call(text: str, functions: tuple[str, ...], groups: Groups | None = Non
     for node in nodes:
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            first, dot, rest = name.partition(".")
-            full = meant.get(first, first) + dot + rest
+            head, dot, rest = name.partition(".")
+            full = meant.get(head, head) + dot + rest
             last = {function.rpartition(".")[2] for function in functions}
-            if full in functions or (full in last and first not in meant):
+            short = full.rpartition(".")[2] if full.count(".") <= 1 else full
+            if full in functions or (short in last and head not in meant):
                 calls.append((node, full in functions))
     if not calls:
         return None
     if len(calls) > 1:
         raise InputError(f"the text starts {len(calls)} servers", mend=_MEND)
     call, named = calls[0]
-    return Call(_Values(known, groups or {}).keywords(call), named)
+    return Call(_Values(known, groups or {}, first).keywords(call), named)
 
 
 def _imports(nodes: list[ast.AST]) -> dict[str, str]:
@@ -89,11 +91,12 @@ def constants(nodes: list[ast.AST]) -> dict[str, ast.expr]:
 
 
 class _Values:
-    """Reads the arguments of a call. known : names that the program sets once, and to what."""
+    """Reads the arguments of a call. known : names that the program sets once, and to what; first : as `read_call` has it."""
 
-    def __init__(self, known: Mapping[str, ast.expr], groups: Groups) -> None:
+    def __init__(self, known: Mapping[str, ast.expr], groups: Groups, first: Collection[str] = ()) -> None:
         self.known = known
         self.groups = groups
+        self.first = first
 
     def keywords(self, call: ast.Call) -> dict[str, Any]:
         named = [("model" if at == 0 else None, value) for at, value in enumerate(call.args)]
@@ -101,7 +104,9 @@ class _Values:
         for name, value in [*named, *((word.arg, word.value) for word in call.keywords)]:
             value = self.known.get(value.id, value) if isinstance(value, ast.Name) else value
             if name == "model" and not isinstance(value, ast.Constant | ast.Starred):
-                continue  # an object that the program has made, or a name from elsewhere
+                made = value.keywords if isinstance(value, ast.Call) else []  # else a name from elsewhere
+                keys |= {word.arg: self.value(word.value) for word in made if word.arg is not None and word.arg in self.first}
+                continue
             if name is None and isinstance(value, ast.Dict | ast.Call):
                 unpacked = self.value(value)
                 if isinstance(unpacked, dict):

@@ -204,13 +204,14 @@ def _check_checkpoint_format(pool: Pool, arch: Architecture, engine: Engine, fla
     """Refuse a flag that leaves the weights' format to a checkpoint that is not quantized."""
     if pool.weights is not None or arch.quantization is not None:
         return
+    known = [EXAMPLES.get(name, name) for name in engine.formats if name not in ("fp32", "bf16", "fp16")]
     for flag, typed in engine.flags().typed.items():
         value = flags.values.get(flag)
         if typed.key == "weights" and flag != "dtype" and value is not None and value not in ("unquant", "none"):
             raise InputError(
                 f"flag `{flag}` ({value}) takes the checkpoint's number format, and {arch.name} is not quantized",
                 where=f"deployment.engine_args.{flag}",
-                mend="name the quantized checkpoint under `model`, or state its format: weights: fp8 (or int4, awq...)",
+                mend=f"name the quantized checkpoint under `model`, or state its format, such as weights: {known[0]}",
             )
 
 

@@ -42,7 +42,9 @@ FLAGS = FlagTable(
     modelled=_MODELLED,
     launcher=Launcher(
         programs=(),
-        example="engine_args: {max_batch_size: 8, batch_timeout: 0.05}",
+        example="litserve.LitServer(api, max_batch_size=8, batch_timeout=0.05)",
+        calls=("litserve.LitServer",),
+        first=("max_batch_size", "batch_timeout", "stream", "enable_async"),
         package="litserve",
     ),
     unread=classified(_KINDS, _HARMLESS, {}, _REFUSED),

@@ -33,7 +33,13 @@ def _weights(value: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> s
     return name + (f"_r{share}" if share != "1" else "")
 
 
+_CONVERTED = {
+    "int4": "nncf_int4_asym_128", "int4-cw": "nncf_int4_sym_channel", "int8": "nncf_int8", "fp16": "fp16", "bf16": "bf16"
+}  # fmt: skip
+"""Names of converted models end in these and ``-ov``: their formats (its own model cards, from memory, 2026-11: assumed)."""
+
 MODELLED: dict[str, Flag] = {
+    "model": Flag("str"),
     "max_num_batched_tokens": Flag("int", 256, low=1),
     "max_num_seqs": Flag("int", 256, low=1),
     "cache_size": Flag("int", 0, low=0),
@@ -57,7 +63,7 @@ _HARMLESS = """
     custom_node_resources_cleaner_interval_seconds file_system_poll_wait_seconds grpc_bind_address grpc_channel_arguments
     grpc_max_threads grpc_memory_quota grpc_workers gguf_filename log_level log_path max_prompt_len metrics_enable metrics_list
     model_name model_path model_repository_path models_path model_version_policy nireq overwrite_models port pull
-    reasoning_parser rest_bind_address rest_port source_model task=text_generation tool_parser trust_remote_code
+    reasoning_parser rest_bind_address rest_port task=text_generation tool_parser trust_remote_code
     verbose_response best_of_limit
 """
 _CHANGING = {
@@ -92,10 +98,12 @@ FLAGS = FlagTable(
     modelled=MODELLED,
     launcher=_LAUNCHER,
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
-    aliases={"device": "target_device"},
+    aliases={"device": "target_device", "source_model": "model"},
     typed={
         "kv_cache_precision": Typed("kv_cache", lambda value: KV_FORMATS.get(value)),
         "weight_format": Typed("weights", beside=_weights),
     },
     abbreviated=False,
+    converted=rf"(?i:.*?-({'|'.join(sorted(_CONVERTED, reverse=True))})-ov)",
+    stored_as=_CONVERTED,
 )

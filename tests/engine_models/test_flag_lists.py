@@ -103,7 +103,7 @@ def test_published_commands_are_counted_by_verdict(tmp_path: Path, capsys: pytes
     blocks = [
         "vllm serve m -tp 2",
         "vllm serve m --max-num-se 4",
-        "vllm serve m -dcp 4",
+        "vllm serve m -pcp 4",
         "vllm serve m --no-such-flag",
         "vllm serve m --max-num-seqs many",
         "curl localhost",

@@ -119,6 +119,31 @@ def test_flags_and_refusals() -> None:
         rules_of({"max_batch_size": 2, "batch_timeout": 60.0})
 
 
+PROGRAM = """
+import litserve as ls
+
+class Chat(ls.LitAPI):
+    def predict(self, prompt):
+        return self.model(prompt)
+
+api = Chat(max_batch_size=16, batch_timeout=0.01, folder=where())
+ls.LitServer(api, accelerator="gpu", workers_per_device=2, timeout=60).run(port=8000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        (PROGRAM, {"max_batch_size": 16, "batch_timeout": 0.01, "workers_per_device": 2, "timeout": 60.0}),
+        ("ls.LitServer(Chat(stream=True), max_batch_size=8)", {"max_batch_size": 8, "stream": True}),
+    ],
+)
+def test_a_program_that_serves_is_read(text: str, flags: dict[str, Any]) -> None:
+    found = parse_engine_args("litserve", text)
+    assert found.values == flags
+    assert found.notes == []
+
+
 def test_requests_that_find_no_slot_wait_for_the_reader() -> None:
     """One slot: b comes while a runs and is pending; a ends, and the slot stays empty until the reader has waited a second."""
     knobs = {

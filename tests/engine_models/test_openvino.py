@@ -188,6 +188,7 @@ def test_launch_commands() -> None:
         "dynamic_split_fuse": True,
         "kv_cache_precision": "u8",
     }
+    assert found.model == "m"
     with pytest.raises(InputError, match="drafts are not simulated"):
         parse_engine_args("openvino", "ovms --source_model m --draft_source_model n")
     with pytest.raises(InputError, match="launch command of openvino, not of vllm"):
@@ -226,3 +227,19 @@ def test_a_scenario_of_a_night() -> None:
         found = simulate({**scenario, "deployment": {**scenario["deployment"], "engine_args": args}})
         pauses.append(found.result["metrics"]["itl_ms"]["p99"])
     assert pauses[0] < 0.6 * pauses[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("OpenVINO/Qwen3-8B-int4-ov", "nncf_int4_asym_128"),
+        ("OpenVINO/Qwen3-8B-int4-cw-ov", "nncf_int4_sym_channel"),
+        ("OpenVINO/Qwen3-8B-int8-ov", "nncf_int8"),
+        ("Qwen/Qwen3-8B", "bf16"),
+    ],
+)
+def test_a_converted_model_has_the_format_of_its_name(name: str, weights: str) -> None:
+    pool = {"engine": "openvino", "hardware": "xeon-8480-2s", "engine_args": f"ovms --source_model {name} --rest_port 8000"}
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    prepared = prepare(load_scenario({"model": "Qwen/Qwen3-8B", "deployment": pool, "workload": load}))
+    assert prepared.formats.weights.name == weights
