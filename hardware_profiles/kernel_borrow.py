@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles import host_ring
-from hardware_profiles.device import STACKED_MEMORY, Device, Link, device_names, load_device
+from hardware_profiles.device import STACKED_MEMORY, Device, Link, device_names, load_device, written_ns
 from hardware_profiles.kernel_model import (
     KERNELS_DIR,
     KernelModel,
@@ -385,12 +385,16 @@ def _whole(
     return KernelModel(name, framework, peaks, provenance, groups, model.path, links, model.peaks, power)
 
 
-@lru_cache(maxsize=64)
 def borrowed_model(name: str, framework: str) -> KernelModel | None:
     """Kernel model of a device without fits of its own, by its name; None where there is nothing to borrow from.
 
     ``provenance`` names the donor (``borrowed_from_device``) and what such borrowing erred by (``borrowed_error_pct``).
     """
+    return _borrowed(name, framework, written_ns(name))
+
+
+@lru_cache(maxsize=64)
+def _borrowed(name: str, framework: str, of_ns: int) -> KernelModel | None:
     device = load_device(name)
     return lent_model(device, framework, peaks_of(device))
 

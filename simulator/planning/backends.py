@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 from hardware_profiles.errors import InputError
 from simulator.planning import store
@@ -95,9 +96,9 @@ def outcomes(
 
 def in_turn(todo: list[AJob], folder: Path) -> Iterator[tuple[AJob, dict[str, Any]]]:
     """Simulate in this process."""
-    from simulator.planning.one_point import forget
+    from simulator.planning.one_point import begin
 
-    forget()
+    begin()
     for job in todo:
         yield job, job.run(folder, sys.argv)
 
@@ -214,8 +215,10 @@ def on_ray(
         ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
     remote = ray.remote(max_retries=TRIES - 1, num_cpus=1)(_at_a_worker)
 
+    sweep = uuid4().hex
+
     def submit(jobs: Series[AJob]) -> Future[Outcomes]:
-        return _settled(remote.remote(*_told(jobs, folder)).future(), (ray.exceptions.RayError,))
+        return _settled(remote.remote(*_told(jobs, folder, sweep)).future(), (ray.exceptions.RayError,))
 
     try:
         yield from _in_packs(todo, submit, lambda: int(ray.cluster_resources().get("CPU", 1)), pack)
@@ -231,10 +234,10 @@ def on_dask(
     with _in_words("dask", address, "dask scheduler"):
         client = distributed.Client(address, timeout=REACHED_S, set_as_default=False)
     executor = client.get_executor(pure=False, retries=TRIES - 1)
-    killed = (distributed.scheduler.KilledWorker,)
+    killed, sweep = (distributed.scheduler.KilledWorker,), uuid4().hex
 
     def submit(jobs: Series[AJob]) -> Future[Outcomes]:
-        return _settled(executor.submit(_at_a_worker, *_told(jobs, folder)), killed)
+        return _settled(executor.submit(_at_a_worker, *_told(jobs, folder, sweep)), killed)
 
     try:
         yield from _in_packs(todo, submit, lambda: sum(client.nthreads().values()), pack)
@@ -242,12 +245,19 @@ def on_dask(
         client.close()
 
 
-def _told(jobs: Series[Job], folder: Path) -> tuple[Any, ...]:
-    return jobs, str(folder), sys.argv, os.getcwd(), VERSION
+def _told(jobs: Series[Job], folder: Path, sweep: str) -> tuple[Any, ...]:
+    return jobs, str(folder), sys.argv, os.getcwd(), sweep, VERSION
 
 
-def _at_a_worker(jobs: Series[Job], folder: str, command_line: Series[str], cwd: str, version: str) -> Outcomes:
-    """Do jobs on another machine, which has to be of the same version and see the same files."""
+def _at_a_worker(
+    jobs: Series[Job], folder: str, command_line: Series[str], cwd: str, sweep: str, version: str
+) -> Outcomes:
+    """Do jobs on another machine, which has to be of the same version and see the same files.
+
+    `sweep` names who asks: a worker may have done points of others, and keeps nothing of theirs.
+    """
+    from simulator.planning.one_point import begin
+
     if version != VERSION:
         why = f"a worker has capacity-plan {VERSION}, the sweep is of {version}: install the same everywhere"
         return [{"status": "failed", "reason": why}] * len(jobs)
@@ -257,6 +267,7 @@ def _at_a_worker(jobs: Series[Job], folder: str, command_line: Series[str], cwd:
     if not (place / store.SWEEP).is_file():
         why = f"a worker does not see {folder}: --output has to be a folder that all machines share, or a URL"
         return [{"status": "failed", "reason": why}] * len(jobs)
+    begin(sweep)
     return [job.run(place, command_line) for job in jobs]
 
 

@@ -74,10 +74,20 @@ _built: dict[str, Workload] = {}
 """The last workload, which most points of a sweep share."""
 
 
-def forget() -> None:
-    """Forget what earlier points have left: files that they named may be others by now."""
-    _resolved.clear()
-    _built.clear()
+_sweep = ""
+"""The sweep that asked last."""
+
+
+def begin(sweep: str = "") -> None:
+    """Points of a sweep follow, named if others of it may have been before them.
+
+    What points of another one have left is forgotten: files that they named may have been changed since.
+    """
+    global _sweep
+    if not sweep or sweep != _sweep:
+        _resolved.clear()
+        _built.clear()
+    _sweep = sweep
 
 
 def shared_workload(scenario: Scenario) -> Workload | None:

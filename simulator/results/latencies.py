@@ -195,7 +195,7 @@ class TokenGaps:
         """
         gaps: list[FloatArray] = []
         weights: list[IntArray] = []
-        stretches: list[NDArray[np.uint8]] = []  # of each gap, the one in which it ends
+        places: list[IntArray] = []  # of each list of gaps, where the ones that end in each stretch begin, but the first
         clocks = [ends[:n] for ends, n in zip(clocks_of(self._logs), steps, strict=True)]
         began = min((float(c[0]) for c in clocks if len(c)), default=0.0)
         ended = max((float(c[-1]) for c in clocks if len(c)), default=0.0)
@@ -217,23 +217,26 @@ class TokenGaps:
             small = np.int16 if weight.max(initial=0) <= np.iinfo(np.int16).max else np.int32
             weights.append(weight[weight > 0].astype(small))
             if joins:
-                places = np.searchsorted(ends[1:], edges)
-                stretches.append(_stretch_of(np.searchsorted(np.flatnonzero(weight), places), len(found)))
+                places.append(np.searchsorted(np.flatnonzero(weight), np.searchsorted(ends[1:], edges)))
             del weight
             if self._pauses[number]:
-                pauses, resumed = (
-                    np.concatenate(arrays) for arrays in zip(*self._pauses[number], strict=True)
-                )
+                parts_s, resumed_s = zip(*self._pauses[number], strict=True)
                 self._pauses[number] = []
+                resumed = np.concatenate(resumed_s)
+                del resumed_s
                 order = np.argsort(resumed, kind="stable")
-                pauses, resumed = pauses[order], resumed[order]
-                gaps.append(pauses)
-                weights.append(np.ones(len(pauses), dtype=np.int32))
-                stretches.append(_stretch_of(np.searchsorted(resumed, edges), len(pauses)))
-        if not joins:
+                places.append(np.searchsorted(resumed, edges, sorter=order))
+                del resumed
+                gaps.append(np.concatenate(parts_s)[order])
+                del parts_s, order
+                weights.append(np.ones(len(gaps[-1]), dtype=np.int16))
+        if not joins or not any(map(len, gaps)):
             return (gaps[0], weights[0]) if gaps else (np.zeros(0), np.zeros(0, dtype=np.int16))
-        order = np.argsort(np.concatenate(stretches), kind="stable")
-        return np.concatenate(gaps)[order], np.concatenate(weights)[order]
+        pieces = _by_stretch(places, [len(each) for each in gaps])
+        return (
+            np.concatenate([gaps[at][some] for at, some in pieces]),
+            np.concatenate([weights[at][some] for at, some in pieces]),
+        )
 
 
 def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntArray]:
@@ -258,6 +261,13 @@ def pauses_s(spans: Ranges, clocks: list[FloatArray], number: int) -> tuple[Floa
     return resumed - left, resumed
 
 
-def _stretch_of(edges: IntArray, gaps: int) -> NDArray[np.uint8]:
-    """The stretch of each of so many gaps in order of time, by the places at which the second and all later ones begin."""
-    return np.repeat(np.arange(STRETCHES, dtype=np.uint8), np.diff(edges, prepend=0, append=gaps))
+def _by_stretch(places: list[IntArray], lengths: list[int]) -> list[tuple[int, slice]]:
+    """The pieces of lists, those of all lists that end in the first stretch, then those in the second and so on.
+
+    `places` are where the second and all later stretches begin in each list, `lengths` of them.
+    """
+    cuts = np.stack([np.concatenate(([0], each, [n])) for each, n in zip(places, lengths, strict=True)])
+    return [
+        (at, slice(int(cuts[at, stretch]), int(cuts[at, stretch + 1])))
+        for stretch, at in np.argwhere(np.diff(cuts).T > 0).tolist()
+    ]

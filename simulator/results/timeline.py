@@ -5,7 +5,7 @@ Every column is an integral over the steps: an amount is spent evenly over the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,15 +192,16 @@ class WindowLoad:
         total = max(1, kv_total)
         spread = _Spread(steps, self._edges_s)
         lived_s = spread.lived_s
-        for name, values in (
-            ("running", steps["running"] * lived_s),
-            ("waiting", steps["waiting"] * lived_s),
-            ("kv", steps["kv_used"] / total * lived_s),
-            ("busy", steps["device_s"]),
-            ("prefill", steps["prefill_s"]),
-            ("saturated", np.where(steps["waiting"] > 0, lived_s, 0.0)),
-        ):
-            totals[name] += float(spread.sums(values)[0])
+        amounts: dict[str, Callable[[], NDArray[Any]]] = {  # made one after the other: each has a value a step
+            "running": lambda: steps["running"] * lived_s,
+            "waiting": lambda: steps["waiting"] * lived_s,
+            "kv": lambda: steps["kv_used"] / total * lived_s,
+            "busy": lambda: steps["device_s"],
+            "prefill": lambda: steps["prefill_s"],
+            "saturated": lambda: np.where(steps["waiting"] > 0, lived_s, 0.0),
+        }
+        for name, amount in amounts.items():
+            totals[name] += float(spread.sums(amount())[0])
         inside = (steps["until_s"] >= window.start_s) & (steps["start_s"] <= window.end_s)
         if inside.any():
             peaks["running"] = max(peaks["running"], int(steps["running"][inside].max()))

@@ -115,12 +115,13 @@ class StepLog:
             self.run(starts_s[i], ends_s[i : i + 1], idle_s[i], running, waiting, kv, kv, decode_tokens[i])
 
     def column(self, name: str, count: int | None = None) -> NDArray[Any]:
-        """A field of the first `count` records, of all if None."""
-        return np.frombuffer(self._records, dtype=_RECORD)[name][:count].copy()
+        """A field of the first `count` records, of all if None, as a view: while one lives the log cannot change."""
+        return np.frombuffer(self._records, dtype=_RECORD)[name][:count]
 
     def records(self, count: int | None = None) -> Columns:
         """Columns by record, of the first `count`, of all if None; tokens and device time of all its steps together.
 
+        Most are views (`column`), for which a log of many records has no memory to spare.
         Until `until_s` the state of a record holds: to its end or, in a pipeline, whose steps overlap, to the begin of the next.
         """
         found = {name: self.column(name, count) for name in _FIELDS}
@@ -131,7 +132,7 @@ class StepLog:
         np.minimum(until_s[: len(following)], following, out=until_s[: len(following)])
         found["device_s"] = end_s - start_s - found.pop("idle_s") * steps
         found["kv_used"] = found.pop("kv_steps") / steps
-        found["decode_tokens"] *= steps
+        found["decode_tokens"] = found["decode_tokens"] * steps
         return {**found, "end_s": end_s, "until_s": until_s}
 
     def retire(self, records: int, steps: int) -> None:

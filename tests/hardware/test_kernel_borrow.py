@@ -289,7 +289,7 @@ def test_show_hardware_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_borrowing_costs_milliseconds() -> None:
-    kb.borrowed_model.cache_clear()
+    kb._borrowed.cache_clear()
     device = load_device("rtx-4090-24gb")
     begin = time.process_time()
     operations_of(device, "vllm")

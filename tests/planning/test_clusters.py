@@ -21,6 +21,7 @@ import pytest
 from hardware_profiles.errors import InputError
 from simulator.planning import backends, store
 from simulator.planning.sweep import plan_sweep, run_sweep
+from tests.hardware.test_own_devices import scenario, sheet
 from tests.planning.test_sweep import SCENARIO, VARY, tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,11 +191,27 @@ def test_a_missing_extra_names_its_install_line(
 
 def test_a_worker_of_another_version_or_without_the_folder_says_so(tmp_path: Path) -> None:
     points = plan_sweep(SCENARIO, VARY).points[:2]
-    told = backends._told(points, tmp_path)
+    told = backends._told(points, tmp_path, "one")
     assert ["does not see" in each["reason"] for each in backends._at_a_worker(*told)] == [True, True]
     assert ["install the same" in each["reason"] for each in backends._at_a_worker(*told[:-1], "0.0.1")] == [True, True]
     (tmp_path / store.SWEEP).write_text("{}")
     assert [each["status"] for each in backends._at_a_worker(*told)] == ["ok", "ok"]
+
+
+def test_a_worker_that_outlives_a_sweep_reads_changed_files_anew(tmp_path: Path) -> None:
+    device = tmp_path / "my-card.yaml"
+    (tmp_path / store.SWEEP).write_text("{}")
+
+    def tpot_ms(bandwidth: float, sweep: str) -> float:
+        device.write_text(json.dumps(sheet(bandwidth)))
+        jobs = plan_sweep(scenario(str(device)), ["deployment.replicas=1,2"]).points
+        found = backends._at_a_worker(*backends._told(jobs, tmp_path, sweep))
+        assert not isinstance(found, str)
+        return float(found[0]["outcome"]["tpot_ms_p50"])
+
+    first = tpot_ms(1e12, "one")
+    assert tpot_ms(5e11, "two") > 1.5 * first
+    assert tpot_ms(1e12, "three") == first
 
 
 @dataclass(frozen=True)
