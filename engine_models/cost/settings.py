@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine_models.cost.measured import StepLaw
     from engine_models.cost.sub_batches import Parts
     from engine_models.cost.token_masks import TokenMasks
-    from engine_models.cost.weight_stream import Stream
+    from engine_models.cost.weight_stream import InPlace, Stream
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StepCosts:
     parts; None: the device has all. `measured`: steps are timed by this law of whole steps, not by the device's operations.
     `adapters`: LoRA adapters that batches may read. `masks`: how those of structured output are made.
     `images`: how a vision tower encodes those of prompts; `encodes_only`: servers do nothing else. `image_load`: how steps read
-    what others have made of them.
+    what others have made of them. `in_place`: weights that kernels read in host memory.
     """
 
     arch: Architecture
@@ -51,6 +51,7 @@ class StepCosts:
     images: Images | None = None
     encodes_only: bool = False
     image_load: ImageLoad | None = None
+    in_place: InPlace | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -116,6 +117,10 @@ class StepCosts:
             from engine_models.cost.images import WithLoads
 
             whole = WithLoads(whole, self.image_load)
+        if self.in_place is not None:
+            from engine_models.cost.weight_stream import ReadInPlace
+
+            whole = ReadInPlace(whole, self.in_place)
         return whole
 
     def _by_drafts(self, drafts: Speculation, ops: Ops) -> StepCost:

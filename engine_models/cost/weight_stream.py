@@ -1,5 +1,5 @@
-"""Weights (and keys and values) that come over a link to the host in every step, layer by layer, while the layers before
-compute."""
+"""Weights (and keys and values) that come over a link to the host in every step: layer by layer, while the layers before
+compute, or read by the kernels where they lie."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import FloatArray, StepCost
+from hardware_profiles.kernel_physics import moe_active_experts
 from hardware_profiles.records import dataclass
 
 
@@ -71,4 +72,70 @@ class Streamed(StepCost):
         return self.model.host_s(batch)
 
 
-__all__ = ["Stream", "Streamed"]
+@dataclass(frozen=True)
+class InPlace:
+    """Weights that stay in host memory, where kernels read them over the link, of one device.
+
+    share : of all weights, in bytes.  plain_bytes : of those that every step reads.  expert_bytes : of routed experts, of which a
+    step reads those that a token chose: `topk` of `experts` each, `local` of them on the device.  bytes_per_s : of the link.
+    """
+
+    share: float
+    plain_bytes: float
+    expert_bytes: float
+    experts: int
+    topk: int
+    local: int
+    bytes_per_s: float
+
+    def read_s(self, tokens: int) -> float:
+        """Seconds on the link in a step of so many tokens."""
+        if not self.expert_bytes:
+            return self.plain_bytes / self.bytes_per_s
+        rows = np.array([tokens * self.topk * self.local / self.experts])
+        touched = float(moe_active_experts(np.float64(self.local), rows, chosen=self.topk / self.experts)[0]) / self.local
+        return (self.plain_bytes + touched * self.expert_bytes) / self.bytes_per_s
+
+
+class ReadInPlace(StepCost):
+    """Kernels whose weights lie in host memory take as long as the link or as they would, whichever is longer; the others as long
+    as they do. Those of the weights' share take that share of a step."""
+
+    def __init__(self, model: StepCost, weights: InPlace) -> None:
+        self._model, self._weights = model, weights
+        self._known: dict[int, float] = {}
+
+    def _read_s(self, tokens: int) -> float:
+        found = self._known.get(tokens)
+        if found is None:
+            found = self._known[tokens] = self._weights.read_s(tokens)
+        return found
+
+    def _more_s(self, device_s: float, tokens: int) -> float:
+        return max(0.0, self._read_s(tokens) - self._weights.share * device_s)
+
+    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
+        """As of the base, and what the link takes longer; that is no prefill row's alone."""
+        model = self._model
+        device_s, prefills_s = model.step_s(batches)
+        self.launch_s, self.launch_wait_s = model.launch_s, model.launch_wait_s
+        self.first_s, self.last_s = model.first_s, model.last_s
+        return device_s + self._more_s(device_s, sum([batch.tokens for batch in batches])), prefills_s
+
+    def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
+        """As of the base."""
+        read_s, device_s = self._read_s(sum([shape.tokens for shape in shapes])), self._model.run_s(shapes, steps)
+        steps_s: FloatArray = device_s + np.maximum(0.0, read_s - self._weights.share * device_s)
+        return steps_s
+
+    def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
+        """As of the base."""
+        tokens = sum([shape.tokens for shape in shapes])
+        return [device_s + self._more_s(device_s, tokens) for device_s in self._model.few_s(shapes, steps)]
+
+    def host_s(self, batch: Batch) -> float:
+        """As of the base."""
+        return self._model.host_s(batch)
+
+
+__all__ = ["InPlace", "ReadInPlace", "Stream", "Streamed"]

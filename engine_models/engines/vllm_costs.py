@@ -17,12 +17,14 @@ from engine_models.engines.vllm_exchange import exchange
 from engine_models.engines.vllm_kernels import (
     PADDED,
     cutlass_products,
+    held_weights,
     latent_launches,
     machete,
     recurrent_launches,
 )
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
+from engine_models.model.architecture import weight_bytes_per_rank
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import PlanError
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters
     from engine_models.cost.images import ImageLoad, Images
     from engine_models.cost.token_masks import TokenMasks
+    from engine_models.cost.weight_stream import InPlace
     from engine_models.declaration import Embeddings
 
 MASK_THREADS = (8, 128, 16)
@@ -60,6 +63,7 @@ def costs_of(
         said.notes.append(
             "attention runs on Triton's kernels, as vLLM rules for heads of two widths; SGLang's stand for its own (assumed)"
         )
+    in_place = _in_place(request, version, backend, said)
     return StepCosts(
         request.arch,
         request.formats,
@@ -100,9 +104,26 @@ def costs_of(
         adapters=adapters,
         masks=_masks(request, version, serving, said) if request.structured else None,
         images=_images(request, version, said) if request.encodes else None,
+        in_place=in_place,
         encodes_only=request.role == "encode",
         image_load=_image_load(embeddings) if request.encoded else None,
     )
+
+
+def _in_place(request: PoolRequest, version: Version, backend: str | None, said: Said) -> InPlace | None:
+    """Weights in host memory, and a word on them."""
+    if not request.flags.get("cpu_offload_gb"):
+        return None
+    from engine_models.engines.vllm_offloaded import in_place_of, offload_note
+
+    stored = held_weights(request, backend, version.number)
+    ranks = request.expert_parallel, request.data_parallel
+    held = in_place_of(
+        request, version.number, stored, weight_bytes_per_rank(request.arch, stored, request.tensor_parallel, 1, *ranks)
+    )
+    if held is not None:
+        said.notes.append(offload_note(held))
+    return held
 
 
 PARTING = (0, 11)

@@ -36,6 +36,8 @@ _MODELLED: dict[str, Flag] = {
     "tensor_parallel_size": Flag("int", 1, low=1),
     "pipeline_parallel_size": Flag("int", 1, low=1),
     "data_parallel_size": Flag("int", 1, low=1),
+    "cpu_offload_gb": Flag("float", 0.0, low=0.0),
+    "cpu_offload_params": Flag("texts", None),
     "decode_context_parallel_size": Flag("int", 1, low=1),
     "enable_expert_parallel": Flag("bool", False),
     "enable_eplb": Flag("bool", False),
@@ -158,7 +160,7 @@ _HARMLESS = """
     watermark_config weight_transfer_config worker_cls worker_extension_cls
 
     cp_kv_cache_interleave_size dcp_comm_backend dcp_kv_cache_interleave_size dcp_q_replicate
-    cpu_offload_params offload_backend offload_num_in_group offload_params offload_prefetch_step
+    offload_backend offload_num_in_group offload_params offload_prefetch_step
     device override_pooler_config pooler_config swap_space use_v2_block_manager worker_use_ray
 """
 """Flags that change nothing that is predicted; at the end those that do nothing without a flag that is refused, and those that
@@ -220,7 +222,7 @@ _CHANGING = {
 
 _REFUSED = {
     "where the KV cache lies and what attention costs": "prefill_context_parallel_size=1",
-    "the time of a step (weights are read from the host)": "cpu_offload_gb=0|0.0 offload_group_size=0",
+    "the time of a step (weights are read from the host)": "offload_group_size=0",
     "the task (only text generation is simulated)": """
         task=auto|generate runner=auto|generate|draft convert=auto|none diffusion_config
     """,

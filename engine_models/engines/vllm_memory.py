@@ -10,6 +10,7 @@ from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, Sai
 from engine_models.engines.vllm_cache import Cache
 from engine_models.engines.vllm_context import context_ranks
 from engine_models.engines.vllm_kernels import expert_tiles, held_weights
+from engine_models.engines.vllm_offloaded import check_offloaded, offloaded_bytes
 from engine_models.engines.vllm_profile import beside_torch_bytes, graph_bytes, peak_bytes
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version, as_sampled
@@ -49,6 +50,7 @@ def budget_of(
     Raises InfeasibleError if the weights or one block do not fit, InputError on a share out of range.
     """
     flags, on_cpu = request.flags, request.device_kind == "cpu"
+    check_offloaded(request)
     memory = _memory(request, version, serving, cache, adapters, backend)
     without, fixed = None, flags.get("kv_cache_memory_bytes") or flags.get("num_gpu_blocks_override")
     if version.flashinfer_is_extra and flags.get("use_flashinfer_sampler") is None and not on_cpu:
@@ -78,7 +80,7 @@ def _memory(
     weights = weight_bytes_per_rank(
         arch, stored, tp, pp, request.expert_parallel, request.data_parallel, expert_tiles=tiles
     )
-    weights += mla_absorbed_bytes_per_rank(arch, tp, pp) + rotary_table_bytes(arch)
+    weights += mla_absorbed_bytes_per_rank(arch, tp, pp) + rotary_table_bytes(arch) - offloaded_bytes(request, stored)
     if request.flags.get("enable_eplb"):  # `expert_buffer` of its state: a layer's experts on their way (0.33.0)
         weights += expert_layer_bytes_per_rank(arch, stored, tp, request.expert_parallel, request.data_parallel)
     devices = tp * pp * request.data_parallel

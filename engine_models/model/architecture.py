@@ -392,6 +392,15 @@ def weight_bytes_per_rank(
     )
 
 
+def layer_weight_bytes_per_rank(
+    arch: Architecture, weights: Format, tensor_parallel: int, expert_parallel: int, data_parallel: int
+) -> tuple[int, int]:
+    """Return the bytes of the layers' weights on one rank, without embedding and head, and those of routed experts among them."""
+    counts = _counts(arch, tensor_parallel, expert_parallel, data_parallel, padded=True)
+    layers = Counter({part: n for part, n in counts.items() if part not in ("embedding", "lm_head", *_TOWERS)})
+    return _bytes(arch, weights, layers), _bytes(arch, weights, Counter(experts=counts["experts"]))
+
+
 def expert_layer_bytes_per_rank(
     arch: Architecture, weights: Format, tensor_parallel: int, expert_parallel: int, data_parallel: int
 ) -> int:
