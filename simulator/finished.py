@@ -328,21 +328,24 @@ def _drafted(prepared: Prepared, raw: ClusterResult) -> dict[str, Any]:
     }
 
 
-_STAGES = {"prefill": "queue_ms", "transfer": "transfer_ms", "decode": "decode_queue_ms"}
+_STAGES = {"encode": "encode_queue_ms", "prefill": "queue_ms", "transfer": "transfer_ms", "decode": "decode_queue_ms"}
 """Stages of a request that passes from pool to pool, and the wait for each."""
 
 
 def _longest_wait(prepared: Prepared, figures: Figures) -> str:
-    """For which stage requests wait longest, where they pass from a prefill to a decode pool; "" elsewhere."""
-    if prepared.paths is None:
+    """For which stage requests wait longest, where they pass from pool to pool; "" elsewhere."""
+    if prepared.paths is None and not prepared.encoders:
         return ""
     waits = {stage: figures.stats.get(key, {}).get("mean") or 0.0 for stage, key in _STAGES.items()}
     stage = max(waits, key=lambda each: waits[each])
+    if prepared.paths is None and (stage != "encode" or waits[stage] < (figures.stats["e2el_ms"]["mean"] or 0.0) / 4):
+        return ""
     if waits[stage] < (figures.stats["e2el_ms"]["mean"] or 0.0) / 4:  # they are served, more slowly than they come
         stage = "decode"
     if stage == "transfer":
         return "; most of the wait is for the transfer between the pools"
-    names = " and ".join(f"'{each.pool.name}'" for each in prepared.pools if each.pool.role == stage)
+    whole = (*prepared.encoders, *prepared.pools)
+    names = " and ".join(f"'{each.pool.name}'" for each in whole if each.pool.role == stage)
     return f"; most of the wait is for {stage} pool {names}"
 
 

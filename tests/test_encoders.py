@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.prepared import Prepared
+from simulator.report.perfetto import trace
 from simulator.run import RunResult, run_prepared, simulate
 from tests.effort import examples
 
@@ -360,3 +363,24 @@ def test_the_commands_of_both_servers_read_as_two_pools(engine: str) -> None:
 def test_what_is_not_modelled_is_refused_in_words(changed: dict[str, Any], words: str) -> None:
     with pytest.raises((InputError, InfeasibleError), match=words):
         prepare(scenario(**changed))
+
+
+def test_a_full_encode_pool_is_named_as_what_the_load_waits_for() -> None:
+    load = {key: value for key, value in LOAD.items() if key != "requests"}
+    load |= {"arrivals": {"kind": "poisson", "rate": 25}, "duration": 60, "images": {"tokens": 1200}}
+    (said,) = (text for text in simulate(scenario(load=load)).result["warnings"] if text.startswith("overload"))
+    assert said.endswith("most of the wait is for encode pool 'towers'")
+    pair = [{**each, "replicas": 2} for each in PAIR]
+    (said,) = (text for text in simulate(scenario(load=load, others=pair)).result["warnings"] if text.startswith("overload"))
+    assert said.endswith("most of the wait is for encode pool 'towers'")
+
+
+def test_stages_of_encoding_stand_in_the_trace() -> None:
+    run = simulate(scenario(load={**ALONE, "prompt_tokens": 1500, "images": {"tokens": 1024}}))
+    data, _ = trace(run.raw, ["r0"], run.pools)
+    events = json.loads(gzip.decompress(data))["traceEvents"]
+    stages = [event for event in events if event.get("cat") == "request" and event["ph"] == "b"]
+    names = ["r0", "queue", "encode queue", "encode", "embeddings", "queue", "prefill", "decode"]
+    assert [event["name"] for event in stages] == names
+    starts = [event["ts"] for event in stages[1:]]
+    assert starts == sorted(starts)

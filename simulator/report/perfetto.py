@@ -119,7 +119,7 @@ def _requests(raw: ClusterResult, names: Sequence[str], left_out: list[str]) -> 
     for row in order.tolist():
         pid = int(raw.replica[row]) + 1 if raw.replica[row] >= 0 else 0
         end = float(raw.end_s[row])
-        points = [("queue", raw.arrival_s[row]), ("prefill", raw.first_scheduled_s[row])]
+        points = [("queue", raw.arrival_s[row]), *_encoding(raw, row), ("prefill", raw.first_scheduled_s[row])]
         if handed is not None and not np.isnan(handed.transfer_start_s[row]):
             points += [("hand-over", handed.prefill_end_s[row]), ("decode queue", handed.transfer_end_s[row])]
             points += [("decode", handed.first_scheduled_s[row])]
@@ -142,6 +142,15 @@ def _requests(raw: ClusterResult, names: Sequence[str], left_out: list[str]) -> 
         for (stage, start), (_, stop) in zip(points, [*points[1:], ("", end)], strict=True):
             if stop > start:
                 yield from _span(pid, names[row], stage, start, stop, {})
+
+
+def _encoding(raw: ClusterResult, row: int) -> list[tuple[str, float]]:
+    """Stages of a request whose images other servers encode, and when each begins [s]."""
+    found = raw.encoded
+    if found is None or np.isnan(found.sent_s[row]):
+        return []
+    columns = {"encode queue": found.sent_s, "encode": found.scheduled_s, "embeddings": found.encoded_s, "queue": found.arrived_s}
+    return [(stage, float(column[row])) for stage, column in columns.items()]
 
 
 def _span(pid: int, key: str, name: str, start_s: float, end_s: float, about: Event) -> Iterator[Event]:

@@ -92,7 +92,8 @@ def _column(run: RunResult, name: str) -> Any:
 
 def _title(run: RunResult) -> str:
     d = run.result["deployment"]
-    pools = [f"{p['replicas']} x ({shape_of(p)}) {p['hardware']}" for p in d.get("pools") or [d]]
+    whole = [*(d.get("pools") or [d]), *d.get("encoders", [])]
+    pools = [f"{p['replicas']} x ({shape_of(p)}) {p['hardware']}" for p in whole]
     where = f"{' + '.join(pools)}, {d['engine']} {d['engine_version']}"
     return textwrap.fill(f"{run.name}: {d['model']} on {where}", TITLE, break_long_words=True, break_on_hyphens=False)
 
@@ -270,8 +271,10 @@ Line = tuple[str, slice]
 def _lines(run: RunResult) -> list[Line]:
     """A line for each pool where there are several, else for each of a few replicas, else for all together."""
     count = _instances(run)
-    lines, first = [], 0
-    for pool in run.result["deployment"].get("pools", ()):
+    lines, first, deployment = [], 0, run.result["deployment"]
+    encoders = deployment.get("encoders", [])
+    alone = [{**deployment, "name": run.pools[0]}] if encoders else []
+    for pool in [*deployment.get("pools", alone), *encoders]:
         replicas = pool["replicas"] * pool.get("data_parallel", 1)
         name = textwrap.shorten(pool["name"], NAME, placeholder="...")
         lines.append((f"{name}, mean of {replicas}" if replicas > 1 else name, slice(first, first + replicas)))
