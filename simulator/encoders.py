@@ -72,9 +72,9 @@ def with_encoders(scenario: Scenario, prepared: Prepared, encoders: Sequence[Pre
             where=POOLS,
             mend="use one model, and either role: mixed or prefill and decode pools beside the encode pool",
         )
-    if scenario.client.timeout_s is not None:
+    if scenario.client.timeout_s is not None and prepared.paths is not None:
         raise InputError(
-            "clients that give up (client.timeout_s) beside a pool that encodes images are not modelled yet",
+            "clients that give up (client.timeout_s) before encode, prefill and decode pools are not modelled yet",
             where="client.timeout_s",
             mend="remove it, or give the encode pools replicas: 0",
         )

@@ -440,7 +440,8 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *flags.notes, *notes, *lent, *plan.notes]
     if ranks > 1 and engine.lockstep is not None:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep, routed=plan.costs.terms.routed)
-    check_timeout(scenario.client, plan)
+    if answers:
+        check_timeout(scenario.client, plan)
     roles = any(each.role in ("prefill", "decode") and each.replicas for each in scenario.deployment.pools)
     labelled = any(each.context_length_range is not None for each in scenario.deployment.pools)
     routing, routed = Routing(), list[str]()

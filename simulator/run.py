@@ -286,7 +286,9 @@ def _encoder_logs(prepared: Prepared, cluster: Cluster) -> list[tuple[str, StepL
     return [(name, rank.log) for name, rank in zip(names, cluster.encoders.ranks, strict=True)]
 
 
-REPORTED = ("metrics", "totals", "server", "slo", "classes", "fleet", "turns", "overload", "batch_cut", "cost", "warnings")
+REPORTED = (
+    "metrics", "totals", "server", "slo", "classes", "encoders", "fleet", "turns", "overload", "batch_cut", "cost", "warnings",
+)  # fmt: skip
 """What the result says of each stage."""
 
 

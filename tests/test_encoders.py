@@ -346,7 +346,7 @@ def test_the_commands_of_both_servers_read_as_two_pools(engine: str) -> None:
         ({"encode": {"engine_args": {"ec_transfer_config": {"ec_role": "ec_consumer"}}}}, "ec_role ec_consumer is not that"),
         ({"others": [{"name": "language", "replicas": 0}]}, "no pool that answers has any"),
         ({"around": {"failures": {"mtbf_h": 1, "of": "replica", "repair_s": 10}}}, "`failures` beside a pool that encodes"),
-        ({"client": {"timeout_s": 3}}, "clients that give up"),
+        ({"client": {"timeout_s": 3}, "others": PAIR}, "clients that give up"),
         ({"model": "meta-llama/Llama-3.1-8B-Instruct"}, "takes no images"),
         (
             {"engine": "sglang", "encode": {"replicas": 0}, "others": [{"engine_args": {"language_only": True}}]},
@@ -363,6 +363,22 @@ def test_the_commands_of_both_servers_read_as_two_pools(engine: str) -> None:
 def test_what_is_not_modelled_is_refused_in_words(changed: dict[str, Any], words: str) -> None:
     with pytest.raises((InputError, InfeasibleError), match=words):
         prepare(scenario(**changed))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_clients_give_up_while_their_images_are_encoded_sent_or_read(engine: str) -> None:
+    load = {**LOAD, "arrivals": {"kind": "poisson", "rate": 20}, "output_tokens": 4, "images": {"tokens": 1200}}
+    client = {"timeout_s": 1.0, "retries": {"attempts": 2, "backoff_s": 0.2, "on": ["timeout"]}}
+    around = {"transfer": {"bytes_per_s": 5e7}}
+    run, stepped = (simulate(scenario(engine, load=load, client=client, around=around), aggregate=jump) for jump in (True, False))
+    totals = run.result["totals"]
+    assert totals["completed"] + totals["failed"] == 60
+    assert totals["completed"] > 0
+    assert totals["failed"] > 0
+    assert column(run, "attempts").max() > 1
+    for one, other in zip(columns(run), columns(stepped), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert max(column(run, "ttft_ms")[column(run, "attempts") == 1]) < 1100
 
 
 def test_a_full_encode_pool_is_named_as_what_the_load_waits_for() -> None:

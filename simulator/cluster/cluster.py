@@ -681,7 +681,8 @@ class Cluster:
         replica.advance(now_s)
         if self._live.get(seq.index) is not seq:  # it has just ended
             return
-        replica.cancel(self.ranks[number], seq, now_s)
+        if self.encoders is None or not self.encoders.forget(seq):
+            replica.cancel(self.ranks[number], seq, now_s)
         self._router.ended(seq, now_s)
         self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
         self._tell(at)

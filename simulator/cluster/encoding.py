@@ -44,7 +44,7 @@ class Encoders:
 
 @dataclass(eq=False)
 class _Job:
-    """A request whose images are encoded: its server, what it does when all is there, and what is missing."""
+    """A request whose images are encoded: its server, what it does when all is there, what is missing, whether it is `gone`."""
 
     seq: Request
     reader: int
@@ -53,6 +53,7 @@ class _Job:
     row: int
     parts: list[tuple[int, int]] = field(default_factory=list)  # server and tokens
     left: int = 0
+    gone: bool = False
 
 
 class EncodeStage:
@@ -78,7 +79,8 @@ class EncodeStage:
         self._wake_s = [INFINITY] * len(self.replicas)
         self._turn = self._made = 0
         self._draw = Random(encoders.spread_seed) if encoders.spread_seed is not None else None
-        self._jobs: dict[Request, tuple[_Job, int]] = {}
+        self._jobs: dict[Request, _Job] = {}  # by what a server has of a request
+        self._asked: dict[Request, _Job] = {}
 
     @property
     def ranks(self) -> list[Rank]:
@@ -92,8 +94,8 @@ class EncodeStage:
     def take(self, seq: Request, reader: int, notes: Encodings, row: int, ready: Callable[[float], None]) -> None:
         """A request goes to the rank `reader`: encode its images; `ready` is called with the time when all is there."""
         now_s, servers = self._clock.now_s, len(self.replicas)
-        job = _Job(seq, reader, ready, notes, row)
-        notes.sent_s[row] = now_s
+        job = self._asked[seq] = _Job(seq, reader, ready, notes, row)
+        notes.begin(row, now_s)
         mine: dict[int, list[int]] = {}
         for at, (first, end) in zip(self._dealt(len(seq.images), servers), seq.images, strict=True):
             mine.setdefault(at, []).append(end - first)
@@ -102,11 +104,19 @@ class EncodeStage:
             part = Request(self._made, sum(tokens), 1, now_s + self._before_s[at], priority=seq.priority, limit_tokens=1)
             part.images = tuple(pairwise(accumulate(tokens, initial=0)))
             self._made += 1
-            self._jobs[part] = job, at
+            self._jobs[part] = job
             job.parts.append((at, sum(tokens)))
             self.replicas[at].advance(now_s)
             self.replicas[at].ranks[0].submit(part)
             self._watch(at)
+
+    def forget(self, seq: Request) -> bool:
+        """Nobody waits for a request any more: False if it is not here. Its images are encoded all the same."""
+        job = self._asked.pop(seq, None)
+        if job is None:
+            return False
+        job.gone = True
+        return True
 
     def _dealt(self, images: int, servers: int) -> list[int]:
         """The server of each image of a request."""
@@ -120,9 +130,9 @@ class EncodeStage:
 
     def _encoded(self, part: Request, now_s: float) -> None:
         """A server has encoded its part of a request's images."""
-        job, _ = self._jobs.pop(part)
+        job = self._jobs.pop(part)
         job.left -= 1
-        if job.left:
+        if job.left or job.gone:
             return
         job.notes.scheduled_s[job.row] = part.first_scheduled_s
         job.notes.encoded_s[job.row] = now_s
@@ -131,6 +141,8 @@ class EncodeStage:
     def _pass_on(self, job: _Job) -> None:
         """All images of a request are encoded: they go to its server."""
         now_s, paths = self._clock.now_s, self._encoders.paths
+        if job.gone:
+            return
         job.notes.bytes[job.row] = 0.0
         if paths is None:
             self._arrived(job, now_s)
@@ -143,10 +155,11 @@ class EncodeStage:
 
     def _one_arrived(self, job: _Job, now_s: float) -> None:
         job.left -= 1
-        if not job.left:
+        if not job.left and not job.gone:
             self._arrived(job, now_s)
 
     def _arrived(self, job: _Job, now_s: float) -> None:
+        del self._asked[job.seq]
         job.notes.arrived_s[job.row] = now_s
         job.ready(now_s)
 

@@ -178,6 +178,12 @@ class Encodings:
     def __init__(self, n: int) -> None:
         self.sent_s, self.scheduled_s, self.encoded_s, self.arrived_s, self.bytes = (np.full(n, np.nan) for _ in range(5))
 
+    def begin(self, row: int, now_s: float) -> None:
+        """A request is sent there, for the first time or again."""
+        for column in vars(self).values():
+            column[row] = np.nan
+        self.sent_s[row] = now_s
+
     @classmethod
     def joined(cls, parts: Series[Encodings]) -> Encodings | None:
         """Those of requests one part after the other; None without any."""
