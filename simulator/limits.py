@@ -67,7 +67,7 @@ def all_refused(requests: int, counted: Mapping[str, int], pools: Sequence[Limit
     """The error of a run of which no request is taken."""
     reasons = refusals(counted, pools)
     why = "; ".join(reasons) if len(reasons) > 1 else reasons[0].partition("refused: ")[2]
-    mend = "shorten the prompts, raise max_model_len, or use a model with a longer context"
+    mend = "shorten the prompts, or use a model with a longer context (or a higher limit of it, where a flag sets one)"
     if counted["too_long"] and _flags(pools):
         mend = f"shorten the prompts, or raise {_flags(pools)}"
     if counted["asked_too_much"]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan, Limits
+from engine_models.engines.known import engine_named
 from engine_models.lengths import judged
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -105,12 +106,12 @@ def check_longest(prepared: Prepared, workload: Workload) -> None:
     longest = int(workload.prompt_tokens[found.never_fits].max())
     pool = min((each for each in prepared.pools if each.pool.role == "decode"), key=lambda each: each.plan.limits.held_tokens)
     number = [each.name for each in prepared.scenario.deployment.pools].index(pool.pool.name)
-    held = pool.plan.limits.held_tokens
+    held, flag = pool.plan.limits.held_tokens, engine_named(pool.pool.engine).same_as["context"]
     raise InfeasibleError(
         f"decode pool '{pool.pool.name}' holds {held:,} tokens a replica: a request with a prompt of {longest:,} tokens and its "
         "answer do not fit",
         where=f"{POOLS}.{number}",
-        mend="give the decode pool more or larger devices, or limit the context by max_model_len",
+        mend=f"give the decode pool more or larger devices, or limit the context by {flag}",
     )
 
 

@@ -330,6 +330,11 @@ def _architecture(model: Any, base: Path, engine: Engine) -> Architecture:
 def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     """Resolve one pool."""
     engine, version = engine_named(pool.engine, where="deployment.engine"), split(pool.engine)[1]
+    try:
+        engine.version(version)
+    except InputError as error:
+        error.where = "deployment.engine"
+        raise
     arch = _architecture(pool.model or scenario.model, base, engine)
     if not any(block.cache for block in arch.attention):
         raise InputError(

@@ -833,6 +833,7 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"from": "nobody"}}), "no pool 'nobody'"),
         (scenario(pool("prefill"), pool("decode", gpu_memory_utilization=0.25)), "deployment.pools.1"),
         (scenario(pool("prefill"), pool("decode", num_gpu_blocks_override=50)), "'decode' holds 784 tokens"),
+        (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "or limit the context by context_length"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"bytes_per_s": 0}}), "bytes_per_s` is 0"),
         (scenario(pool("prefill"), pool("decode", colocate="nobody")), "colocate: nobody"),
         (scenario(pool("prefill"), pool("decode"), around=GENERATION_FIRST), "vLLM knows no generation_first"),

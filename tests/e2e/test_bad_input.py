@@ -31,7 +31,8 @@ REFUSED: dict[str, tuple[list[str], int, list[str]]] = {
     ),
     "unknown number format": (["deployment.weights=fp7"], 2, ["fp7", "fp8"]),
     "unknown engine": (["deployment.engine=vlm"], 2, ["'vlm'", "did you mean 'vllm'"]),
-    "unknown engine version": (["deployment.engine=vllm@0.0.1"], 2, ["0.0.1", "0.11"]),
+    "unknown engine version": (["deployment.engine=vllm@0.0.1"], 2, ["--set deployment.engine: ", "0.0.1", "0.11"]),
+    "no engine version": (["deployment.engine=vllm@new"], 2, ["--set deployment.engine: 'new' is not a version"]),
     "unknown hardware": (["deployment.hardware=h100-sxm-81gb"], 2, ["h100-sxm-81gb", "h100-sxm-80gb"]),
     "unknown model": (
         ["model=meta-llama/Llama-3.1-9B-Instruct"],
