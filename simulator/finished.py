@@ -432,12 +432,13 @@ def _held_queue(prepared: Prepared, figures: Figures) -> list[str]:
 
 def _idle_pools(prepared: Prepared, figures: Figures) -> list[str]:
     """A warning for each of several pools that computed nothing while requests came, though its devices are paid for."""
-    if not (figures.inside and figures.pools):
+    if not figures.inside:
         return []
+    of_answers = zip(prepared.pools, figures.pools, strict=True) if figures.pools else ()
     return [
         f"pool '{load['name']}' computed nothing in the measured window, though the cost counts its "
         + _count(pool.devices, "device")
-        for pool, load in zip(prepared.pools, figures.pools, strict=True)
+        for pool, load in (*of_answers, *zip(prepared.encoders, figures.encoders, strict=True))
         if pool.devices and not load["gpu_busy_fraction"]
     ]
 

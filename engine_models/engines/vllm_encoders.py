@@ -109,6 +109,12 @@ def encode_plan(request: PoolRequest, version: Version, said: Said) -> EnginePla
             raise InputError(
                 f"vLLM's servers that only encode know no {key}", where=f"deployment.{key}", mend="give the pool more replicas"
             )
+    if request.flags.get("cpu_offload_gb"):
+        raise InputError(
+            "cpu_offload_gb of a server that only encodes is not modelled",
+            where="deployment.engine_args.cpu_offload_gb",
+            mend="remove it: the vision tower alone stands in the device's memory",
+        )
     of_language = Said()  # of the model that is not there
     serving = Serving.of(request, version, of_language)
     limits = encoder_limits(request, serving)

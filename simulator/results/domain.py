@@ -177,7 +177,7 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
         axes.append("LoRA adapters: no run with them was measured, nor their kernels")
     if plan.costs.images is not None:
         axes.append("images: no run with them was measured")
-    if prepared.encoders:
+    if prepared.encoders and any(each.plan.embeddings is not None for each in prepared.pools or (prepared,)):
         axes.append("images encoded by servers of their own: no run with such servers was measured")
     if plan.tiers:
         axes.append("KV offload: no run that depends on it was measured")
