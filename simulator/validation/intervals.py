@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hardware_profiles.records import dataclass
 from simulator.results.intervals import LEVEL, QUEUE_ELASTICITY, Evidence, Widths
 from simulator.results.scales import FACTORS, Scale
 from simulator.validation.evidence import Kind
-from simulator.validation.scales import Sized, derive_scale
+from simulator.validation.scales import COMPARED_ENGINE, Sized, derive_scale
 
 MIN_EXPERIMENTS = 10
 """Fewer have no order statistic of rank ceil(0.9 (n + 1)), or barely."""
@@ -146,7 +147,15 @@ def _waiting(values: Iterable[Value]) -> dict[str, Scale]:
             cluster = (*v.cluster, v.evidence.engine, v.evidence.load())
             sized.setdefault(v.metric, []).append(Sized(cluster, tuple(levels[f] for f in FACTORS), v.log_error))
     known = {metric: found for metric, found in sorted(sized.items()) if metric != "e2e" and len(found) >= MIN_EXPERIMENTS}
-    return {metric: derive_scale(found, LEVEL) for metric, found in known.items()}
+    scales = {metric: derive_scale(found, LEVEL) for metric, found in known.items()}
+    compared = {engine for scale in scales.values() for engine in scale.factors["engine"]}
+    return {metric: _with_engines(scale, compared) for metric, scale in scales.items()}
+
+
+def _with_engines(scale: Scale, compared: Iterable[str]) -> Scale:
+    """The scale with the engines whose runs other metrics were `compared` with: none of them is another engine."""
+    engines = dict.fromkeys(compared, COMPARED_ENGINE) | dict(scale.factors["engine"])
+    return replace(scale, factors={**scale.factors, "engine": engines})
 
 
 def _step_first(group: str, metric: str, statistic: str) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ from simulator.validation.intervals import (
 )
 from simulator.validation.report import EACH_SOURCE, coverage_by_holdout
 from simulator.validation.reports import report_kinds
+from simulator.validation.scales import COMPARED_ENGINE, OTHER_ENGINE
 
 OPEN = Evidence("vllm", "measured")
 CLOSED = Evidence("vllm", "kernels", closed_loop=True)
@@ -120,6 +121,21 @@ def test_where_clients_wait_e2e_left_out_is_judged_by_its_parts() -> None:
     for error, inside in ((0.26, 100.0), (0.02, 0.0)):
         whole = [experiment(f"r{i}", error, "e2e_mean_ms", 100.0 + i) | {"ttft_share": 0.5} for i in range(30)]
         assert covered([*runs, *whole], known)["vllm/closed loop", "E2E"]["inside_pct"] == inside
+
+
+def test_an_engine_compared_in_one_metric_is_no_other_engine_in_the_next() -> None:
+    runs, known = suite([0.01 * i for i in range(30)], evidence=CLOSED)
+    runs += [experiment(f"r{i}", 0.01 * i, "output_throughput_tok_s", 200.0 + i) for i in range(30)]
+    known |= {f"r{i}": replace(known[f"r{i}"], evidence=replace(CLOSED, engine="trtllm")) for i in range(0, 30, 2)}
+    rates = [run for run in runs if run["metric"].startswith("output") and known[run["id"]].evidence.engine == "vllm"]
+    scales = derive([*(run for run in runs if run["metric"].startswith("tpot")), *rates], known).scales
+    assert scales["throughput"].experiments == 15
+    assert scales["throughput"].factors["engine"]["trtllm"] == COMPARED_ENGINE
+    assert scales["tpot"].factors["engine"]["trtllm"] != COMPARED_ENGINE
+    levels = CLOSED.levels()
+    known_engine, other = ({**levels, "engine": name} for name in ("trtllm", "another"))
+    wider = scales["throughput"].half_width(other) / scales["throughput"].half_width(known_engine)
+    assert wider == pytest.approx(math.exp(OTHER_ENGINE - COMPARED_ENGINE))
 
 
 def test_settings_of_closed_loops_are_remembered() -> None:
