@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Series
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -210,22 +211,29 @@ def with_pools(prepared: Prepared) -> Prepared:
 
     Raises
     ------
-    InputError : they name a pool or a replica that is not there, bounds that cannot be, or models take turns.
+    InputError : they name a pool or a replica that is not there, bounds that cannot be, or autoscalers stand beside turns.
     """
     scenario, pools = prepared.scenario, prepared.pools
     stated, scaling = stated_of(scenario, pools), scalings_of(scenario.deployment, pools)
     if not stated and not scaling:
         return prepared
-    if any(each.turns is not None for each in pools):
+    turning = any(each.turns is not None for each in pools)
+    if turning and scaling:
         raise InputError(
-            "failures and autoscalers beside models that take turns are not modelled yet",
-            where=stated[0].where if stated else "deployment.autoscaler",
-            mend="leave them out, or give each model a pool of its own",
+            "autoscalers beside models that take turns are not modelled: none is known that counts what waits for a model",
+            where="deployment.autoscaler",
+            mend="leave it out, or give each model a pool of its own",
         )
     found, elastic, said = _changing(pools, scaling, stated, strikes=bool(stated))
     if stated:
-        elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=_back_s(elastic), slows=True))
+        faults = _of_places if turning else partial(_faults_of, back_s=_back_s(elastic), slows=True)
+        elastic = replace(elastic, faults=faults(scenario, stated, found))
         said += _words(stated)
+        if turning:
+            said.append(
+                "with a server all is lost that waits there for another model, too; back again, it has the model that was there "
+                "last (assumed)"
+            )
     return replace(prepared, pools=tuple(found), elastic=elastic, assumptions=unique((*prepared.assumptions, *said)))
 
 
@@ -248,7 +256,7 @@ def stated_of(scenario: Scenario, pools: Series[Prepared]) -> list[Stated]:
     around = scenario.deployment
     places = {pool.name: f"{POOLS}.{number}.failures" for number, pool in enumerate(around.pools)}
     own = [
-        Stated(each.pool.failures, places.get(each.pool.name, FAILURES), (number,))
+        Stated(each.pool.failures, places.get(each.turns.place if each.turns else each.pool.name, FAILURES), (number,))
         for number, each in enumerate(pools)
         if each.pool.failures is not None
     ]
@@ -356,6 +364,35 @@ def _faults_of(
         struck = [replica for number in one.pools for replica in range(firsts[number], firsts[number + 1])]
         processes += _processes(failures, struck, of_replica, each, seeds)
     return Faults(tuple(events), tuple(processes), of_replica, stated[0].failures.detected_after_s)
+
+
+def _of_places(scenario: Scenario, stated: Series[Stated], pools: Series[Prepared]) -> Faults:
+    """What goes wrong with replicas of which several take turns in a place: the first stands for all of them."""
+    firsts = [0, *accumulate(each.most for each in pools)]
+    kept: list[Prepared] = []
+    place_of: list[int] = []  # of each pool
+    for pool in pools:
+        name = pool.pool.name if pool.turns is None else pool.turns.place
+        if name not in [each.pool.name for each in kept]:
+            kept.append(replace(pool, pool=pool.pool.model_copy(update={"name": name})))
+        place_of.append([each.pool.name for each in kept].index(name))
+    own = [replace(each, pools=tuple(dict.fromkeys(place_of[number] for number in each.pools))) for each in stated]
+    merged = list({each.where: each for each in own}.values())
+    found = _faults_of(scenario, merged, kept, back_s=None, slows=True)
+    starts = [firsts[place_of.index(number)] for number in range(len(kept))]
+    replicas = [start + n for start, each in zip(starts, kept, strict=True) for n in range(each.most)]
+
+    def moved(fault: Fault) -> Fault:
+        replica = None if fault.replica is None else replicas[fault.replica]
+        among = fault.among or range(len(replicas))
+        return replace(fault, replica=replica, among=range(replicas[among.start], replicas[among.stop - 1] + 1))
+
+    nodes = [-1 - n for n in range(firsts[-1])]  # what stands for nothing is on no node
+    for number, node in zip(replicas, found.nodes, strict=True):
+        nodes[number] = node
+    events = tuple(event._replace(fault=moved(event.fault)) for event in found.events)
+    processes = tuple(replace(each, fault=moved(each.fault)) for each in found.processes)
+    return Faults(events, processes, tuple(nodes), found.noticed_s)
 
 
 def _no_link(where: str) -> InputError:

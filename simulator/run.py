@@ -487,8 +487,13 @@ def _cluster(
         if any(each.turns is not None for each in prepared.pools):
             from simulator.cluster.turns import TurnsCluster
 
+            side_by_side = TurnsCluster
+            if prepared.elastic is not None:
+                from simulator.cluster.elastic_turns import ElasticTurns
+
+                side_by_side = partial(ElasticTurns, **_changes(prepared.elastic))
             shares = [pool.turns for pool in prepared.pools]
-            side_by_side = partial(TurnsCluster, shares=shares, each=[pool.devices_each for pool in prepared.pools])
+            side_by_side = partial(side_by_side, shares=shares, each=[pool.devices_each for pool in prepared.pools])
         elif prepared.elastic is not None:
             from simulator.cluster.elastic_mixed import ElasticMixed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,70 @@ def test_how_servers_make_room() -> None:
     assert times(swap_s=3.5) == [(0.0, 3.5)] * 2
 
 
+def traced(tmp_path: Path, *rows: tuple[float, str, int], failures: dict[str, Any] | None = None, **pool: Any) -> Any:
+    """Requests at a time [s] for a model with so many tokens of an answer, on one place; a change takes 2 s."""
+    trace = tmp_path / "trace.csv"
+    lines = [f"{at_s},500,{tokens},{model}" for at_s, model, tokens in rows]
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens,model", *lines]) + "\n")
+    own = {**TURNS, "swap_s": 2.0, **pool, **({"failures": failures} if failures else {})}
+    data = {"deployment": own, "workload": {"trace": str(trace)}}
+    run, plain = simulate(data), simulate(data, aggregate=False)
+    assert run.result == plain.result
+    return run
+
+
+def test_with_a_place_all_is_lost_that_it_serves_and_that_waits_there(tmp_path: Path) -> None:
+    """Lost at 3 s for 5 s, then 1 s to start: it serves from 9 s on, the model that was there."""
+    failures = {"events": [{"at_s": 3.0, "kind": "gpu", "pool": "pool0", "replica": 0, "for_s": 5.0}], "start_up": 1.0}
+    rows = (0.0, LLAMA, 2000), (1.0, QWEN, 10), (2.0, LLAMA, 10), (8.5, QWEN, 10), (10.0, LLAMA, 10), (20.0, QWEN, 10)
+    rows += ((30.0, LLAMA, 10),)
+    run = traced(tmp_path, *rows, failures=failures)
+    frame = run.requests_frame().sort_values("arrival_s")
+    assert list(frame["status"]) == ["failed"] * 3 + ["rejected"] + ["finished"] * 3
+    assert list(frame["reason"][:4]) == ["node_lost"] * 3 + ["shed_503"]
+    calm = traced(tmp_path, *rows[4:]).requests_frame().sort_values("arrival_s")
+    assert np.allclose(frame["ttft_ms"][4:], calm["ttft_ms"])
+    assert run.result["turns"]["changes"] == 1
+    fleet = run.result["fleet"]
+    assert (fleet["attempts_lost"], fleet["faults"]) == (3, {"gpu": 1})
+    window_s = run.result["totals"]["duration_s"]
+    assert fleet["device_hours"] * 3600 == pytest.approx(window_s - 5.0)  # away for 5 s; while it starts it is billed
+    assert sum(each["devices"] for each in run.result["pools"]) * window_s == pytest.approx(window_s - 5.0)
+
+
+def test_a_change_that_a_loss_cuts_short_does_not_come_to_pass(tmp_path: Path) -> None:
+    """The loss at 1 s falls into the change from 0 to 2 s; back at 1.1 s with what was coming, which serves from 4.1 s on."""
+    failures = {"events": [{"at_s": 1.0, "kind": "gpu", "replica": 0, "for_s": 0.1}], "start_up": 3.0}
+    run = traced(tmp_path, (0.0, QWEN, 10), (2.5, QWEN, 10), (4.5, QWEN, 10), failures=failures)
+    frame = run.requests_frame().sort_values("arrival_s")
+    assert list(frame["reason"][:2]) == ["node_lost", "shed_503"]
+    other = traced(tmp_path, (0.0, QWEN, 10), (4.5, LLAMA, 10), failures=failures).requests_frame().sort_values("arrival_s")
+    assert frame["ttft_ms"].iloc[2] < 1000 < 2000 < other["ttft_ms"].iloc[1]
+    quick = {**failures, "start_up": 0.1}  # the next change begins before the first one would have been over
+    later = traced(tmp_path, (0.0, QWEN, 10), (1.5, LLAMA, 10), (10.5, LLAMA, 10), failures=quick, swap_s=10.0)
+    assert later.requests_frame().sort_values("arrival_s")["ttft_ms"].tolist()[1:] == pytest.approx([10_050, 1_050], abs=50)
+
+
+def test_a_slow_device_is_slow_for_every_model_and_drains_whole(tmp_path: Path) -> None:
+    slow = {"events": [{"at_s": 1.0, "kind": "slow", "pool": "pool0", "replica": 0, "factor": 3.0}], "start_up": 1.0}
+    rows = (0.0, LLAMA, 5), (2.0, LLAMA, 10), (10.0, QWEN, 10), (20.0, LLAMA, 10)
+    one, other = (traced(tmp_path, *rows, failures=f).requests_frame().sort_values("arrival_s") for f in (None, slow))
+    first_s, slow_s = (frame["first_token_s"] - frame["first_scheduled_s"] for frame in (one, other))
+    assert (slow_s / first_s).tolist() == pytest.approx([1.0, 3.0, 3.0, 3.0], rel=0.15)  # the host is as quick as before
+    drain = {"events": [{"at_s": 1.0, "kind": "drain", "pool": "pool0", "for_s": 1.0, "notice_s": 60.0}], "start_up": 1.0}
+    run = traced(tmp_path, (0.0, LLAMA, 150), (0.6, QWEN, 50), (20.0, LLAMA, 5), failures=drain)
+    assert list(run.requests_frame()["status"]) == ["finished"] * 3  # who waited for a change is served before it goes
+    assert run.result["fleet"]["attempts_lost"] == 0
+
+
+def test_failures_that_never_come_change_nothing() -> None:
+    never = {"events": [{"at_s": 1e9, "kind": "node", "pool": "pool0", "replica": 1}]}
+    plain, held = (simulate(scenario(swap_s=2.0, replicas=2, **more)) for more in ({}, {"failures": never}))
+    assert plain.requests_frame().equals(held.requests_frame())
+    for part in ("metrics", "totals", "pools", "turns", "cost", "server"):
+        assert plain.result[part] == held.result[part]
+
+
 REFUSED = {
     "no-sleep": (scenario(swap={"by": "sleep_1"}), "cannot fall asleep"),
     "two-ways": (scenario(swap={"by": "sleep_1"}, swap_s=3.0), "keep one of the two"),
@@ -129,6 +194,8 @@ REFUSED = {
     "role": (scenario(role="prefill"), "role: prefill"),
     "lengths": (scenario(prompt_tokens=[1, 100]), "`deployment.prompt_tokens` beside models that take turns"),
     "router": (scenario(router={"system": "dynamo"}), "`deployment.router` beside models that take turns"),
+    "scaler": (scenario(autoscaler={"kind": "hpa", "target": 4}), "autoscalers beside models that take turns"),
+    "place": (scenario(failures={"events": [{"at_s": 1, "kind": "gpu", "pool": "pool0", "replica": 1}]}), "no replica 1"),
     "unknown": (scenario(kind("x", 1, "Qwen/Qwen2.5-72B-Instruct")), "no pool serves it"),
 }
 

@@ -88,6 +88,10 @@ class Elastic(Cluster):
         """Requests that wait at the router and may go to a pool."""
         return len(self._door) if self._door is not None else 0
 
+    def _beside(self, replica: int) -> Series[int]:
+        """Replicas that come and go as one, this first, on the same devices."""
+        return (replica,)
+
     def _requests(self) -> Iterator[tuple[Sequence, int]]:
         """Requests as their servers know them, and the number of the rank that has each."""
         for seq in self._live.values():
@@ -145,8 +149,9 @@ class Elastic(Cluster):
             return True
         if now_s < self.duration_s or self._next_reach_s < INFINITY:
             return False
-        for replica in self.fleet.of(State.UP, State.DRAINING) if self._live else ():  # those that end unheard
-            self._run_to(replica, now_s)
+        for first in self.fleet.of(State.UP, State.DRAINING) if self._live else ():  # those that end unheard
+            for replica in self._beside(first):
+                self._run_to(replica, now_s)
         return self._idle()
 
     # -- faults ---------------------------------------------------------------------------------------------
@@ -178,17 +183,20 @@ class Elastic(Cluster):
     def _slow(self, replica: int, fault: Fault) -> None:
         now_s = self._clock.now_s
         if self.fleet.states[replica] in (State.UP, State.DRAINING):
-            self._run_to(replica, now_s)
-            self.replicas[replica].slow(fault.factor)
-            self._upset(replica)
+            self._run_at(replica, fault.factor)
             if fault.slow_s < INFINITY:
                 self._clock.at(now_s + fault.slow_s, ARRIVALS, partial(self._recover, replica, self.fleet.life[replica]))
 
     def _recover(self, replica: int, life: int) -> None:
         if self.fleet.life[replica] == life:
-            self._run_to(replica, self._clock.now_s)
-            self.replicas[replica].slow(1.0)
-            self._upset(replica)
+            self._run_at(replica, 1.0)
+
+    def _run_at(self, replica: int, factor: float) -> None:
+        """From now on steps take so many times as long."""
+        for each in self._beside(replica):
+            self._run_to(each, self._clock.now_s)
+            self.replicas[each].slow(factor)
+            self._upset(each)
 
     def _roll(self, fault: Fault, replicas: list[int]) -> None:
         """Restart replicas one after the other."""
@@ -292,10 +300,14 @@ class Elastic(Cluster):
         for replica in range(len(self.replicas)):
             router, number = self._router_of(replica)
             serving = known.setdefault(router, [])
-            if self.fleet.states[replica] == State.UP or replica in self._silent:
+            if self._is_sent_to(replica):
                 serving.append(number)
         for router, serving in known.items():
             router.serving(serving)
+
+    def _is_sent_to(self, replica: int) -> bool:
+        """Whether a replica gets requests: it serves, or nobody knows that it is lost."""
+        return self.fleet.states[replica] == State.UP or replica in self._silent
 
     def _drain(self, replica: int, until_s: float, away_s: float | None, *, leaves_empty: bool = True) -> None:
         """Give a replica nothing new; it goes at `until_s` at the latest, with `leaves_empty` when it has nothing left."""
@@ -304,9 +316,10 @@ class Elastic(Cluster):
         self._clock.at(until_s, ARRIVALS, partial(self._expel, replica, life, away_s))
         if leaves_empty:
             self._away_s[replica] = away_s
-            self._wake_s[replica] = INFINITY
-            self._run_to(replica, self._clock.now_s)
-            self._watch(replica)
+            for each in self._beside(replica):
+                self._wake_s[each] = INFINITY
+                self._run_to(each, self._clock.now_s)
+                self._watch(each)
             self._leave_if_empty(replica)
 
     def _awaited(self, number: int) -> bool:
@@ -339,16 +352,25 @@ class Elastic(Cluster):
 
     def _lose(self, replica: int, away_s: float | None, silent_s: float = 0.0) -> None:
         """A replica goes with all that it has, noticed `silent_s` later; its devices are back after `away_s`, if ever."""
-        now_s, fleet, server = self._clock.now_s, self.fleet, self.replicas[replica]
+        now_s, fleet = self._clock.now_s, self.fleet
         if fleet.states[replica] == State.ABSENT:
             return
         self._away_s.pop(replica, None)
         self._notice(replica)
         if silent_s and fleet.states[replica] == State.UP:
-            waiting = self._silent[replica] = []
+            waiting: list[Sequence] = []
+            self._silent.update(dict.fromkeys(self._beside(replica), waiting))
             self._clock.at(now_s + silent_s, ARRIVALS, partial(self._notice, replica, waiting))
         life = fleet.turn(replica, State.ABSENT if away_s is None else State.AWAY, now_s)
         self._serving()
+        for each in self._beside(replica):
+            self._empty(each, now_s)
+        if away_s is not None:
+            self._clock.at(now_s + away_s, ARRIVALS, partial(self._return, replica, life))
+
+    def _empty(self, replica: int, now_s: float) -> None:
+        """All that a replica has is lost, and it would begin anew."""
+        server = self.replicas[replica]
         self._run_to(replica, now_s)
         server.settle_ahead()
         for rank in server.ranks:
@@ -358,15 +380,14 @@ class Elastic(Cluster):
         router, number = self._router_of(replica)
         router.renewed(number)
         self._wake_s[replica] = INFINITY
-        if away_s is not None:
-            self._clock.at(now_s + away_s, ARRIVALS, partial(self._return, replica, life))
 
     def _notice(self, replica: int, waiting: list[Sequence] | None = None) -> None:
         """Router and clients find out that a replica is lost, if they do not know; `waiting` names the loss."""
         found = self._silent.get(replica)
         if found is None or (waiting is not None and found is not waiting):
             return
-        del self._silent[replica]
+        for each in self._beside(replica):
+            del self._silent[each]
         self._serving()
         for seq in found:
             self._drop(seq, replica)

@@ -31,8 +31,10 @@ from simulator.serving.replica import Replica
 class Place:
     """Devices of one replica. `here` is the replica that is there, or is coming; `waiting` are requests with their ranks."""
 
-    def __init__(self, here: int) -> None:
+    def __init__(self, members: Sequence[int], here: int) -> None:
+        self.members = members
         self.here = here
+        self.life = 0  # how often all that was on the devices has been lost
         self.since_s = 0.0
         self.ready = True
         self.waiting: deque[tuple[int, int, Request]] = deque()  # replica, number of the rank, request
@@ -55,20 +57,9 @@ class TurnsCluster(MixedCluster):
     def __init__(self, *args: Any, shares: Sequence[Share | None], each: Sequence[int], **kwargs: Any) -> None:
         self._shares, self._each = shares, each
         self._modes: Mode = "jump"
+        self._stands: list[Place | None] = []
         super().__init__(*args, **kwargs)
-        self._stands: list[Place | None] = [None] * len(self.replicas)
         self.changes: list[Change] = []
-        first = 0
-        by_name: dict[str, list[range]] = {}
-        for pool, share in zip(self._pools, shares, strict=True):
-            if share is not None:
-                by_name.setdefault(share.place, []).append(range(first, first + pool.replicas))
-            first += pool.replicas
-        for models in by_name.values():
-            for number, members in enumerate(zip(*models, strict=True)):
-                shared = Place(members[number % len(members)])
-                for replica in members:
-                    self._stands[replica] = shared
         there = [0] * len(self._pools)
         for replica, stand in enumerate(self._stands):
             if stand is None or stand.here == replica:
@@ -77,12 +68,29 @@ class TurnsCluster(MixedCluster):
         self.held = [DeviceHistory(count) for count in there]
         """Devices of each pool over time."""
 
+    def _places_of(self) -> list[Place | None]:
+        """The place of each replica, None where it has devices of its own."""
+        found: list[Place | None] = [None] * len(self._pool_of)
+        first = 0
+        by_name: dict[str, list[range]] = {}
+        for pool, share in zip(self._pools, self._shares, strict=True):
+            if share is not None:
+                by_name.setdefault(share.place, []).append(range(first, first + pool.replicas))
+            first += pool.replicas
+        for models in by_name.values():
+            for number, members in enumerate(zip(*models, strict=True)):
+                shared = Place(members, members[number % len(members)])
+                for replica in members:
+                    found[replica] = shared
+        return found
+
     def devices_of_pools(self, start_s: float, end_s: float) -> list[float] | None:
         """As of the base."""
         return [held.mean(start_s, end_s) for held in self.held]
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         self._modes = mode
+        self._stands = self._places_of()
         return super()._made(plan, cost, replicas, ranks, mode)
 
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
@@ -96,7 +104,7 @@ class TurnsCluster(MixedCluster):
         assert isinstance(self._groups, GroupRouter)
         group = self._group(seq)
         members = self._groups.members(group)
-        stands = [(replica, self._stands[replica]) for replica in members]
+        stands = [(replica, self._stands[replica]) for replica in members if self._is_sent_to(replica)]
         holders = [replica for replica, stand in stands if stand is None or stand.last == replica]
         if not holders:
             loads = [
@@ -107,6 +115,10 @@ class TurnsCluster(MixedCluster):
             holders = [min(loads)[-1]]
         self._groups.only(group, holders)
         return super()._choose(now_s, seq, session)
+
+    def _is_sent_to(self, replica: int) -> bool:
+        """Whether a replica gets requests."""
+        return True
 
     def _submit(self, number: int, seq: Request) -> None:
         replica = self._replica_of[number]
@@ -135,7 +147,7 @@ class TurnsCluster(MixedCluster):
 
     def _finished(self, seq: Request, now_s: float) -> None:
         number = int(self._of(seq.index).replica[seq.index - self._of(seq.index).first])
-        shift_steps(seq, self.ranks[number])
+        self._settle_steps(seq, number)
         super()._finished(seq, now_s)
         stand = self._stands[self._replica_of[number]]
         if stand is not None and stand.waiting:
@@ -160,8 +172,12 @@ class TurnsCluster(MixedCluster):
         block = self._of(seq.index)
         number = int(block.replica[seq.index - block.first])
         if number >= 0:
-            shift_steps(seq, self.ranks[number])
+            self._settle_steps(seq, number)
         super()._keep(seq)
+
+    def _settle_steps(self, seq: Request, number: int) -> None:
+        """A request that ends counts its steps from the first of the log."""
+        shift_steps(seq, self.ranks[number])
 
     def _turn(self, stand: Place) -> None:
         """Let those in who wait first for the model that is there; bring another if it has nothing left."""
@@ -190,20 +206,27 @@ class TurnsCluster(MixedCluster):
         gone_s = max([now_s, *(rank.log.end_s[-1] for rank in server.ranks if rank.log.end_s)])  # a step may be under way
         for rank in server.ranks:
             rank.scheduler.close()
-        plan = self._pools[self._pool_of[before]].plan
+        plan, cost = self._pools[self._pool_of[before]].plan, server.cost
         server.renew([plan.scheduler(self._modes) for _ in server.ranks], now_s)
+        server.cost = cost  # a slow device stays slow
         self._wake_s[before] = INFINITY
         there_s = gone_s + leaves.out_s + comes.in_s
         self.changes.append(Change(now_s, there_s, self._pool_of[before], self._pool_of[after]))
-        for replica, sign in ((before, -1), (after, 1)):
-            pool = self._pool_of[replica]
-            self._there[pool] += sign * self._each[pool]
-            self.held[pool].change(now_s, self._there[pool])
+        self._hold(before, -1)
+        self._hold(after, 1)
         stand.here, stand.ready, stand.since_s = after, False, now_s
-        self._clock.at(there_s, ARRIVALS, partial(self._come, stand))
+        self._clock.at(there_s, ARRIVALS, partial(self._open_up, stand, stand.life))
 
-    def _come(self, stand: Place) -> None:
-        """The model that was brought serves from now on."""
+    def _hold(self, replica: int, sign: int) -> None:
+        """The devices of a replica are now its pool's, or no longer."""
+        pool = self._pool_of[replica]
+        self._there[pool] += sign * self._each[pool]
+        self.held[pool].change(self._clock.now_s, self._there[pool])
+
+    def _open_up(self, stand: Place, life: int) -> None:
+        """The model that was brought serves from now on, unless it has been lost on its way."""
+        if stand.life != life:
+            return
         stand.ready, stand.since_s = True, self._clock.now_s
         self.replicas[stand.here].start(stand.since_s)
         self._turn(stand)

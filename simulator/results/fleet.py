@@ -30,6 +30,7 @@ def fleet_figures(cluster: Cluster, window: Window, before: Toll | None = None, 
     end_s = max(window.end_s, cluster.end_of_run_s())
     found = _served(_together(pools), window, end_s)
     over_time = found.pop("over_time")
+    own = [(members.name, levels) for members, levels in zip(toll.fleet.pools, pools, strict=True) if members.devices]
     return {
         **found,
         "device_hours": cluster.devices.mean(window.start_s, window.end_s) * window.length_s / 3600.0,
@@ -43,11 +44,11 @@ def fleet_figures(cluster: Cluster, window: Window, before: Toll | None = None, 
         **(
             {
                 "pools": [
-                    {"name": members.name, **_served(levels, window, end_s)}
-                    for members, levels in zip(toll.fleet.pools, pools, strict=True)
+                    {"name": name, **_served(levels, window, end_s)}
+                    for name, levels in own
                 ]
             }
-            if len(pools) > 1
+            if len(own) > 1
             else {}
         ),
     }

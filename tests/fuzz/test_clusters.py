@@ -148,7 +148,7 @@ NAMES = ["meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"]
 
 
 def of_any_engine(engine: str, seed: int) -> dict[str, Any]:
-    """Servers of an engine, which may be lost or take turns, and clients that may give up."""
+    """Servers of an engine, which may be lost or take turns or both, and clients that may give up."""
     draw = Random(f"{engine} {seed}")
     pool: dict[str, Any] = {"name": "p", "engine": engine, **ENGINES[engine], "replicas": draw.randint(1, 3)}
     deployment: dict[str, Any] = {"pools": [pool], "router": draw.choice(["random", "least_requests", "session"])}
@@ -163,11 +163,16 @@ def of_any_engine(engine: str, seed: int) -> dict[str, Any]:
         pool |= {"models": NAMES, "swap_s": draw.choice([0.0, 0.7])}
         kinds = [{"name": name, "model": name, **load} for name in NAMES]
         work = {"classes": kinds, "requests": work["requests"]}
-    elif draw.random() < 0.6:
-        kinds_of_loss = ["node", "gpu", "drain", "slow"]
-        event: dict[str, Any] = {"at_s": draw.uniform(0.2, 5), "kind": draw.choice(kinds_of_loss), "pool": "p", "replica": 0}
-        event |= {"for_s": draw.uniform(0, 4), **({"factor": 3.0} if event["kind"] == "slow" else {})}
-        deployment["failures"] = {"events": [event], **START}
+    if draw.random() < (0.8 if turns else 0.6):
+        kinds_of_loss, events = ["node", "gpu", "drain", "slow", *["reclaim"] * turns], []
+        for _ in range(draw.randint(1, 4) if turns else 1):
+            event: dict[str, Any] = {"at_s": draw.uniform(0.2, 5), "kind": draw.choice(kinds_of_loss), "pool": "p"}
+            event["replica"] = draw.randrange(pool["replicas"]) if turns else 0
+            event |= {"for_s": draw.uniform(0, 4), **({"factor": 3.0} if event["kind"] == "slow" else {})}
+            events.append(event)
+        deployment["failures"] = {"events": events, **START}
+        if turns:
+            deployment["failures"] |= {"detected_after_s": draw.choice([0.0, 1.0]), "notice_s": draw.choice([0.0, 2.0])}
     client: dict[str, Any] = {}
     if engine not in ("litserve", "deepspeed_mii", "mlc_llm", "triton"):  # whose servers cannot drop a request
         client = {"timeout_s": draw.choice([0.5, 2.0, 6.0])}
