@@ -21,10 +21,13 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
+from record_vllm import draw_adapters
 from recorded_load import Case, drawn_request, head, main, prompt, stops_at, token
 
 VERSION = "0.5.23"
 VOCABULARY = 1 << 20
+ADAPTED = 1_000_000
+"""Seeds from here on have requests that name LoRA adapters."""
 
 # -- what is drawn ------------------------------------------------------------------------------------------
 
@@ -100,7 +103,11 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     longest, answer = draw.choice([200, 500, 1200, 3000]), draw.choice([20, 80, 200, 400])
     config = drawn_config(draw, longest, answer)
     by_priority = config["enable_priority_scheduling"] or config["radix_eviction_policy"] == "priority"
-    return head("sglang", VERSION, seed, config), drawn_requests(draw, longest, answer, priorities=by_priority)
+    requests = drawn_requests(draw, longest, answer, priorities=by_priority)
+    if seed >= ADAPTED:
+        config["max_loras_per_batch"] = draw.choice([1, 2, 3, 8])
+        draw_adapters(draw, requests, config["max_loras_per_batch"] + 2)
+    return head("sglang", VERSION, seed, config), requests
 
 
 # -- SGLang's scheduler -------------------------------------------------------------------------------------
@@ -196,6 +203,10 @@ def built(config: Case) -> Any:
         is_encoder_decoder=False, vocab_size=VOCABULARY, num_key_value_heads=1, self_opened_think_start_ids=None
     )
     runner = SimpleNamespace(attn_backend=object(), prefill_aware_swa=False)
+    if "max_loras_per_batch" in config:
+        validate = srt("lora.lora_manager").LoRAManager.validate_lora_batch
+        held = SimpleNamespace(max_loras_per_batch=config["max_loras_per_batch"], num_pinned_loras=0)
+        runner.lora_manager = SimpleNamespace(validate_lora_batch=lambda adapters: validate(held, adapters))
     overlap = config.get("overlap", False)
     beams = SimpleNamespace(pending_member_rows=lambda _: 0, retire_group=lambda _: None)
     given = {
@@ -212,6 +223,7 @@ def built(config: Case) -> Any:
         "max_prefill_tokens": config["max_prefill_tokens"],
         "max_req_len": min(config.get("max_context_len", 1 << 20), config["max_total_num_tokens"]) - 1,
         "chunked_prefill_size": chunk if chunk > 0 else None,
+        "enable_lora": "max_loras_per_batch" in config,
         "is_mixed_chunk": chunk > 0 and config.get("enable_mixed_chunk", False),
         "enable_overlap": overlap,
         "enable_skip_finishing_decode": overlap,
@@ -247,7 +259,7 @@ def built(config: Case) -> Any:
     }
     off = (
         *("enable_hierarchical_cache", "enable_unified_cache_external_linker", "enable_lmcache", "enable_hicache_storage"),
-        *("enable_hisparse", "enable_lora", "is_hybrid_swa", "require_mlp_sync", "enable_overlap_mlx"),
+        *("enable_hisparse", "enable_lora_overlap_loading", "is_hybrid_swa", "require_mlp_sync", "enable_overlap_mlx"),
         "enable_continuous_input_polling",
     )
     none = (
@@ -316,7 +328,8 @@ class Recorder:
             sampling.normalize(None)
             priority = given.get("priority", 0)
             tokens = array("q", prompt(given))
-            request = kind(name, "", tokens, sampling, eos_token_ids=set(), vocab_size=VOCABULARY, priority=priority)
+            more = {"lora_id": str(given["adapter"])} if given.get("adapter") else {}
+            request = kind(name, "", tokens, sampling, eos_token_ids=set(), vocab_size=VOCABULARY, priority=priority, **more)
             self.scheduler.init_req_max_new_tokens(request)
             self.results[name] = {"type": "result", "id": name, "arrival": at_s, "n_out": 0}
             self.scheduler._add_request_to_queue(request)

@@ -218,6 +218,7 @@ def replay_of(knobs: Mapping[str, Any]) -> Replay:
         eviction_policy=knobs.get("radix_eviction_policy", "lru"),
         drafts=_recorded_drafts(knobs),
         tiers=recorded_tiers(knobs) if "host_tokens" in knobs else None,
+        adapters=AdapterLimits(knobs["max_loras_per_batch"], counts_model=True) if "max_loras_per_batch" in knobs else None,
     )
     columns = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable")
     return Replay(rank.scheduler("record"), depth, columns, _recorder())

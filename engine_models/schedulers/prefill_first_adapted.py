@@ -4,7 +4,8 @@ tells how many rows a grammar constrains.
 A waiting request whose adapter would be one too many is passed over, those behind it are tried. Requests that name none take a
 place too. Over a pipeline the limit is that of the micro-batch whose turn it is, and all share the places on the device.
 
-Source: SGLang 0.5.23 (`managers/scheduler.py`, `lora/lora_manager.py`, `lora/mem_pool.py`), compared with no recording.
+Source: SGLang 0.5.23 (`managers/scheduler.py`, `lora/lora_manager.py`, `lora/mem_pool.py`), compared step by step with drawn
+recordings of its scheduler.
 """
 
 from __future__ import annotations
