@@ -219,7 +219,7 @@ class FrontEnd:
     before_s : time of a request in it that delays nobody else [s].
     tokenise_token_s, tokenise_request_s : time of the one tokeniser for each token of a prompt, and for a prompt whatever its
         length, one prompt after the other [s]. image_token_s : time of the same thread for each token of an image, which it
-        scales and cuts into patches [s].
+        scales and cuts into patches [s]; image_threads : how many such threads a server has that only encodes.
     loop : the event loop that takes in and sends, where it is known; chat : whether requests come as chats.
     tokenises_late : whether the loop deals with a prompt when it hands the request over, and not when it takes it in.
     inflight : requests that a replica holds at once, all its ranks together, None for no limit; others are answered `on_full`.
@@ -230,6 +230,7 @@ class FrontEnd:
     tokenise_token_s: float = 0.0
     tokenise_request_s: float = 0.0
     image_token_s: float = 0.0
+    image_threads: int = 1
     inflight: int | None = None
     on_full: Literal["429", "503"] = "429"
     asks: bool = False

@@ -18,11 +18,12 @@ def images_of(
     evidence: str,
     said: Said,
     loaders: int = 0,
+    threads: int = 1,
 ) -> Images:
     """What encoding takes with these kernels; InputError for models without a known tower, and for what is `lacking`.
 
     `evidence` : in words, what served images say of it. `loaders` : threads of a server that only encodes which load the images
-    of a step before it, in the step (0: its front end does).
+    of a step before it, in the step (0: its front end does, in so many `threads`).
     """
     vision = vision_of(request)
     none_of(lacking, "images with {}: not modelled yet", "workload.images", mend="remove the key")
@@ -31,10 +32,12 @@ def images_of(
         f"(attention's median error on the tables {kernels.median_error_percent:g} %; {evidence})"
     )
     by = "a batch's images, before it is encoded, take" if loaders else "the front end takes"
-    threads = f"one thread, {(PIXEL_S - SCALE_PIXEL_S) * 1e9:g} ns of it in {loaders}" if loaders else "one thread"
+    shared = "one thread" if threads == 1 else f"each of {threads} threads"
+    if loaders:
+        shared = f"one thread, {(PIXEL_S - SCALE_PIXEL_S) * 1e9:g} ns of it in {loaders}"
     said.notes.append(
         f"images: each of its own, the last of a prompt's tokens; {by} {PIXEL_S * vision.pixels * 1e6:.3g} us a token of an "
-        f"image ({PIXEL_S * 1e9:g} ns a pixel) in {threads} (assumed, from one report)"
+        f"image ({PIXEL_S * 1e9:g} ns a pixel) in {shared} (assumed, from one report)"
     )
     return Images(vision, kernels, ImageHost(vision.pixels, loaders) if loaders else None)
 

@@ -167,6 +167,17 @@ def test_images_of_a_prompt_are_encoded_by_several_servers_at_once() -> None:
     assert column(two, "embedding_bytes")[0] == column(one, "embedding_bytes")[0]
 
 
+def test_more_api_servers_of_an_encode_server_scale_images_side_by_side() -> None:
+    load = {**LOAD, "arrivals": {"kind": "batch"}, "requests": 4, "prompt_tokens": 2000, "images": {"tokens": 1500}}
+    runs = [simulate(scenario(load=load, encode={"engine_args": {"api_server_count": n}})) for n in (1, 2, 4)]
+    own_s = 1500 * prepare(scenario()).encoders[0].plan.front.image_token_s
+    for run, ends in zip(runs, ([1, 2, 3, 4], [1, 1, 2, 2], [1, 1, 1, 1]), strict=True):
+        queue_s = np.sort(column(run, "encode_queue_ms")) / 1e3
+        assert (queue_s - queue_s[0] < np.array(ends) * own_s).all()
+        assert (queue_s - queue_s[0] >= (np.array(ends) - 1) * own_s * 0.99).all()
+    assert "in each of 4 threads" in " ".join(runs[2].result["assumptions"])
+
+
 def test_transfers_to_one_server_share_its_link() -> None:
     load = {**ALONE, "prompt_tokens": 5000, "images": {"tokens": 2000, "count": 2}}
     around = {"transfer": {"bytes_per_s": 1e6}}

@@ -192,7 +192,8 @@ def front_of(request: PoolRequest, version: Version, overheads: Overheads) -> Fr
     if request.role == "encode" or (request.images and not request.encoded):
         from engine_models.images import image_token_s
 
-        front = replace(front, image_token_s=image_token_s(request))
+        threads = processes if request.role == "encode" else 1
+        front = replace(front, image_token_s=image_token_s(request), image_threads=threads)
     limit = flags.get("max_num_queued_reqs")
     return front if limit is None else replace(front, inflight=limit, on_full="503")
 

@@ -61,7 +61,8 @@ def images_of_pool(request: PoolRequest, version: Version, said: Said) -> Images
     device = load_device(request.device_name)
     kernels = FLASH_3 if device.architecture == "hopper" else FLASH_4 if stacked_blackwell(device) else FLASH_2
     lacking = {"vLLM before 0.8": version.first_engine, "CPUs": request.device_kind == "cpu"}
-    return images_of(request, kernels, lacking, EVIDENCE, said)
+    threads = int(request.flags.get("api_server_count") or 1) if request.role == "encode" else 1
+    return images_of(request, kernels, lacking, EVIDENCE, said, threads=threads)
 
 
 __all__ = ["FILE_BYTES_PER_S", "encoder_limits", "image_load", "images_of_pool"]

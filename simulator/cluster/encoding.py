@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from functools import partial
+from heapq import heapreplace
 from itertools import accumulate, pairwise
 from random import Random
 
 import numpy as np
 
+from engine_models.declaration import FrontEnd
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence as Request
 from hardware_profiles.records import dataclass
@@ -63,7 +65,8 @@ class EncodeStage:
         self._encoders, self._clock = encoders, clock
         self._network = Network(clock)
         self.replicas: list[Replica] = []
-        self._before_s: list[float] = []
+        self._fronts: list[FrontEnd] = []
+        self._free_s: list[list[float]] = []  # when each thread of a server's front end has done what it has, in order
         for servers in encoders.pools:
             front, executor = servers.plan.front.unqueued(), servers.plan.executor
             for _ in range(servers.replicas):
@@ -71,11 +74,11 @@ class EncodeStage:
                     [servers.plan.scheduler("jump" if aggregate else "step")],
                     servers.cost,
                     depth=executor.depth,
-                    front=front,
                     on_finish=self._encoded,
                 )
                 self.replicas.append(made)
-                self._before_s.append(front.before_s)
+                self._fronts.append(front)
+                self._free_s.append([0.0] * front.image_threads)
         self._wake_s = [INFINITY] * len(self.replicas)
         self._turn = self._made = 0
         self._draw = Random(encoders.spread_seed) if encoders.spread_seed is not None else None
@@ -101,14 +104,29 @@ class EncodeStage:
             mine.setdefault(at, []).append(end - first)
         job.left = len(mine)
         for at, tokens in mine.items():
-            part = Request(self._made, sum(tokens), 1, now_s + self._before_s[at], priority=seq.priority, limit_tokens=1)
+            ready_s = self._prepared_s(at, sum(tokens), now_s)
+            part = Request(self._made, sum(tokens), 1, ready_s, priority=seq.priority, limit_tokens=1)
             part.images = tuple(pairwise(accumulate(tokens, initial=0)))
             self._made += 1
             self._jobs[part] = job
             job.parts.append((at, sum(tokens)))
-            self.replicas[at].advance(now_s)
-            self.replicas[at].ranks[0].submit(part)
-            self._watch(at)
+            self._clock.at(ready_s, ARRIVALS, partial(self._submit, at, part))
+
+    def _prepared_s(self, at: int, tokens: int, now_s: float) -> float:
+        """When a server's front end has scaled and cut images of so many tokens: by the thread that is free first."""
+        front, free_s = self._fronts[at], self._free_s[at]
+        arrival_s = now_s + front.before_s
+        begin_s = arrival_s if arrival_s > free_s[0] else free_s[0]
+        own_s = front.tokenise_token_s * tokens + front.tokenise_request_s
+        own_s += front.image_token_s * tokens
+        heapreplace(free_s, begin_s + own_s)
+        return begin_s + own_s
+
+    def _submit(self, at: int, part: Request) -> None:
+        """Images are ready to be encoded."""
+        self.replicas[at].advance(self._clock.now_s)
+        self.replicas[at].ranks[0].submit(part)
+        self._watch(at)
 
     def forget(self, seq: Request) -> bool:
         """Nobody waits for a request any more: False if it is not here. Its images are encoded all the same."""
