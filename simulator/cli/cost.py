@@ -276,7 +276,7 @@ def offer_table(found: Budget, device: str) -> list[str]:
         for offer in found.offers
     ]
     head = ["offers", "provider", "region", "date", "kind", f"$/{device}-h", "$/hour", "$/month"]
-    return table(head, rows, words=(1, 2, 3), drop=(4,))
+    return table(head, rows, words=(1, 2, 3), drop=(4, 6))
 
 
 def remarks(found: Budget) -> list[str]:

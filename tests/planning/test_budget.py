@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware_profiles.errors import InputError
+from simulator.cli.cost import offer_table
 from simulator.config.load import load_scenario
 from simulator.cost import UnitPrice
 from simulator.planning.budget import Budget, budget, fleet, known, stale, sustained
@@ -60,6 +61,15 @@ def test_the_budget_by_hand() -> None:
     assert value(found, "power") == pytest.approx(4 * 0.7 * 1.5 * 0.1)
     apart = value(found, "input apart") * 5 + value(found, "output apart") * 2
     assert apart == pytest.approx(bill)
+
+
+def test_an_offer_is_one_row_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its provider and its price a month, not in two tables of which one knows no provider."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = offer_table(budget(result(), PRICE, {}, TODAY), "GPU")
+    assert sum(line.startswith("  offers") for line in lines) == 1
+    assert "$/month" in " ".join(lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_owned_hardware_is_written_off_and_powered() -> None:
