@@ -164,7 +164,15 @@ Found = Iterator[Case | Unsaid]
 #: Models as the files spell them (dashes, dots and spaces left out), and the catalogue's; the first that fits.
 MODELS: tuple[tuple[str, str], ...] = (
     ("tinyllama11b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
-    ("openllama3b|gemma4e|gemma2b|demomodel|smollm2360m|deepseekv4flash|bonsai|visn|smolvlm", ""),
+    ("openllama3b|deepseekv4flash|demomodel|bonsai|visn|smolvlm", ""),
+    ("gemma4e2b", "google/gemma-4-E2B-it"),
+    ("gemma4e4b", "google/gemma-4-E4B-it"),
+    ("gemma412b", "google/gemma-4-12B-it"),
+    ("gemma2b", "google/gemma-2b"),
+    ("smollm2360m", "HuggingFaceTB/SmolLM2-360M"),
+    ("hunyuan(moe)?a13b", "tencent/Hunyuan-A13B-Instruct"),
+    ("dots1", "rednote-hilab/dots.llm1.inst"),
+    ("lagunaxs", "poolside/Laguna-XS.2"),
     ("deepseekr1distill(qwen)?15b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
     ("deepseekr1distillllama8b|deepseekr18b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"),
     ("deepseekr1distillllama70b|deepseekr170b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"),
@@ -228,6 +236,8 @@ MODELS: tuple[tuple[str, str], ...] = (
     ("qwen3(vl)?8b", "Qwen/Qwen3-8B"),
     ("qwen314b", "Qwen/Qwen3-14B"),
     ("qwen332b", "Qwen/Qwen3-32B"),
+    ("qwen352b", "Qwen/Qwen3.5-2B"),
+    ("qwen354b", "Qwen/Qwen3.5-4B"),
     ("qwen359b", "Qwen/Qwen3.5-9B"),
     ("qwen3[56]27b", "Qwen/Qwen3.5-27B"),
     ("qwen3[56]35b", "Qwen/Qwen3.5-35B-A3B"),
@@ -235,6 +245,8 @@ MODELS: tuple[tuple[str, str], ...] = (
     ("gptoss20b", "openai/gpt-oss-20b"),
     ("gptoss120b", "openai/gpt-oss-120b"),
     ("glm47flash", "zai-org/GLM-4.7-Flash"),
+    ("glm47", "zai-org/GLM-4.7"),
+    ("glm49bchat", "zai-org/glm-4-9b-chat-hf"),
     ("glm45air|glm4moe106b", "zai-org/GLM-4.5-Air"),
     ("minimaxm25", "MiniMaxAI/MiniMax-M2.5"),
     ("nemotron3super", "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16"),
@@ -310,6 +322,7 @@ def device_of(text: str) -> str:
 DEVICES: tuple[tuple[str, str], ...] = (
     ("ryzen ai max|framework (desktop )?mainboard", "ryzen-ai-max-395-128gb"),
     ("gb10|dgx spark", "dgx-spark-128gb"),
+    ("gaudi 3", "gaudi-3-128gb"),
     ("thor", "jetson-thor-128gb"),
     ("r9700", "radeon-ai-pro-r9700-32gb"),
     ("7950x.*zen4|^ryzen 9 7950x \\(16c", "ryzen-9-7950x-1s"),
@@ -495,7 +508,7 @@ def llamabench_amd(row: Row, number: str) -> Case:
     named = f"{row['model']} {row['quant']}"
     if row["model"] == "llama 13B Q4_K - Medium":
         model = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
-    elif row["model"].startswith(("dots1", "hunyuan", "Nemotron")):
+    elif row["model"].startswith("Nemotron"):
         raise Unsaid("the model is not in the catalogue", row["model"])
     elif row["model"].startswith("llama 7B"):
         model = "meta-llama/Llama-2-7b-hf"
@@ -512,6 +525,8 @@ def llamabench_amd(row: Row, number: str) -> Case:
         args["batch_size"] = int(batch[1])
     if (tokens := int(float(row["n_ubatch"] or DEFAULT_UBATCH))) != DEFAULT_UBATCH:
         args["ubatch_size"] = tokens
+    if "fa=-fa 1" in row["note"]:
+        args["flash_attn"] = "on"
     note = row["backend"] + (f", {SLOW_BLAS}" if slow else "")
     engine = MIDDLE if row["build"].isdigit() and int(row["build"]) < 7000 else "llama_cpp"
     where = (model, gguf_of(named), device_of(row["hardware"]))
@@ -688,15 +703,23 @@ def amd_serving(row: Row, number: str) -> Case:
         raise Unsaid("no engine here runs it so, or lengths are not stated")
     weights = {"fp8": "fp8", "fp4": "mxfp4", "bf16": "bf16", "fp16": "fp16"}.get(row["precision"].lower(), "")
     model = model_of(row["model"])
-    if not weights or ("deepseek" in model.lower() and weights == "mxfp4"):
+    if not weights:
         raise Unsaid("a checkpoint whose format has no name here", row["precision"])
-    where = (model, "fp8_block" if "DeepSeek" in model else weights, device_of(row["hardware"]))
+    where = (model, "fp8_block" if "DeepSeek" in model and weights == "fp8" else weights, device_of(row["hardware"]))
     sizes, tensor = (int(float(row["isl"])), int(float(row["osl"]))), int(layout[1])
+    if "image" in row["engine"]:
+        raise Unsaid("an image of kernels that no release names", row["engine"])
+    answers: dict[str, object] = {}
+    if "0.8 to 1.0" in row["note"]:
+        answers = {"kind": "uniform", "low": round(0.8 * sizes[1]), "high": sizes[1]}
+        sizes = (round(0.9 * sizes[0]), round(0.9 * sizes[1]))
+    if mean := re.search(r"output length varies \(mean about (\d+)", row["note"]):
+        sizes = (sizes[0], int(mean[1]))
     if row["concurrency"] and (row["tpot_mean_ms"] or row["tpot_p50_ms"]):
         users = int(float(row["concurrency"]))
         reported = {f"{k}_mean_ms": float(row[f"{k}_mean_ms"]) for k in ("ttft", "tpot") if row.get(f"{k}_mean_ms")}
         return Case(number, row["source"], engine, *where, *sizes, reported, users=users, requests=max(10 * users, 40),
-                    tensor=tensor, route="completions")  # fmt: skip
+                    tensor=tensor, answers=answers, route="completions")  # fmt: skip
     if row["out_tok_s"] and "generated" in row["note"]:
         reported = {"output_tok_s": float(row["out_tok_s"])}
         if "AI-benchmarking-guide" in row["source"] and load_device(where[2]).vendor == "nvidia":

@@ -389,6 +389,9 @@ def _odd(case: Case) -> bool:
     return spilling and (case.weights in ("q2_k", "q3_k_m") or measured(case) < 30)
 
 
+SHORT_TOKENS = 256
+"""Contexts that tell little of attention, which builds of 2025 fuse when asked to."""
+
 Class = tuple[Callable[[Case], bool], Constants, Callable[[Constants, Chip], Law]]
 
 APU: Constants = {
@@ -437,7 +440,7 @@ CLASSES: Mapping[str, Class] = {
          "m1": 0.6, "m2": 0.55},
         _mlx,
     ),
-    "apu_2025": (lambda c: _on_apu(c, MIDDLE, "") and not _odd(c), APU, _apu),
+    "apu_2025": (lambda c: _on_apu(c, MIDDLE, "") and not _odd(c) and c.depth + c.output // 2 <= SHORT_TOKENS, APU, _apu),
     "apu": (lambda c: _on_apu(c, "llama_cpp", "") and c.depth <= 32768, APU, _apu),
     "apu_rocm": (
         lambda c: _on_apu(c, "llama_cpp", "ROCm") and kind_of(c) == "prompt", PROMPTS | {"latent": 0.1},

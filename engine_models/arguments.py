@@ -342,6 +342,8 @@ class _Reader:
 
     def valued(self, name: str, inside: str, shown: str, values: list[str]) -> None:
         flag = self.table.modelled.get(name)
+        if flag is not None and not values:
+            values = [flag.bare]
         if flag is not None and name in self.table.unfolded:
             for key, value in typed_value(flag, shown, values[0]).items():
                 own, negated = self.resolve(snake(key), key, abbreviated=False)

@@ -32,6 +32,7 @@ class Flag:
     low, high : smallest and largest value (of every item of a list), None for no bound.
     choices : the values of a "str", empty for any.
     special : texts and numbers accepted beside the kind and bounds.
+    bare : the value of a "str" that stands without one; "": it needs one.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Flag:
     high: float | None = None
     choices: tuple[str, ...] = ()
     special: tuple[Any, ...] = ()
+    bare: str = ""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ class FlagTable:
         """How many values a flag takes, as `Unread.kind` says it."""
         if name in self.unread:
             return self.unread[name].kind
+        if self.modelled[name].bare:
+            return "optional"
         return {"bool": "pair", "ints": "list", "texts": "list"}.get(self.modelled[name].kind, "value")
 
 

@@ -87,6 +87,7 @@ class Law:
     library_start_s : what a matrix, or all of an expert, takes there beside its work, where experts are multiplied one by one.
     traffic_factor : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
     kv_share : share of the bandwidth at which attention reads keys and values.
+    decode_kv_share : the same of decoding rows, where query heads have keys of their own and where they share them; (): that.
     attention_share : share of the 16-bit peak that the attention of prompts reaches.
     latent_share : the same of prompts that attend to latent keys; 0: as others.
     tile_tokens, grouped, held_bytes : tokens of a prompt that attention serves by one pass over keys and values, whether heads
@@ -135,6 +136,7 @@ class Law:
     slower: Mapping[str, float] = field(default_factory=dict)
     cool_flops_per_j: Mapping[str, float] = field(default_factory=dict)
     older: Mapping[str, float] = field(default_factory=dict)
+    decode_kv_share: tuple[float, ...] = ()
     latent_share: float = 0.0
     tile_tokens: float = 0.0
     grouped: bool = True
@@ -313,8 +315,9 @@ class LawOps(Roofline):
 
     # -- attention --------------------------------------------------------------------------------------------
 
-    def _reading_s(self, moved_bytes: Array, flops: Array) -> Array:
-        read_s = moved_bytes / (self.law.kv_share * self.peaks.hbm_bytes_per_s)
+    def _reading_s(self, moved_bytes: Array, flops: Array, shared: bool) -> Array:
+        share = self.law.decode_kv_share[shared] if self.law.decode_kv_share else self.law.kv_share
+        read_s = moved_bytes / (share * self.peaks.hbm_bytes_per_s)
         return self.launch_s + np.maximum(read_s, flops / (self.law.attend[0] * self.fp32_flops_per_s))
 
     def decode_attention_s(
@@ -333,10 +336,11 @@ class LawOps(Roofline):
         values = np.maximum(b, 1.0) * span * 2.0 * kv_heads * head_dim
         flops = b * span * heads * (4.0 * head_dim + self.law.attend[1])
         size = weight_bytes(known_format(kv_fmt))
-        t = self._reading_s(values * size, flops)
+        shared = heads > kv_heads
+        t = self._reading_s(values * size, flops, shared)
         if size < 2.0 and self.law.narrow_kv_s is not None:
-            narrow_s = self._reading_s(values * max(size, weight_bytes("mlx_8bit")), flops) + self.law.narrow_kv_s
-            t = np.minimum(self._reading_s(values * 2.0, flops), narrow_s)
+            narrow_s = self._reading_s(values * max(size, weight_bytes("mlx_8bit")), flops, shared) + self.law.narrow_kv_s
+            t = np.minimum(self._reading_s(values * 2.0, flops, shared), narrow_s)
         return np.where(b > 0, t, 0.0)
 
     def _prompt_s(self, flops: Array, kv_bytes: Array, tokens: Array, heads: int, kv_heads: int) -> Array:
@@ -372,7 +376,7 @@ class LawOps(Roofline):
         rows = np.maximum(b, 1.0) * c
         moved = rows * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(known_format(kv_fmt))
         flops = rows * heads * (4.0 * MLA_KV_RANK + 2.0 * MLA_ROPE + self.law.attend[1])
-        return np.where(b > 0, self._reading_s(moved, flops), 0.0)
+        return np.where(b > 0, self._reading_s(moved, flops, True), 0.0)
 
     def mla_prefill_s(
         self, fmt: str, kv_fmt: str, heads: int, new_tokens: ArrayLike, prior_tokens: ArrayLike

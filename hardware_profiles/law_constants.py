@@ -235,10 +235,15 @@ AMD_APU_2025 = replace(
     expert_share=1.0,
     expert_fill_tokens=21.0,
     kv_share=0.31,
+    decode_kv_share=(0.12, 0.12),
     attention_share=0.038,
     latent_share=0.0,
     tile_tokens=0.0,
 )
+#: Attention was not fused unless asked for (`--flash-attn`; the default from build 6325 on, from memory), and decoding rows read
+#: their keys many times slower so. kind: fitted by eye, 2026-11, source: steps after 64 and after 2,000 to 4,000 tokens with and
+#: without: what Llama-2-7B and Llama-3.1-8B ask for fits Mistral Small, dots.llm1 and Scout; eight heads and more that share a
+#: key read slower by ROCm (0.065). Fused it differs by build (ROCm: a factor of two between July and August 2025).
 #: By Vulkan K formats are read a tenth quicker, and experts have a kernel for one token alone: two and more are padded to tiles
 #: (kind: by eye, 2 to 64 tokens of two models); by ROCm kernels for packed weights serve up to 63 rows,
 #: from 64 on weights are widened and a library multiplies (ggml-cuda's `MMQ_DP4A_MAX_BATCH_SIZE`): hipBLASLt, or, by default
@@ -251,6 +256,7 @@ AMD_APU_2025_VULKAN = replace(
     within=Within(decode_width=0.2, batch_width=0.4, few_width=1.1, prompt_width=0.64),
     read={**AMD_APU_2025.read, "": 0.79},
     expert_tile_tokens=32.0,
+    decode_kv_share=(0.125, 0.17),
 )
 AMD_APU_2025_ROCM = replace(
     AMD_APU_2025,
@@ -262,6 +268,7 @@ AMD_APU_2025_ROCM = replace(
     widened_bytes=4.55,
     library_rows=64,
     library_share=0.286,
+    decode_kv_share=(0.12, 0.085),
 )
 AMD_APU_2025_ROCBLAS = replace(
     AMD_APU_2025_ROCM,
@@ -590,6 +597,10 @@ _APU: Mapping[bool, Mapping[str, Law]] = {
 }
 
 
+_FUSED: Mapping[bool, tuple[float, float]] = {True: (0.78, 0.41), False: (0.5, 0.25)}
+"""`decode_kv_share` of fused attention in builds of 2025, by Vulkan and by ROCm (or where no backend is named)."""
+
+
 def _backend_of(framework: str) -> tuple[str, str]:
     """A family of kernels, and how it computes on AMD's; "" where it does not say."""
     family, _, backend = framework.rpartition("_")
@@ -599,6 +610,8 @@ def _backend_of(framework: str) -> tuple[str, str]:
 def law_of(device: Device, framework: str) -> Law | None:
     """The law of a device under a family of kernels; None where that has none."""
     framework, backend = _backend_of(framework)
+    fused = framework.endswith("_fused")
+    framework = framework.removesuffix("_fused")
     old, before_2026 = framework.endswith("_2024"), framework.endswith(("_2024", "_2025"))
     stacked = device.name.startswith(STACKED_MEMORY)
     if framework == "mlx":
@@ -641,7 +654,8 @@ def law_of(device: Device, framework: str) -> Law | None:
         return (CUDA_HBM_2024 if old else CUDA_HBM) if stacked else (CUDA_GDDR_2024 if old else CUDA_GDDR)
     if device.vendor == "amd":
         if device.kind == "apu":
-            return _APU[before_2026].get(backend, AMD_APU_2025 if before_2026 else AMD_APU)
+            law = _APU[before_2026].get(backend, AMD_APU_2025 if before_2026 else AMD_APU)
+            return replace(law, decode_kv_share=_FUSED[backend.startswith("vulkan")]) if fused else law
         if stacked:
             return AMD_HBM
         return AMD_CARD_VULKAN if backend.startswith("vulkan") else AMD_CARD_ROCM if backend else AMD_CARD

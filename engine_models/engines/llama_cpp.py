@@ -33,6 +33,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     version = ENGINE.version(version_text)
     server = llama_server(_with_defaults(request, version))
     kernels = ENGINE.switches(version).get("kernels", "")
+    asked, by_default = str(request.flags.get("flash_attn")).lower(), kernels == "llama_cpp_2025"
+    off = asked in ("off", "0", "false") or (by_default and asked not in _ON)
+    modelled = kernels == "llama_cpp_2024" or (by_default and (request.device_kind, request.device_vendor) == ("apu", "amd"))
+    kernels += "_fused" * (by_default and asked in _ON)
     if backend := backend_of(request):
         kernels = f"{kernels or ENGINE.kernels}_{backend}"
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
@@ -47,9 +51,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         costs=server.costs(overheads, kernels or ENGINE.kernels),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=server.rules.cache_prompt,
-        notes=server.notes(),
+        notes=(*server.notes(), *((_UNFUSED,) if off and not modelled else ())),
         sources=overheads.provenance,
     )
+
+
+_ON = ("on", "1", "true")
+_UNFUSED = "attention is priced as fused; without --flash-attn long contexts are slower, by what was not measured on this device"
 
 
 def _with_defaults(request: PoolRequest, version: str) -> PoolRequest:
@@ -63,6 +71,8 @@ def _with_defaults(request: PoolRequest, version: str) -> PoolRequest:
     older = {flag: value for flag, value in ENGINE.switches(version).items() if flag != "kernels"}
     if not older or "context_shift" in request.flags or not cuts_anywhere(request):
         older.pop("context_shift", None)
+    if str(request.flags.get("flash_attn")).lower() in _ON:
+        older.pop("pad_cells", None)
     flags = {**older, **request.flags}
     if older and flags["kv_unified"] and flags.get("ctx_size"):
         flags["kv_unified_per_slot"] = int(flags["ctx_size"]) // max(int(flags["parallel"]), 1)
@@ -93,6 +103,7 @@ ENGINE = Engine(
             "kv_unified": True,
             "context_shift": True,
             "cache_ram": 0,
+            "pad_cells": 32,  # attention not fused (`llama_kv_cache::get_padding`)
         },
         "0.0.2800": {"kernels": "llama_cpp_2024"},
     },

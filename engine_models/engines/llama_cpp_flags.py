@@ -69,6 +69,7 @@ _MODELLED: dict[str, Flag] = {
     "threads": Flag("int", -1, low=-1),
     "device": Flag("str", None),
     "hipblaslt": Flag("bool", None),
+    "flash_attn": Flag("str", None, choices=("on", "off", "auto", "1", "0", "true", "false"), special=(True, False), bare="on"),
     "fit": Flag("str", "on", choices=("on", "off")),
     "fit_target": Flag("ints", [1024], low=0),
     "fit_ctx": Flag("int", 4096, low=1),
@@ -91,7 +92,7 @@ _SWITCHES = """
     embd_gemma_default direct_io list_devices log_append log_new memory_f32 tts_oute_default tts_use_guide_tokens verbose_prompt
     cache_list dump_kv_cache penalize_nl slots_endpoint_disable
 """
-_OPTIONAL = "flash_attn log_colors reasoning"
+_OPTIONAL = "log_colors reasoning"
 _HARMLESS = """
     agent alias api_key api_key_file api_prefix chat_template chat_template_file chat_template_kwargs check_tensors
     cors_credentials cors_headers cors_methods cors_origins defrag_thold docker_repo escape hf_token host jinja load_mode
@@ -113,7 +114,6 @@ _CHANGING = {
         "threads_batch=-1 cpu_mask cpu_range cpu_strict prio poll cpu_mask_batch cpu_range_batch cpu_strict_batch "
         "prio_batch poll_batch numa repack=true no_host"
     ),
-    "the speed of attention": "flash_attn=on|auto|1|true",
     "the host's time": "grammar grammar_file json_schema json_schema_file backend_sampling",
     "how long an answer is where the client asks for no limit": "predict=-1 reasoning_budget=-1 reasoning_budget_message",
     "the model's context": (

@@ -119,7 +119,7 @@ class LlamaServer:
             "sub-batches of an iteration follow each other through them"
         )
         pool = (
-            f"attention reads the whole pool as far as it is filled, in steps of {PAD_CELLS} cells, whatever a slot holds "
+            f"attention reads the whole pool as far as it is filled, in steps of {rules.pad_cells} cells, whatever a slot holds "
             "(assumed: from its beginning on)"
         )
         return (
@@ -194,6 +194,7 @@ def llama_server(request: PoolRequest) -> LlamaServer:
         cache_idle_slots=bool(flags.get("cache_idle_slots", True)),
         context_shift=shifts,
         n_keep=int(flags.get("keep", 0)),
+        pad_cells=int(flags.get("pad_cells", PAD_CELLS)),
     )
     ram_bytes = float("inf") if ram_mib < 0 else float(ram_mib * MIB)
     token_bytes = float(kv_bytes_per_token(arch, request.formats.kv_cache)) + ENTRY_BYTES

@@ -34,7 +34,7 @@ from engine_models.parts.sequence import Sequence
 from hardware_profiles.records import dataclass
 
 PAD_CELLS = 256
-"""Attention reads so many cells more or less at once (datasheet: `get_n_kv` of `src/llama-kv-cache.cpp`)."""
+"""Attention reads so many cells more or less at once (datasheet: `get_n_kv` of `src/llama-kv-cache.cpp`), where it is fused."""
 LOSES_MOST = 0.5
 """A slot that would keep less than this share of its cache has it saved first (datasheet: `get_available_slot`)."""
 SHIFT_ROOM = 4
@@ -62,6 +62,7 @@ class SlotRules:
     cache_idle_slots : whether idle slots are saved in host memory at each launch.
     context_shift : whether a full slot drops tokens and goes on.
     n_keep : tokens that a shift keeps in front, -1 for the prompt.
+    pad_cells : cells in steps of which attention reads.
     """
 
     n_parallel: int
@@ -77,6 +78,7 @@ class SlotRules:
     cache_idle_slots: bool = True
     context_shift: bool = False
     n_keep: int = 0
+    pad_cells: int = PAD_CELLS
 
 
 class Wish(NamedTuple):
@@ -211,9 +213,9 @@ class SlotBatch(PartedBatch):
         self.popped: list[SlotRow] = []
 
 
-def padded(cells: int) -> int:
+def padded(cells: int, pad_cells: int = PAD_CELLS) -> int:
     """Cells that attention reads where the last in use is number `cells`."""
-    return -(-max(cells, 1) // PAD_CELLS) * PAD_CELLS
+    return -(-max(cells, 1) // pad_cells) * pad_cells
 
 
 class SlotScheduler(Scheduler):
@@ -672,7 +674,7 @@ class SlotScheduler(Scheduler):
                 entry.slot.cells += entry.tokens
                 longest = max(longest, entry.slot.cells)
             self._cells += part.tokens
-            part.pool_cells = padded(self._cells if self.rules.pool_cells else longest)
+            part.pool_cells = padded(self._cells if self.rules.pool_cells else longest, self.rules.pad_cells)
             batch.parts.append(part)
 
     def _yield(self, batch: SlotBatch, view: list[Entry]) -> None:
@@ -802,10 +804,10 @@ class SlotScheduler(Scheduler):
             rows = len(group)
             longest = max(slot.cells for slot in group)
             if rules.pool_cells:
-                cells = padded(self._cells + rows)
+                cells = padded(self._cells + rows, self.rules.pad_cells)
                 steps = min(steps, (min(cells, rules.pool_cells) - self._cells) // rows)
             else:
-                cells = padded(longest + 1)
+                cells = padded(longest + 1, self.rules.pad_cells)
                 steps = min(steps, cells - longest)
             part = Batch(-1, rows, rows, sum(slot.cells for slot in group) + rows, tokens=rows)
             part.pool_cells = cells

@@ -183,6 +183,7 @@ def test_pasted_commands_are_read(command: str, values: dict[str, Any], weights:
         ("ryzen-ai-max-395-128gb", "0.7.0", {"device": "Vulkan0"}, "llama_cpp_vulkan"),
         ("ryzen-ai-max-395-128gb", "0.7.0", {"device": "ROCm0,ROCm1", "hipblaslt": True}, "llama_cpp_rocm"),
         ("ryzen-ai-max-395-128gb", "0.0.5800", {"device": "ROCm0"}, "llama_cpp_2025_rocblas"),
+        ("ryzen-ai-max-395-128gb", "0.0.5800", {"device": "Vulkan0", "flash_attn": "on"}, "llama_cpp_2025_fused_vulkan"),
         ("rtx-4090-24gb", "0.7.0", {"device": "Vulkan0"}, ""),
     ],
 )
@@ -193,6 +194,27 @@ def test_the_backend_of_an_amd_device(device: str, version: str, flags: dict[str
     said = " ".join(found.notes)
     assert ("--device (ROCm0, Vulkan0) says which" in said) == (device.startswith("ryzen") and not flags)
     assert ("Vulkan's kernels are simulated on AMD's devices alone" in said) == device.startswith("rtx")
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "text", "cells", "priced_as_fused"),
+    [
+        ("ryzen-ai-max-395-128gb", "0.7.0", [], 256, False),
+        ("ryzen-ai-max-395-128gb", "0.7.0", ["--flash-attn", "off"], 256, True),
+        ("ryzen-ai-max-395-128gb", "0.0.5800", ["-fa", "off"], 32, False),
+        ("ryzen-ai-max-395-128gb", "0.0.5800", ["-fa"], 256, False),
+        ("rtx-4090-24gb", "0.0.5800", ["-fa", "1"], 256, False),
+        ("rtx-4090-24gb", "0.0.5800", [], 32, True),
+    ],
+)
+def test_attention_is_fused_by_default_but_in_builds_of_2025(
+    device: str, version: str, text: list[str], cells: int, priced_as_fused: bool
+) -> None:
+    asked = request_of(device=device)
+    given = parse_engine_args("llama_cpp", text).values
+    said = " ".join(plan(replace(asked, flags={**asked.flags, **given}), version).notes)
+    assert f"in steps of {cells} cells" in said
+    assert ("attention is priced as fused" in said) == priced_as_fused
 
 
 @pytest.mark.parametrize(

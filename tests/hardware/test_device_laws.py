@@ -561,3 +561,19 @@ def test_cards_with_much_arithmetic_for_a_watt_multiply_slower_in_16_bits() -> N
     desktop = load_device("rtx-4080-16gb")
     kept = LawOps.under(law, desktop, "llama_cpp").matrix_peak["16"] / (0.5 * desktop.peak_flops_per_s["int8"].value)
     assert kept == pytest.approx(((cool * 320 / 194.9e12 - 0.29) / 0.71) ** (1 / 3), rel=1e-3)
+
+
+def test_attention_of_2025_builds_reads_keys_many_times_slower_where_it_is_not_fused() -> None:
+    """2,048 tokens of one row: 8.4 MB of keys and values a layer of 32 own heads, a quarter of it where four share them."""
+    ops = {family: operations_of(load_device(APU), f"llama_cpp_2025{family}") for family in ("_vulkan", "_fused_vulkan", "_rocm")}
+
+    def read_s(family: str, kv_heads: int) -> float:
+        found = ops[family]
+        assert isinstance(found, LawOps)
+        return float(found.decode_attention_s("fp16", 32, kv_heads, 128, 0, 1, 2048)) - found.launch_s
+
+    own_bytes, bandwidth = 2048 * 2 * 32 * 128 * 2, 2.56e11
+    assert read_s("_vulkan", 32) == pytest.approx(own_bytes / (0.125 * bandwidth), rel=0.01)
+    assert read_s("_fused_vulkan", 32) == pytest.approx(own_bytes / (0.78 * bandwidth), rel=0.01)
+    assert read_s("_vulkan", 8) == pytest.approx(own_bytes / 4 / (0.17 * bandwidth), rel=0.01)
+    assert read_s("_rocm", 8) == pytest.approx(own_bytes / 4 / (0.085 * bandwidth), rel=0.01)
