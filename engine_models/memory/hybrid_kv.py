@@ -170,15 +170,16 @@ class HybridKV(BlockPool):
         while True:
             candidate = length
             for window, groups in self._kinds:
-                if window is None and full_length is not None:
+                whole = window is None
+                if whole and full_length is not None:
                     candidate = min(candidate, full_length)
                     continue
-                if window is None and self.drops_block:  # one more is looked for, and given up again
+                if whole and self.drops_block:  # one more is looked for, and given up again
                     candidate = min(candidate + 1, seq.length // self.block_tokens)
                     candidate = max(0, self._cached_run(seq, window, groups, candidate, found) - 1)
                 else:
                     candidate = self._cached_run(seq, window, groups, candidate, found)
-                if window is None:
+                if whole:
                     full_length = candidate
                 longest = max(longest, candidate)
             if candidate >= length:
