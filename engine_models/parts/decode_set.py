@@ -114,8 +114,12 @@ class DecodeSet:
             return self.count * steps, self.count * steps * (steps + 1) // 2
         size, phases = self.block_tokens, self.phases
         at = self.steps % size
-        if at + steps <= size:
-            so_far = list(accumulate(phases[at : at + steps]))
+        to = at + steps
+        if to <= size:
+            so_far = list(accumulate(phases[at:to]))
+            return so_far[-1], sum(so_far)
+        if steps <= size:
+            so_far = list(accumulate(phases[at:] + phases[: to - size]))
             return so_far[-1], sum(so_far)
         so_far = list(accumulate(phases[at:] + phases[:at]))  # a row takes one block in so many steps
         turns, left = divmod(steps, size)

@@ -534,7 +534,7 @@ class ContinuousScheduler(Scheduler):
                 passed += 1
                 continue
             found: Any = kv.find(seq)  # opaque here: only the cache that found it looks inside
-            hit = kv.hit_tokens(found)
+            hit = kv.hit_tokens(found) if found else 0
             loaded = 0
             if self._loads:
                 began = self._begin_load(seq, found, hit, now_s)
@@ -959,11 +959,10 @@ class ContinuousScheduler(Scheduler):
         held, most = self._take_blocks(steps)
         decodes = self.decodes
         self.next_number += steps
-        batch = Batch(self.next_number - 1)
-        self.processed_number = batch.number - 1
+        number, rows = self.next_number - 1, decodes.count
+        batch = Batch(number, rows, rows, decodes.offset_sum + rows * (decodes.steps - 1), None, rows)
+        self.processed_number = number - 1
         self._early = 1 if self._async else 0
-        rows = batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
-        batch.decode_kv_tokens = decodes.offset_sum + rows * (decodes.steps - 1)
         if decodes.steps >= decodes.next_end:
             self._end_decodes(batch)
             batch.order_finishing()

@@ -312,10 +312,9 @@ class DraftedScheduler(ContinuousScheduler):
         self.verifications += verified
         self.verified_drafts += verified * drafts
         self.accepted_drafts += gained - verified
-        steps, before, most = seq.emissions, 0, seq.final_length - track.length
-        for number, total in enumerate(gains.tolist(), track.start):
-            if total > most:
-                total = most
+        steps, before, totals = seq.emissions, 0, gains.tolist()
+        totals[-1] = min(totals[-1], seq.final_length - track.length)  # those before leave something to the last
+        for number, total in enumerate(totals, track.start):
             if total != before + 1:
                 steps += (number,) * (2 * (total - before))
             elif steps and steps[-1] == number - 1:

@@ -740,8 +740,9 @@ class Replica:
             now = begin_s + host
             start = now if now > first_free_s else first_free_s
             end = first_free_s = start + device
-            for stage in between:
-                end = free_s[stage] = (end if end > free_s[stage] else free_s[stage]) + device
+            if between:
+                for stage in between:
+                    end = free_s[stage] = (end if end > free_s[stage] else free_s[stage]) + device
             end = last_free_s = (end if end > last_free_s else last_free_s) + device
             starts_s.append(start)
             due_s.append(end)
