@@ -69,7 +69,7 @@ def outcome(arrival_s: Any, end_s: Any, status: Any = None) -> ClusterResult:
 def latencies_of(ttft: Any, tpot: Any, e2el: Any) -> Latencies:
     nothing = np.full(len(e2el), np.nan)
     return Latencies(
-        np.asarray(ttft, float), np.asarray(tpot, float), np.asarray(e2el, float), *[nothing] * 9
+        np.asarray(ttft, float), np.asarray(tpot, float), np.asarray(e2el, float), *[nothing] * 12
     )
 
 

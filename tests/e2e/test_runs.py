@@ -147,10 +147,13 @@ def test_every_shipped_scenario(name: str, cli: Cli, tmp_path: Path) -> None:
     folder = only_run(tmp_path)
     assert {path.name for path in folder.iterdir()} == FILES
     result = json.loads((folder / "result.json").read_text())
-    changes = {"fleet"} if name == "node-failure-h100" else set()
+    encoded = name == "pages-encoders-h100"
+    changes = {"fleet"} if name == "node-failure-h100" else {"encoders"} if encoded else set()
     several = split or name == "mixed-fleet"
     assert set(result) == RESULT_KEYS | ({"pools"} if several else set()) | changes
-    assert set(result["metrics"]) == METRICS | ({"transfer_ms", "decode_queue_ms"} if split else set())
+    passed_on = {"transfer_ms", "decode_queue_ms"} if split else set()
+    passed_on |= {"encode_queue_ms", "encode_ms", "encode_transfer_ms"} if encoded else set()
+    assert set(result["metrics"]) == METRICS | passed_on
     for name_, stats in result["metrics"].items():
         assert set(stats) >= {"unit", "count", "ci95", "interval", *STATISTICS}, name_
         if name_ == "itl_ms" and not stats["count"]:  # answers are seen as a whole
