@@ -297,6 +297,8 @@ def front_words(front: FrontEnd, speed: float | None) -> list[str]:
 
 AROUND = ("deployment.router", "deployment.transfer", "deployment.admission")
 """Keys that stand around the pools, and in none."""
+WHERE_TIERS = "deployment.kv_tiers"
+"""A key of pools, and of a store around them."""
 
 
 def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bool) -> list[Prepared]:
@@ -311,12 +313,27 @@ def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bo
     except PlanError as error:
         if error.where == "hardware" or (error.where == "model" and pool.model is not None):
             error.where = f"deployment.{error.where}"
-        around = AROUND if pool.kv_tiers else (*AROUND, "deployment.kv_tiers")
+        of_store = not pool.kv_tiers or (error.where == WHERE_TIERS and _fits_without_store(scenario, pool, base))
+        around = (*AROUND, WHERE_TIERS) if of_store else AROUND
         if not with_index or error.where is None or error.where.startswith(around):
             raise
         where = re.sub(r"^deployment(?=\.|$)", f"deployment.pools.{number}", error.where)
         mend = error.mend.replace("`deployment.", f"`deployment.pools.{number}.") if error.mend else error.mend
         raise type(error)(error.message, where=where, mend=mend) from None
+
+
+def _fits_without_store(scenario: Scenario, pool: Pool, base: Path) -> bool:
+    """Whether a pool that cannot be as it is could be without the store around the pools."""
+    deployment = scenario.deployment
+    if not deployment.kv_tiers:
+        return False
+    alone = scenario.model_copy(update={"deployment": deployment.model_copy(update={"kv_tiers": None})})
+    try:
+        for each in each_model(pool):
+            _resolve(alone, each, base)
+    except PlanError:
+        return False
+    return True
 
 
 def _architecture(model: Any, base: Path, engine: Engine) -> Architecture:

@@ -238,6 +238,23 @@ def test_pools_that_cannot_share_a_store(second: dict[str, Any], said: str) -> N
         prepare(load_scenario(pools(STORED, **second)))
 
 
+@pytest.mark.parametrize(
+    ("own", "store", "where"),
+    [
+        (None, {**STORE, "write": "back"}, "deployment.kv_tiers"),
+        (HOST, {**STORE, "write": "back"}, "deployment.kv_tiers"),
+        (HOST, {**STORE, "connector": "nobody's"}, "deployment.kv_tiers"),
+        ({**HOST, "write": "back"}, STORE, "deployment.pools.0.kv_tiers"),
+    ],
+)
+def test_an_error_of_a_tier_stands_at_the_tiers_that_it_is_about(
+    own: dict[str, Any] | None, store: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(InputError) as found:
+        prepare(load_scenario(unlike(store, own)))
+    assert found.value.where == where
+
+
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
 
 
