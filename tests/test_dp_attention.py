@@ -205,9 +205,13 @@ def adapted(places: int = 4, adapters: int = 3, **changes: Any) -> Prepared:
     return prepare(load_scenario({"model": "mistralai/Mixtral-8x7B-v0.1", "deployment": pool, "workload": workload}))
 
 
-def test_ranks_with_adapters_wait_for_the_slowest_rank() -> None:
+VLLMS: dict[str, Any] = {"engine": "vllm", "engine_args": {"max_model_len": 8192}, "expert_parallel": True}
+
+
+@pytest.mark.parametrize("changes", [{}, VLLMS])
+def test_ranks_with_adapters_wait_for_the_slowest_rank(changes: dict[str, Any]) -> None:
     """Each rank reads those of its own rows; the step is that of the rank which takes longest with them, and the experts."""
-    found = adapted()
+    found = adapted(**changes)
     times, none = found.times(), replace(found, plan=replace(found.plan, costs=replace(found.plan.costs, adapters=None))).times()
 
     def rows(number: int, use: AdapterUse | None = None) -> Batch:
@@ -230,6 +234,17 @@ def _shard(found: Prepared) -> Shard:
     return Shard(costs.arch, found.kernels, costs.formats, costs.parallel, costs.terms)
 
 
+def test_each_of_vllms_ranks_limits_the_adapters_of_its_own_rows() -> None:
+    """With one place a rank no step of a rank names two; other ranks may name another at the same time. Jumps are steps."""
+    found = adapted(places=1, adapters=3, **VLLMS)
+    run, plain = run_prepared(found), run_prepared(found, aggregate=False)
+    assert run.raw.end_s.tolist() == plain.raw.end_s.tolist()
+    assert run.result["totals"]["completed"] == 120
+    frame = run.requests_frame()
+    ample = run_prepared(adapted(places=3, adapters=3, **VLLMS))
+    assert frame["queue_ms"].mean() > ample.requests_frame()["queue_ms"].mean()
+
+
 def test_adapters_of_ranks_are_pinned_and_leave_a_place_to_the_model() -> None:
     """`lora_manager.py` 378: of four places three may be pinned, and no other adapter is served (341)."""
     assert run_prepared(adapted()).result["totals"]["completed"] == 120
@@ -243,7 +258,20 @@ def test_adapters_of_ranks_are_pinned_and_leave_a_place_to_the_model() -> None:
     ("changes", "words"),
     [
         ({"pipeline_parallel": 2}, "across pipeline stages"),
-        ({"lora": {"max_loras": 2}}, "`lora` beside data-parallel attention"),
+        ({"lora": {"max_loras": 2}, "expert_parallel": False}, "ranks that split each expert"),
+        ({"lora": {"max_loras": 2}, "expert_parallel": True, "engine": "vllm@0.24.0"}, "before vLLM 0.33"),
+        (
+            {"lora": {"max_loras": 2}, "expert_parallel": True, "tensor_parallel": 2, "data_parallel": 2},
+            "of several devices each",
+        ),
+        (
+            {"lora": {"max_loras": 2, "fully_sharded_loras": True}, "expert_parallel": True},
+            "no fully_sharded_loras beside expert parallelism",
+        ),
+        (
+            {"lora": {"max_loras": 2}, "expert_parallel": True, "engine_args": {"all2all_backend": "deepep_low_latency"}},
+            "no LoRA adapters beside all2all_backend deepep_low_latency",
+        ),
     ],
 )
 def test_what_is_not_modelled_beside_it_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -55,7 +55,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if request.lora is not None or request.structured:
         from engine_models.engines.vllm_adapters import adapters_of_pool
 
-        adapters = adapters_of_pool(request, said, first=first)
+        adapters = adapters_of_pool(request, said, version.number, first=first)
     backend = experts(request, flags, version.number, said.warnings)
     memory, least_share = budget_of(request, version, serving, cache, adapters, backend, said)
     tiers = tiers_of(request, version, cache, said)
@@ -112,7 +112,7 @@ ENGINE = Engine(
         **{name: Support(_ANYWHERE, _DOCS) for name in ("fp32", "bf16", "fp16", "int8", "int8_wo", "int4", "awq", "gptq")},
         **{name: Support(_ACCELERATORS, _DOCS, ONLY_ON.get(name, ()), LAST.get(name, ())) for name in (*NARROW, *ONLY_ON)},
     },
-    adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
+    adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel", "data_parallel"),
     masks_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     images_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),

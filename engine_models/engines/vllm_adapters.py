@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from engine_models.cost.adapters import Adapters, adapters_of, expert_values, modules_of, summary_note
 from engine_models.declaration import FEATURES, PoolRequest, Said
+from engine_models.engines.vllm_flags import GATHER
 from engine_models.model.architecture import stages
 from engine_models.model.blocks import Architecture
 from engine_models.refusals import none_of
@@ -21,6 +22,8 @@ LORA_VOCABULARY = {
 }
 """Model types whose places have room for the embedding and the LM head (datasheet: vLLM 0.33.0, `embedding_modules` of
 `model_executor/models`)."""
+SHARED_SINCE = (0, 33)
+"""The version that was read to serve adapters beside data-parallel ranks which share experts; earlier ones are not told apart."""
 FUSED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Layers that are one: places have room for all of it where adapters change a part (datasheet: vLLM 0.33.0 `lora/utils.py`)."""
 
@@ -39,8 +42,37 @@ def _other_lora_values(
     return there - own
 
 
-def adapters_of_pool(request: PoolRequest, said: Said, *, first: bool) -> Adapters | None:
-    """Adapters of a pool, None where it serves none; InputError for what vLLM refuses or is not modelled."""
+def _check_ranks(request: PoolRequest, number: tuple[int, ...], *, sharded: bool) -> None:
+    """Refuse adapters beside ranks that share experts where vLLM does, or where its rule was not read.
+
+    Source: 0.33.0's `lora/layers/fused_moe.py` (`_ep_check`, `_verify_ep_fs`), `use_sequence_parallel_moe` of
+    `config/parallel.py` and `model_executor/layers/fused_moe/prepare_finalize/naive_dp_ep.py`, which gathers the adapters of
+    tokens with these.
+    """
+    if request.expert_parallel > 1 and request.arch.has_experts and sharded:
+        raise InputError(
+            "vLLM has no fully_sharded_loras beside expert parallelism",
+            where="deployment.lora.fully_sharded_loras",
+            mend="take one of the two out",
+        )
+    if request.data_parallel == 1:
+        return
+    backend = str(request.flags.get("all2all_backend") or GATHER)
+    lacking = {
+        "data-parallel ranks that share experts before vLLM 0.33": number < SHARED_SINCE,
+        "data-parallel ranks that split each expert": request.expert_parallel == 1,
+    }
+    mend = "remove the key, or set expert_parallel: true with vLLM 0.33"
+    none_of(lacking, "LoRA adapters with {} are not modelled", "deployment.lora", mend=mend)
+    refused = {
+        f"all2all_backend {backend}": backend != GATHER,
+        "data-parallel ranks of several devices each that share experts": request.tensor_parallel > 1,
+    }
+    none_of(refused, "vLLM has no LoRA adapters beside {}", "deployment.lora", mend="remove the key, or use tensor_parallel: 1")
+
+
+def adapters_of_pool(request: PoolRequest, said: Said, number: tuple[int, ...], *, first: bool) -> Adapters | None:
+    """Adapters of a pool, None where it serves none; InputError for what vLLM of this version refuses or is not modelled."""
     settings, tp = request.lora, request.tensor_parallel
     lacking = {
         "vLLM before 0.8": first,
@@ -60,6 +92,7 @@ def adapters_of_pool(request: PoolRequest, said: Said, *, first: bool) -> Adapte
         )
     places = int(settings.get("max_loras", LORA_PLACES))
     sharded = bool(settings.get("fully_sharded_loras"))
+    _check_ranks(request, number, sharded=sharded)
     arch = max(stages(request.arch, request.pipeline_parallel), key=lambda stage: stage.layers)
     adapters = adapters_of(
         settings,
