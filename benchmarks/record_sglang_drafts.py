@@ -26,6 +26,18 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     longest, answer = draw.choice([160, 200, 500, 1200, 3000]), draw.choice([3, 20, 80, 200, 400])
     config = record_sglang.drawn_config(draw, longest, answer)
     config["enable_mixed_chunk"] = False
+    draw_drafts(draw, config)
+    page, steps, tokens = config["page_size"], config["speculative_num_steps"], config["speculative_num_draft_tokens"]
+    branches = config["speculative_eagle_topk"]
+    one = longest + answer + 2 * page + 4 * max(steps * branches, tokens, page * branches)
+    config["max_total_num_tokens"] = int(one * draw.choice([1.1, 1.6, 2.5, 5, 15])) // page * page
+    by_priority = config["enable_priority_scheduling"] or config["radix_eviction_policy"] == "priority"
+    requests = record_sglang.drawn_requests(draw, longest, answer, priorities=by_priority)
+    return head("sglang", record_sglang.VERSION, seed, config), requests
+
+
+def draw_drafts(draw: random.Random, config: Case) -> None:
+    """Let drafts be chains or trees of a drafter with layers, or of n-grams."""
     algorithm = draw.choice(["EAGLE", "EAGLE", "STANDALONE", "NGRAM"])
     if algorithm == "NGRAM":
         steps, branches, verified = 1, 1, draw.choice([4, 8, 12])
@@ -42,12 +54,6 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
         "speculative_num_draft_tokens": verified,
         "spec_accept": [draw.randint(0, most) for _ in range(draw.randint(1, 9))],
     }
-    page = config["page_size"]
-    one = longest + answer + 2 * page + 4 * max(steps * branches, verified, page * branches)
-    config["max_total_num_tokens"] = int(one * draw.choice([1.1, 1.6, 2.5, 5, 15])) // page * page
-    by_priority = config["enable_priority_scheduling"] or config["radix_eviction_policy"] == "priority"
-    requests = record_sglang.drawn_requests(draw, longest, answer, priorities=by_priority)
-    return head("sglang", record_sglang.VERSION, seed, config), requests
 
 
 class Pending:

@@ -6,8 +6,8 @@
 As `record_sglang.py`, whose parts it uses. The queues of both servers, their scheduler, pools, cache and processing of results
 are SGLang's; the peer, the network, the model and the clock are scripted as the `clock` line says: a decode server's prompts are
 computed elsewhere without a queue, a prefill server's requests have memory there from `decode_ready` on. Times are drawn so that
-nothing falls on the end of a loop to the digit. With `--like` nine of the ten recordings that the schedulers were written after
-come out equal (2,710 loops); the tenth never ends.
+nothing falls on the end of a loop to the digit. Drafts, of which `spec_accept` says how many are accepted, have no drafter. With
+`--like` nine of the ten recordings that the schedulers were written after come out equal (2,710 loops); the tenth never ends.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from record_sglang import VERSION, VOCABULARY, Silent, built, cache_over, published, srt
+from record_sglang_drafts import Pending, draw_drafts, written
 from recorded_load import Case, main, prompt
 
 SOON_S = 1e-9  # times of the clock that are as good as equal
+DRAFTED = 1_000_000
+"""Seeds from here on are decode servers with drafts."""
 NAMED = ("bootstrapped", "sent_chunk", "sent_early", "done", "admitted", "transferred", "resumed", "prebuilt")
 QUEUES = ("bootstrap", "waiting", "inflight", "prealloc", "transfer_queue", "free", "free_end", "evictable_end")
 
@@ -32,7 +35,7 @@ QUEUES = ("bootstrap", "waiting", "inflight", "prealloc", "transfer_queue", "fre
 def drawn(seed: int) -> tuple[Case, list[Case]]:
     """The config line and the requests of a seed: a decode server of an even one, a prefill server of an odd one."""
     draw = random.Random(seed)
-    kind = "prefill" if seed % 2 else "decode"
+    kind = "prefill" if seed % 2 and seed < DRAFTED else "decode"
     longest, answer = draw.choice([100, 400, 1200, 3000]), draw.choice([4, 40, 200, 500])
     rate, at_s, many = draw.choice([2, 10, 40, 120]), 0.0, draw.choice([20, 40, 60])
     config: Case = {"max_total_num_tokens": 0, "max_running_requests": draw.choice([2, 4, 8, 16, 64])}
@@ -65,6 +68,10 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
         config["max_total_num_tokens"] = (config["max_total_num_tokens"] // page + 3) * page
     if 0 < config.get("chunked_prefill_size", 0) < page:
         config["chunked_prefill_size"] = page
+    if seed >= DRAFTED:
+        draw_drafts(draw, config)
+        ahead = max(config["speculative_num_steps"] * config["speculative_eagle_topk"], config["speculative_num_draft_tokens"])
+        config["max_total_num_tokens"] += -(-8 * (ahead + page * config["speculative_eagle_topk"]) // page) * page
     late = draw.choice([0.02, 0.3, 1.0])
     heads = [(10 + number, draw.randint(1, longest)) for number in range(draw.randint(1, 4))]
     for index in range(many):
@@ -337,6 +344,16 @@ class Server:
         free: int = self.scheduler.token_to_kv_pool_allocator.available_size()
         return free
 
+    def kv_tokens(self, batch: Any) -> int:
+        """Tokens that the rows of a decode step see."""
+        return int(batch.seq_lens_cpu.sum())
+
+    def yielded(self, batch: Any) -> Any:
+        """What the model yields with a decode step: a token a row."""
+        torch = importlib.import_module("torch")
+        tokens = torch.zeros(len(batch.reqs), dtype=torch.int64)
+        return srt("managers.utils").GenerationBatchResult(next_token_ids=tokens)
+
     def decode_loop(self) -> Case:
         """One loop of a decode server."""
         scheduler = self.scheduler
@@ -364,17 +381,14 @@ class Server:
         step |= {"retracted": self.retracted[:], "waiting": waiting, "transfer_queue": [d.req.rid for d in transfer.queue]}
         self.retracted.clear()
         step |= {"decode": [r.rid for r in batch.reqs] if batch else [], "free": self.free()}
-        step["kv_tokens"] = int(batch.seq_lens_cpu.sum()) if batch else 0
+        step["kv_tokens"] = self.kv_tokens(batch) if batch else 0
         clock = self.clock
         took_s = clock["empty"]
         if batch:
             took_s = clock["a"] + clock["c"] * len(batch.reqs) + clock["d"] * step["kv_tokens"]
         self.now_s += took_s
         if batch:
-            torch = importlib.import_module("torch")
-            tokens = torch.zeros(len(batch.reqs), dtype=torch.int64)
-            result = srt("managers.utils").GenerationBatchResult(next_token_ids=tokens)
-            scheduler.batch_result_processor.process_batch_result_decode(batch, result)
+            scheduler.batch_result_processor.process_batch_result_decode(batch, self.yielded(batch))
         ended = [name for name, r in counts.items() if name in alive and r.finished()]
         at_once = [name for name in step["prebuilt"] if name in ended and name not in step["decode"]]
         step["finished"] = [*at_once, *(name for name in step["decode"] if name in ended)]
@@ -443,9 +457,50 @@ class Server:
                 raise RuntimeError("requests are left, and none can be served")
 
 
+class DraftedServer(Server):
+    """A decode server whose steps verify drafts, as many of which are accepted as scripted."""
+
+    def __init__(self, head: Case, requests: list[Case]) -> None:
+        super().__init__(head, requests)
+        srt("mem_cache.allocation").assign_req_to_token_pool_func = written
+        self.verified: dict[str, int] = {}
+
+    def _connect(self, config: Case) -> None:
+        scheduler = self.scheduler
+        kinds = srt("speculative.spec_info").SpeculativeAlgorithm
+        scheduler.spec_algorithm = kinds.from_string(config["speculative_algorithm"])
+        runner = scheduler.tp_worker.model_runner
+        scheduler.model_worker = SimpleNamespace(model_runner=runner, on_verify_complete_cpu=lambda *_, **__: None)
+        for name in ("snapshot_spec_decode_metrics", "update_spec_metrics"):
+            setattr(scheduler.metrics_reporter, name, lambda *_, **__: None)
+        super()._connect(config)
+        kinds.build_disagg_draft_input = lambda *_: Pending()
+
+    def kv_tokens(self, batch: Any) -> int:
+        """As of the base; what is verified is a row's."""
+        batch.spec_info = Pending()
+        wide: int = self.config["speculative_num_draft_tokens"]
+        return sum(len(request.origin_input_ids) + len(request.output_ids) - 1 + wide for request in batch.reqs)
+
+    def yielded(self, batch: Any) -> Any:
+        """As of the base; of a row so many tokens as are accepted, and one."""
+        torch = importlib.import_module("torch")
+        script, wide, gains = self.config["spec_accept"], self.config["speculative_num_draft_tokens"], []
+        for request in batch.reqs:
+            turn = self.verified.get(request.rid, 0)
+            gains.append(1 + script[turn % len(script)])
+            self.verified[request.rid] = turn + 1
+        return srt("managers.utils").GenerationBatchResult(
+            next_token_ids=torch.zeros(len(gains) * wide, dtype=torch.int64),
+            accept_lens=torch.tensor(gains, dtype=torch.int64),
+            speculative_num_draft_tokens=wide,
+        )
+
+
 def record(config: Case, requests: list[Case]) -> list[Case]:
     """The loops of one of SGLang's servers."""
-    server = Server(config, [dict(request) for request in requests])
+    kind = DraftedServer if "spec_accept" in config["config"] else Server
+    server = kind(config, [dict(request) for request in requests])
     try:
         server.run()
     finally:

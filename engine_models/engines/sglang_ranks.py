@@ -295,6 +295,10 @@ def pair_replay_of(knobs: Mapping[str, Any]) -> PairReplay:
             num_reserved_decode_tokens=knobs.get("num_reserved_decode_tokens", 512),
             polling_interval=knobs.get("polling_interval", 1),
         )
-        return ReservingDecodeScheduler(rules, RadixPool(tokens, page, prefix_caching=False), record_rows=True)
+        kv, drafts = RadixPool(tokens, page, prefix_caching=False), _recorded_drafts(knobs)
+        if drafts is not None:
+            slots = drafts.step_slots
+            return DraftedReservingScheduler(rules, kv, row_tokens=drafts.row_tokens, step_slots=slots, record_rows=True)
+        return ReservingDecodeScheduler(rules, kv, record_rows=True)
 
     return PairReplay(prefill, decode, PairRecorder)

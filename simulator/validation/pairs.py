@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from collections.abc import Sequence as Series
 from functools import partial
 from itertools import count
 from typing import Any
@@ -45,7 +46,8 @@ class Server:
 class Drive:
     """Servers and what comes to them from outside, on one clock."""
 
-    def __init__(self, requests: list[dict[str, Any]]) -> None:
+    def __init__(self, requests: list[dict[str, Any]], accepted: Series[int] = (0,)) -> None:
+        self._accepted = accepted  # drafts of a request's verifications, in turn
         self.requests = {entry["idx"]: entry for entry in requests}
         self.ids = {index: entry["id"] for index, entry in self.requests.items()}
         self.servers: dict[str, Server] = {}
@@ -92,6 +94,7 @@ class Drive:
             runs=(*runs, *output),
             shareable_tokens=entry["prompt_len"] if runs else 0,
             output_shared=bool(output),
+            acceptance=lambda verification: self._accepted[verification % len(self._accepted)],
         )
 
     def take(self, server: Server) -> None:
@@ -168,7 +171,7 @@ class DecodeAlone(Drive):
     """A decode server that reserves: prompts are computed elsewhere, as soon as they may, without a queue."""
 
     def __init__(self, run: PairReplay, config: dict[str, Any], requests: list[dict[str, Any]], cost: StepCost) -> None:
-        super().__init__(requests)
+        super().__init__(requests, config["config"].get("spec_accept") or (0,))
         self._clock = config["clock"]
         self.servers = {"": Server(run.decode(), run, cost, self._clock["empty"], self.ids)}
         for index, entry in sorted(self.requests.items()):
