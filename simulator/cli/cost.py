@@ -300,6 +300,7 @@ def of_sweep(
     """The cost of every point of a sweep, and the whole budget of the cheapest that keeps the SLO."""
     from hardware_profiles.errors import InputError
     from simulator.cli.layout import table, wrapped
+    from simulator.planning.budget import counted
     from simulator.planning.store import read_sweep
 
     record = read_sweep(folder)
@@ -321,9 +322,9 @@ def of_sweep(
     data, words = of_run(*resolve(run_folder, overrides), *fleet_of_best, today)
     missing = len(record["points"]) - len(points)
     lines = [
-        wrapped(f"{record['name']}: {len(points)} points, those that keep the SLO first, cheapest first", "  "),
+        wrapped(f"{record['name']}: {counted(len(points), 'point')}, those that keep the SLO first, cheapest first", "  "),
         *table(head, rows, words=range(varied), drop=[i for i in (varied + 1, varied + 2, varied + 5) if i < len(head)]),
-        *([f"  {missing} points have no result"] if missing else []),
+        *([f"  {counted(missing, 'point')} without a result"] if missing else []),
         *(_fleet_notes(found) if wanted else []),
         "",
         wrapped(f"the first of them, {_label(best)}:", "  "),

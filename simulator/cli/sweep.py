@@ -316,14 +316,15 @@ def warning_lines(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Columns of the varied fields and their short titles: the last part of the path where that is clear."""
+    """Columns of the varied fields and their short titles: the end of the path, from the last word on with which it is clear."""
     from simulator.planning.points import axis_column
 
-    last = [path.split(".")[-1] for path in paths]
-    return {
-        axis_column(path): name if last.count(name) == 1 else path
-        for path, name in zip(paths, last, strict=True)
-    }
+    def title(path: str) -> str:
+        parts = path.split(".")
+        ends = (".".join(parts[at:]) for at in range(len(parts) - 1, 0, -1) if not parts[at].isdigit())
+        return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in paths) == 1), path)
+
+    return {axis_column(path): title(path) for path in paths}
 
 
 def answer(names: Mapping[str, str], result: SweepResult, slo: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -347,7 +348,7 @@ def answer(names: Mapping[str, str], result: SweepResult, slo: Mapping[str, Mapp
         late = row[result.latency]
         return (
             f"{_values(names, row)}: {row['devices']} x {row['hardware']}, {price}, "
-            f"{result.latency.replace('_ms_', ' ').upper().replace(' P', ' p')} {short(late)} ms"
+            f"{TITLES[result.latency.rpartition('_')[0]]} {result.latency.rpartition('_')[2]} {short(late)} ms"
         )
 
     def warned(row: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware_profiles.errors import InputError
+from simulator.cli.sweep import short_names
 from simulator.planning.axes import count_of, parse_axes, parse_axis, point_at, text_of, value_of
 
 
@@ -98,3 +99,16 @@ def test_a_range_by_factors_ends_at_its_end(first: int, powers: int, factor: int
     values = [int(v) for v in steps(f"a={first}:{last}:x{factor}")]
     assert values == [first * factor**i for i in range(powers + 1)]
     assert math.isclose(values[-1], last)
+
+
+@pytest.mark.parametrize(
+    ("paths", "titles"),
+    [
+        (("deployment.replicas", "workload.arrivals.rate"), ["replicas", "rate"]),
+        (("deployment.pools.0.replicas", "deployment.pools.1.replicas"), ["pools.0.replicas", "pools.1.replicas"]),
+        (("workload.prompt_tokens.mean", "workload.output_tokens.mean"), ["prompt_tokens.mean", "output_tokens.mean"]),
+        (("deployment.replicas", "deployment.pools.0.replicas"), ["deployment.replicas", "pools.0.replicas"]),
+    ],
+)
+def test_titles_are_as_short_as_is_clear(paths: tuple[str, ...], titles: list[str]) -> None:
+    assert list(short_names(paths).values()) == titles
