@@ -54,7 +54,7 @@ def test_a_sample_too_thin_for_its_percentile_never_says_met(percent: int, share
     count = max(1, round(share * needed(percent)))
     values = np.full(count, 80.0)
     values[: min(late, count)] = 120.0
-    found = verdict(Latencies(*[values] * 12), {"ttft_ms": {f"p{percent}": 100.0}})
+    found = verdict(Latencies(*[values] * len(Latencies.__annotations__)), {"ttft_ms": {f"p{percent}": 100.0}})
     word = judged({"slo": found})[0]
     assert word != "met" or count >= needed(percent)
     if not late and count >= needed(percent):
@@ -67,7 +67,7 @@ def test_a_thin_attainment_is_close(slo: dict[str, Any]) -> None:
     run = simulate({**load(arrivals=poisson(5), duration=20), "slo": slo})
     assert judged(run.result)[0] == "close"
     assert any("an attainment of" in line for line in run.result["warnings"])
-    assert judged({"slo": verdict(Latencies(*[np.full(1000, 80.0)] * 12), slo)})[0] == "met"
+    assert judged({"slo": verdict(Latencies(*[np.full(1000, 80.0)] * len(Latencies.__annotations__)), slo)})[0] == "met"
 
 
 def test_three_requests_are_close_and_the_sweep_keeps_their_warning(tmp_path: Path) -> None:
