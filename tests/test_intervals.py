@@ -17,6 +17,7 @@ from simulator.results.domain import domain
 from simulator.results.intervals import (
     INTERVAL_OF_MEAN_ERROR,
     QUEUE_ELASTICITY,
+    RUN_OF_KERNELS,
     Evidence,
     Widths,
     add_intervals,
@@ -138,13 +139,13 @@ def test_where_clients_wait_e2e_errs_as_its_parts(share: float) -> None:
 
 @given(st.floats(0.01, 1.0))
 def test_kernels_that_were_not_measured_widen_by_their_error(error: float) -> None:
-    assumed = Evidence("vllm", "borrowed", kernel_error=error)
     known = Evidence("vllm", "kernels")
-    more = math.log1p(INTERVAL_OF_MEAN_ERROR * error)
-    assert half_width(assumed, "ttft", "p99", widths=WIDTHS) == (
-        pytest.approx(math.hypot(width(known, "ttft", "p99"), more)),
-        "assumed",
-    )
+    for assumed, multiple in ((False, RUN_OF_KERNELS), (True, INTERVAL_OF_MEAN_ERROR)):
+        other = Evidence("vllm", "borrowed", kernel_error=error, error_assumed=assumed)
+        assert half_width(other, "ttft", "p99", widths=WIDTHS) == (
+            pytest.approx(math.hypot(width(known, "ttft", "p99"), math.log1p(multiple * error))),
+            "assumed",
+        )
     assert half_width(known, "ttft", "p99", widths=WIDTHS)[1] == "fitted"
 
 
@@ -327,6 +328,14 @@ def test_a_format_that_the_lender_was_not_measured_in_errs_as_of_a_distant_kin()
         evidence, axes = domain(prepare(scenario))
         found.append((evidence.hardware, evidence.kernel_error, any("int4 were measured on arc-pro-b60" in a for a in axes)))
     assert found == [("borrowed", 0.1, False), ("borrowed", 0.3, True)]
+
+
+@pytest.mark.parametrize(("hardware", "assumed"), [("rtx-4090-24gb", False), ("mi300x-192gb", False), ("gaudi-3-128gb", True)])
+def test_only_errors_of_kernels_that_no_device_of_the_make_told_are_assumed(hardware: str, assumed: bool) -> None:
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    pool = {"engine": "vllm", "hardware": hardware, "weights": "bf16"}
+    evidence, _ = domain(prepare(load_scenario({"model": "meta-llama/Llama-3.2-1B", "deployment": pool, "workload": load})))
+    assert (evidence.error_assumed, evidence.kernel_error > 0) == (assumed, True)
 
 
 def test_experts_priced_by_another_frameworks_table_of_the_same_kernels_say_so() -> None:

@@ -77,7 +77,7 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
     """The evidence and the axes by what is shipped."""
     plan, device, kernels = prepared.plan, prepared.device, prepared.kernels
     groups = kernels.held_out_error
-    hardware, error, axes = "kernels", 0.0, _beyond_measured(prepared)
+    hardware, error, assumed, axes = "kernels", 0.0, False, _beyond_measured(prepared)
     setting = setting_of(prepared)
     near = setting.key() in table()["seen"]
     if device.name in engine_named(plan.engine).measured:
@@ -96,6 +96,7 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
             percent = differing[fmt]
             axes.insert(0, f"weights: kernels in {fmt} on {device.name} differ by version; {percent:.0f} % assumed")
         error = float(percent) / 100
+        assumed = own is None and not (lender or law)
         basis = f"efficiencies of {lender or law}" if lender or law else "assumed efficiencies"
         if own is None or law:
             axes.insert(0, f"hardware: no kernel of {device.name} was measured; datasheet rates and {basis}")
@@ -120,7 +121,7 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
     split = bool(prepared.pools) and not prepared.side_by_side
     by_law = prepared.scenario.workload.lengths_by_law()
     found = Evidence(plan.engine, hardware, kernel_error=error, setting=setting.key(), split=split, by_law=by_law)
-    return replace(found, ranks_apart=prepared.ranks > 1), axes
+    return replace(found, ranks_apart=prepared.ranks > 1, error_assumed=assumed), axes
 
 
 def _doubt(evidence: Evidence) -> tuple[int, bool, float]:

@@ -38,6 +38,12 @@ answers. Kind: assumed: 1 / (1 - load) at a load of 0.8 (M/G/1). In a closed loo
 INTERVAL_OF_MEAN_ERROR = 1.645 / math.sqrt(2 / math.pi)
 """Half-width of a 90 % interval over the mean absolute error, 2.06: both of a normal distribution. Kind: assumed."""
 
+RUN_OF_KERNELS = 1.0
+"""What a run adds to its 90 % half-width over the mean error of its kernels where that is known: kernels of several kinds err in
+both directions, so that a run errs less than each. Kind: fitted, 2026-12, to runs on A100 and B200 by the kernels of another
+generation (30 % off): of 44 and 162 TPOT 90 and 98 % are inside, TTFT 97 and 98, of 44 and 31 throughputs 90 and 100, each source
+once; by 2.06 98 to 100 in intervals 1.4 times as wide. Tried on others, see docs/background/accuracy.md."""
+
 STATISTICS = ("mean", "p50", "p75", "p90", "p95", "p99", "p99_9")
 STANDS_FOR = {"p50": "mean", "p75": "mean", "p95": "p99", "p99_9": "p99"}
 """Statistics with too few measurements of their own err as these do."""
@@ -63,6 +69,7 @@ class Evidence:
         (kernels of another device), or "physics" (datasheet rates).
     closed_loop : whether clients wait for an answer before they send again, or all send at once (`batch`).
     kernel_error : mean relative error of kernel times that were not measured; 0 where they were.
+    error_assumed : whether that error was never measured on any device of this make.
     setting : what was run (`Setting.key`), "" if unknown.
     launch_known : whether it is known how the server was launched; of a scenario it always is.
     split : whether prefill and decode are on servers of their own, which err otherwise than one that does both.
@@ -79,6 +86,7 @@ class Evidence:
     hardware: str
     closed_loop: bool = False
     kernel_error: float = 0.0
+    error_assumed: bool = False
     setting: str = ""
     batch: bool = False
     launch_known: bool = True
@@ -97,6 +105,10 @@ class Evidence:
         if not self.launch_known:
             return "launch unknown"
         return ("batch" if self.batch else "closed loop") + (", lengths by a law" if self.by_law and self.closed_loop else "")
+
+    def kernel_width(self) -> float:
+        """Log half-width that kernels which were not measured add to a run, in quadrature."""
+        return math.log1p((INTERVAL_OF_MEAN_ERROR if self.error_assumed else RUN_OF_KERNELS) * self.kernel_error)
 
     def group(self) -> str:
         """Name of the group of measured runs."""
@@ -273,8 +285,7 @@ def half_width(
     else:
         asked = (evidence, metric, statistic)
         run = _shipped_width(*asked) if widths is None else run_width(widths, *asked)
-        kernels = math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error)
-        width = math.hypot(ASSUMED_HALF_WIDTH[metric] if run is None else run, kernels)
+        width = math.hypot(ASSUMED_HALF_WIDTH[metric] if run is None else run, evidence.kernel_width())
         kind = "assumed" if run is None or evidence.kernel_error else "fitted"
     if metric != "tpot" and not evidence.closed_loop and queue_share > 0:
         step, _ = half_width(evidence, "tpot", "mean", widths=widths)
@@ -317,7 +328,7 @@ def rate_width(
         own = waiting_width(known, evidence, "throughput", "mean")
         if own is None or evidence.fitted or not evidence.closed_loop:
             return half_width(evidence, "tpot", "mean", widths=known)[0]
-        return math.hypot(own, math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error))
+        return math.hypot(own, evidence.kernel_width())
     counted = (
         _own(known.groups, name, "throughput", "mean") for name in known.groups if name.endswith("/measured/open loop")
     )
