@@ -619,6 +619,8 @@ def nv_consumer(row: Row, number: str) -> Case:
         raise Unsaid("lengths are not stated")
     if re.search(r"tp\dx[2-9]|-dp[2-9]", row["run_id"]):
         raise Unsaid("several servers behind a router that is not stated")
+    if "mixed" in row["quant"]:
+        raise Unsaid("a mixture of formats whose types are not stated", row["quant"])
     users = int(float(row["concurrency"]))
     weights = "bf16" if "BF16" in row["quant"] else "fp8" if "FP8" in row["quant"] else "awq"
     reported, tensor = {"output_tok_s": float(row["out_tok_s"])}, int(float(row["tp"] or 1))
