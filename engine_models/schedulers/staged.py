@@ -211,10 +211,12 @@ class StagedScheduler(ContinuousScheduler):
             kv.take(held[-1] - held[0])
         for number in range(max(first, after - turns), after):
             lane = self.decodes = self._lanes[number] = lanes[(number - first) % turns][1]
-            batch = Batch(number, lane.count, lane.count, lane.kv_tokens() - lane.count, tokens=lane.count)
+            rows = lane.count
+            batch = Batch(number, rows, rows, lane.kv_tokens() - rows, None, rows)
             flying.append(batch)
-            self._end_decodes(batch)
-            batch.order_finishing()
+            if lane.steps >= lane.next_end:
+                self._end_decodes(batch)
+                batch.order_finishing()
         while len(flying) > turns:
             flying.popleft()
         self.processed_number = flying[0].number - 1
