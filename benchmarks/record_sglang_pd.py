@@ -21,11 +21,11 @@ from typing import Any
 
 from record_sglang import VERSION, VOCABULARY, Silent, built, cache_over, published, srt
 from record_sglang_drafts import Pending, draw_drafts, written
-from recorded_load import Case, main, prompt
+from recorded_load import Case, main, prompt, token
 
 SOON_S = 1e-9  # times of the clock that are as good as equal
-DRAFTED = 1_000_000
-"""Seeds from here on are decode servers with drafts."""
+DRAFTED, CACHED = 1_000_000, 2_000_000
+"""Seeds from here on are decode servers with drafts, and with a tree of prefixes."""
 NAMED = ("bootstrapped", "sent_chunk", "sent_early", "done", "admitted", "transferred", "resumed", "prebuilt")
 QUEUES = ("bootstrap", "waiting", "inflight", "prealloc", "transfer_queue", "free", "free_end", "evictable_end")
 
@@ -68,7 +68,9 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
         config["max_total_num_tokens"] = (config["max_total_num_tokens"] // page + 3) * page
     if 0 < config.get("chunked_prefill_size", 0) < page:
         config["chunked_prefill_size"] = page
-    if seed >= DRAFTED:
+    if seed >= CACHED:
+        config["decode_radix_cache"] = True
+    elif seed >= DRAFTED:
         draw_drafts(draw, config)
         ahead = max(config["speculative_num_steps"] * config["speculative_eagle_topk"], config["speculative_num_draft_tokens"])
         config["max_total_num_tokens"] += -(-8 * (ahead + page * config["speculative_eagle_topk"]) // page) * page
@@ -78,12 +80,14 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
         at_s += draw.expovariate(rate)
         prompt = draw.randint(1, longest)
         entry: Case = {"type": "request", "idx": index, "id": f"r{index:03d}"}
-        if kind == "prefill":
+        if kind == "prefill" or seed >= CACHED:
             segments = [[100 + index, 0, prompt]]
             head, tokens = draw.choice(heads)
             if tokens < prompt and draw.random() < 0.6:
                 segments = [[head, 0, tokens], [100 + index, 0, prompt - tokens]]
             entry["segments"] = segments
+        if seed >= CACHED:
+            entry["out_seg"] = 20000 + index
         entry |= {"prompt_len": prompt, "output_len": draw.randint(1, answer), "arrival": round(at_s, 6)}
         if kind == "prefill":
             entry["decode_ready"] = round(at_s + draw.uniform(0.001, late), 6)
@@ -176,8 +180,9 @@ class Server:
         full = {"chunked_prefill_size": -1, "max_prefill_tokens": 16384, "page_size": 1, **self.config}
         given = {"disaggregation_mode": self.kind}
         if self.kind == "decode":
-            full["disable_radix_cache"] = True
+            full["disable_radix_cache"] = not self.config.get("decode_radix_cache", False)
             given |= {
+                "disaggregation_decode_enable_radix_cache": not full["disable_radix_cache"],
                 "num_reserved_decode_tokens": self.config.get("num_reserved_decode_tokens", 512),
                 "disaggregation_decode_polling_interval": self.config.get("polling_interval", 1),
                 "disaggregation_decode_retraction_backup": "cpu_tensor",
@@ -351,8 +356,9 @@ class Server:
     def yielded(self, batch: Any) -> Any:
         """What the model yields with a decode step: a token a row."""
         torch = importlib.import_module("torch")
-        tokens = torch.zeros(len(batch.reqs), dtype=torch.int64)
-        return srt("managers.utils").GenerationBatchResult(next_token_ids=tokens)
+        given = self.by_id
+        tokens = [token(given[request.rid].get("out_seg", 0), len(request.output_ids)) for request in batch.reqs]
+        return srt("managers.utils").GenerationBatchResult(next_token_ids=torch.tensor(tokens, dtype=torch.int64))
 
     def decode_loop(self) -> Case:
         """One loop of a decode server."""

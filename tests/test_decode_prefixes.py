@@ -47,6 +47,7 @@ CASES = {
     "plain": scenario(),
     "pages": scenario(page=64),
     "tight": scenario(TIGHT),
+    "tight-pages": scenario(TIGHT, page=64),
     "retracting": scenario({**TIGHT, "max_total_tokens": 20_000}, CHATS | LONG),
     "impatient": scenario(TIGHT, client={"timeout_s": 3.0, "retries": {"attempts": 2, "on": ["timeout"]}}),
     "losses": scenario(TIGHT, failures={"events": [{"at_s": 20, "kind": "gpu", "pool": "d", "replica": 0, "for_s": 3}]}),

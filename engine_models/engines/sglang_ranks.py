@@ -295,7 +295,12 @@ def pair_replay_of(knobs: Mapping[str, Any]) -> PairReplay:
             num_reserved_decode_tokens=knobs.get("num_reserved_decode_tokens", 512),
             polling_interval=knobs.get("polling_interval", 1),
         )
-        kv, drafts = RadixPool(tokens, page, prefix_caching=False), _recorded_drafts(knobs)
+        cached = bool(knobs.get("decode_radix_cache"))
+        kv, drafts = RadixPool(tokens, page, prefix_caching=cached), _recorded_drafts(knobs)
+        if cached:
+            from engine_models.schedulers.reserved_cached import CachedReservingScheduler
+
+            return CachedReservingScheduler(rules, kv, record_rows=True)
         if drafts is not None:
             slots = drafts.step_slots
             return DraftedReservingScheduler(rules, kv, row_tokens=drafts.row_tokens, step_slots=slots, record_rows=True)

@@ -22,7 +22,12 @@ from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.handover import Note, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY, Run, State
 from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.prefill_first import CLIP_NEW_TOKENS, PrefillFirstBatch, PrefillFirstScheduler
+from engine_models.schedulers.prefill_first import (
+    CLIP_NEW_TOKENS,
+    RETRACT_STEPS,
+    PrefillFirstBatch,
+    PrefillFirstScheduler,
+)
 from hardware_profiles.records import dataclass
 
 NO_LATER_S = 1e-9
@@ -499,6 +504,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         decodes.serve(batch)
         if self._record_rows:
             batch.rows = [(seq, 1, decodes.length(seq) - 1) for seq in self.running]
+        self._make_room(decodes.count * self.kv.page_tokens)  # the allocator makes room for a new page a row
         self._take(self._needed_tokens(self.running))
         decodes.steps += 1
         self.next_number += 1
@@ -543,6 +549,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         """Take the memory of rows: fewest generated tokens first, then longest prompts, until a step fits."""
         length = self._row_length
         rows = sorted(self.running, key=lambda seq: (length(seq) - seq.prompt_tokens, -seq.prompt_tokens), reverse=True)
+        self._make_room(self._needed_tokens(rows))
         while len(rows) > 1:
             victim = rows.pop()
             self._leave(victim, self.next_number - 1)
@@ -550,6 +557,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             victim.state = "preempted"
             victim.preemptions += 1
             batch.preempted += (victim,)
+            self._make_room(len(rows) * RETRACT_STEPS)
             if self._free_tokens() >= self._needed_tokens(rows):
                 break
         self.running = dict.fromkeys(rows)
@@ -579,6 +587,9 @@ class ReservingDecodeScheduler(ReservingDecode):
     def _take(self, tokens: int) -> None:
         """Take so many tokens, which are there."""
         self.kv.free_tokens -= tokens
+
+    def _make_room(self, tokens: int) -> None:
+        """Evict what nobody holds until so many tokens are free: nothing, without a tree."""
 
     def _find(self, seq: Sequence) -> int:
         """How many tokens of a prompt are here already; they are held from now on."""
@@ -629,6 +640,8 @@ class ReservingDecodeScheduler(ReservingDecode):
         self._ended = []
         held = kv.capacity_blocks - kv.free_blocks
         need, summed = decodes.taken_over(steps)
+        before_last = need - decodes.phases[(decodes.steps + steps - 1) % decodes.block_tokens]
+        self._make_room((before_last + decodes.count) * kv.page_tokens)
         self._take(need * kv.page_tokens)
         decodes.steps += steps
         self.turned(steps)

@@ -5,8 +5,8 @@ the prefill server sends the rest. What the tree keeps and nobody has locked cou
 row joins the running batch, an answer when it ends; a row that loses its memory leaves there what had entered.
 
 Source: `pop_preallocated`, `_match_prefix_and_lock` and `_allocatable_token_budgets` in `disaggregation/decode.py` of SGLang
-(public copies, read 2026-11), compared with no recording. A resumed row enters what it had got by then, and one whose client has
-gone what it has (inferences: both as in a normal server).
+(public copies, read 2026-11), compared loop by loop with drawn recordings of 0.5.23. A resumed row enters what it had got by
+then, and one whose client has gone what it has (inferences: both as in a normal server).
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ class CachedReservingScheduler(ReservingDecodeScheduler):
         if not self.kv.make_room(tokens):
             raise RuntimeError("out of KV memory that was counted as free")
         self.kv.free_tokens -= tokens
+
+    def _make_room(self, tokens: int) -> None:
+        self.kv.make_room(tokens)
 
     def _find(self, seq: Sequence) -> int:
         tree, content = self.kv.tree, content_of(seq)
