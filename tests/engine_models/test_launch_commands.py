@@ -247,7 +247,7 @@ def test_the_version_of_the_command_is_that_of_the_pool() -> None:
         ("vllm", "vllm serve a --config flags.yaml", "cannot be seen"),
         ("vllm", "vllm serve a -pcp 8", "`-pcp` 8 is not modelled yet"),
         ("trtllm", "trtllm-serve disaggregated -c disagg.yaml -t 7200", "pools of a scenario say it"),
-        ("vllm", "vllm serve a --cpu-offload-gb 8", "not modelled yet"),
+        ("vllm", "vllm serve a --offload-group-size 8", "not modelled yet"),
         ("vllm", "vllm serve a --runner pooling", "not modelled yet"),
         ("vllm", "vllm serve a --omni", "server of images, video and sound"),
         ("vllm", "vllm serve --help", "no launch command of vllm"),

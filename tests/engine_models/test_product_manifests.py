@@ -120,9 +120,9 @@ def test_a_model_of_kubeai_is_one_server_and_its_bounds() -> None:
 
 def test_a_model_of_kubeais_catalogue_is_chosen_by_its_name() -> None:
     spec = MODEL["spec"]
-    catalogue = yaml.safe_dump({"catalog": {"a": spec, "b": {**spec, "args": ["--cpu-offload-gb=60"]}}})  # type: ignore[dict-item]
+    catalogue = yaml.safe_dump({"catalog": {"a": spec, "b": {**spec, "args": ["--offload-group-size=60"]}}})  # type: ignore[dict-item]
     assert parse_engine_args("vllm", catalogue, "a").values["max_num_seqs"] == 8
-    with pytest.raises(InputError, match="cpu-offload-gb"):
+    with pytest.raises(InputError, match="offload-group-size"):
         parse_engine_args("vllm", catalogue, "b")
 
 
