@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.cost import (
-    absorbed_blocks,
     cutlass_blocks,
     dequantised,
     marlin,
@@ -226,8 +225,6 @@ class Terms:
     pads_blocks : whether their inputs are copied there to be padded.
     serial_quantisation : whether the inputs of such products are quantised token after token
         (:mod:`engine_models.cost.serial_quantisation`).
-    absorbed_blocks : whether the absorbed products of decoding rows stay in FP8 blocks, in steps that a CUDA graph holds
-        (:mod:`engine_models.cost.absorbed_blocks`).
     marlin_share : share of the device's rate in 16 bits that products with narrow weights reach on Marlin's kernels
         (:mod:`engine_models.cost.marlin`); 0: they run on others.
     """
@@ -286,7 +283,6 @@ class Terms:
     cutlass_blocks: bool = False
     pads_blocks: bool = False
     serial_quantisation: bool = False
-    absorbed_blocks: bool = False
     marlin_share: float = 0.0
 
 
@@ -356,11 +352,6 @@ class Shard:
         exchanged = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe")
         return ends + sum(mlp.layers for mlp in stage.mlp) - each * exchanged
 
-    @cached_property
-    def absorbs_blocks(self) -> bool:
-        """Whether the absorbed products of steps in graphs stay in FP8 blocks."""
-        return self.terms.absorbed_blocks and self.weights_format("attention") == "fp8_block"
-
     def _quantises(self, part: str) -> bool:
         """Whether an operation beside a part's product makes its input narrow."""
         fmt = format_of_part(self.stage, self.formats.weights, part)
@@ -408,8 +399,6 @@ def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
     narrow_s: FloatArray = shard.ops.gemm_s(fmt, m, gemm.n, gemm.k)
     if shard.terms.marlin_share and fmt != "bf16" and marlin.widens(shard.ops, fmt):
         return np.maximum(narrow_s, marlin.floor_s(shard.ops, shard.terms.marlin_share, m, gemm.n, gemm.k))
-    if gemm.name == ABSORBED and shard.absorbs_blocks:
-        return np.where(m <= shard.terms.beside_tokens, absorbed_blocks.products_s(m, gemm.n, gemm.k), narrow_s)
     if shard.terms.serial_quantisation and fmt == "fp8_block":
         return narrow_s + serial_quantisation.pass_s(shard.ops, m, gemm.n, gemm.k)
     if fmt in shard.terms.quantises_apart and gemm.name != ABSORBED:
@@ -581,8 +570,6 @@ def small_kernels(shard: Shard, m: IntArray) -> Parts:
         if block.kind == "mla":
             queries = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp) * block.head_dim
             latent_s = passes_s(LATENT_NORMS, width / 2) + passes_s(LATENT_PASSES, 2.0 * queries)
-            if shard.absorbs_blocks:  # the second product is priced with the first
-                latent_s = latent_s - np.where(m <= shard.terms.beside_tokens, passes_s(1, 2.0 * queries), 0.0)
             yield "small kernels", block.layers * latent_s
     for layers, own_width in own_inputs(shard.stage):
         narrow = np.asarray(2.0 * m * own_width, dtype=np.float64)

@@ -198,6 +198,5 @@ def terms_of(
         expert_launches=EXPERT_LAUNCHES.get(backend or ""),
         latent_launches=LATENT_LAUNCHES,
         marlin_share=_marlin_share(request),
-        absorbed_blocks=load_device(request.device_name).architecture == "hopper",
         serial_quantisation=version["serial_quantisation"] and stacked_blackwell(load_device(request.device_name)),
     )

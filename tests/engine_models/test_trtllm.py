@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.cost import absorbed_blocks, serial_quantisation
+from engine_models.cost import serial_quantisation
 from engine_models.cost.step_time import StepTimeModel
-from engine_models.cost.terms import TOKEN_TERMS, Formats, parts_s
+from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import parse_engine_args, split
 from engine_models.engines.trtllm import plan
@@ -416,24 +416,6 @@ def test_versions_before_1_3_quantise_token_after_token_on_blackwell() -> None:
     few, cached, beyond = (serial_quantisation.pass_s(ops, np.array([m]), 7168, k)[0] for m, k in shapes)
     assert (few, cached, beyond) == (0.0, pytest.approx(1024 * 18.5e-9), pytest.approx(8192 * 35e-9))
     assert serial_quantisation.pass_s(ops, np.array([8192]), 7168, 7168)[0] == beyond
-
-
-def test_absorbed_products_in_blocks_take_passes_of_their_own_on_hopper() -> None:
-    """A table of H200 has 28.3 us at 128 heads and 4 rows, 62.8 at 128 rows, 13.5 at 8 heads; the law is within a tenth."""
-    for heads, rows, table_us in ((128, 4, 28.3), (128, 128, 62.8), (8, 4, 13.5)):
-        found = absorbed_blocks.products_s(np.array([rows]), heads * 256, 512)[0]
-        assert found == pytest.approx(1e-6 * table_us, rel=0.1)
-
-    def more_s(device: str, weights: str, rows: int, model: str = "deepseek-ai/DeepSeek-R1") -> float:
-        steps = _steps(model, device, weights, 8)
-        shards = steps.shard, replace(steps.shard, terms=replace(steps.shard.terms, absorbed_blocks=False))
-        own, other = (sum(parts_s(TOKEN_TERMS, shard, np.array([rows])).values())[0] for shard in shards)
-        return float(own - other)
-
-    assert 61 * 2e-6 < more_s("h200-sxm-141gb", "fp8_block", 4) < 61 * 12e-6
-    assert more_s("h200-sxm-141gb", "fp8_block", 4096) == 0.0  # prompts expand their latents
-    assert more_s("h200-sxm-141gb", "bf16", 4, "deepseek-ai/DeepSeek-V2-Lite") == 0.0
-    assert more_s("b200-sxm-180gb", "fp8_block", 4) == 0.0  # widened to 16 bits when they are loaded
 
 
 def _steps(model: str, device: str, weights: str, tensor: int = 1, **flags: Any) -> StepTimeModel:
