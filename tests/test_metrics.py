@@ -338,3 +338,12 @@ def test_rate_intervals_lie_around_the_rate(seed: int) -> None:
 def test_percentiles_are_those_of_numpy_to_the_bit(values: list[float], percents: list[float]) -> None:
     found = statistics.percentiles(np.array(values), percents)
     assert found == np.percentile(np.array(values), percents).tolist()
+
+
+def test_no_confidence_interval_begins_below_zero() -> None:
+    """One long latency among short ones: the half-width is longer than the mean."""
+    values = np.array([0.001] * 399 + [10.0])
+    found = statistics.batch_means_ci95(values)
+    assert found is not None
+    assert found[0] == 0.0
+    assert found[1] == pytest.approx(values.mean() + 2.093 * values.reshape(20, 20).mean(axis=1).std(ddof=1) / 20**0.5, rel=1e-3)

@@ -24,7 +24,7 @@ def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
         stats = metrics[name]
         half = ""
         if stats["ci95"]:
-            width = (stats["ci95"][1] - stats["ci95"][0]) / 2
+            width = stats["ci95"][1] - stats["mean"]
             half = f" ±{short(width if width > ROUNDING * abs(stats['mean'] or 0.0) else 0.0)}"
         model = _between(stats, "mean") or "-"
         rows.append(

@@ -158,9 +158,9 @@ def _total(terms: Callable[[slice], FloatArray], start: int, stop: int) -> float
 
 
 def around(value: float, values: FloatArray) -> list[float]:
-    """95 % confidence interval around a mean from the means of `BATCHES` batches."""
+    """95 % confidence interval around a mean from the means of `BATCHES` batches; no time and no rate is negative."""
     half = T_975_19 * float(values.std(ddof=1)) / BATCHES**0.5
-    return [value - half, value + half]
+    return [max(0.0, value - half), value + half]
 
 
 def statistics(values: FloatArray, unit: str, weights: IntArray | None = None) -> dict[str, Any]:
