@@ -78,6 +78,7 @@ class InPlace:
 
     share : of all weights, in bytes.  plain_bytes : of those that every step reads.  expert_bytes : of routed experts, of which a
     step reads those that a token chose: `topk` of `experts` each, `local` of them on the device.  bytes_per_s : of the link.
+    copied : each layer before it computes, so that the link's time stands before its work.
     """
 
     share: float
@@ -87,6 +88,7 @@ class InPlace:
     topk: int
     local: int
     bytes_per_s: float
+    copied: bool = False
 
     def read_s(self, tokens: int) -> float:
         """Seconds on the link in a step of so many tokens."""
@@ -99,10 +101,11 @@ class InPlace:
 
 class ReadInPlace(StepCost):
     """Kernels whose weights lie in host memory take as long as the link or as they would, whichever is longer; the others as long
-    as they do. Those of the weights' share take that share of a step."""
+    as they do. Those of the weights' share take that share of a step. Layers that are copied first wait for the link."""
 
     def __init__(self, model: StepCost, weights: InPlace) -> None:
         self._model, self._weights = model, weights
+        self._beside = 0.0 if weights.copied else weights.share
         self._known: dict[int, float] = {}
 
     def _read_s(self, tokens: int) -> float:
@@ -112,7 +115,7 @@ class ReadInPlace(StepCost):
         return found
 
     def _more_s(self, device_s: float, tokens: int) -> float:
-        return max(0.0, self._read_s(tokens) - self._weights.share * device_s)
+        return max(0.0, self._read_s(tokens) - self._beside * device_s)
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """As of the base, and what the link takes longer; that is no prefill row's alone."""
@@ -125,7 +128,7 @@ class ReadInPlace(StepCost):
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """As of the base."""
         read_s, device_s = self._read_s(sum([shape.tokens for shape in shapes])), self._model.run_s(shapes, steps)
-        steps_s: FloatArray = device_s + np.maximum(0.0, read_s - self._weights.share * device_s)
+        steps_s: FloatArray = device_s + np.maximum(0.0, read_s - self._beside * device_s)
         return steps_s
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:

@@ -11,6 +11,7 @@ from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.cost.token_masks import TokenMasks
+from engine_models.cost.weight_stream import InPlace
 from engine_models.declaration import FrontEnd, PoolRequest, Said
 from engine_models.engines.sglang_attention import (
     absorbs_below,
@@ -20,6 +21,7 @@ from engine_models.engines.sglang_attention import (
     is_latent,
     warn_of_attention,
 )
+from engine_models.engines.sglang_context import context_ranks
 from engine_models.engines.sglang_images import images_of_pool
 from engine_models.engines.sglang_kernels import (
     CUTLASS,
@@ -38,9 +40,12 @@ from engine_models.engines.sglang_kernels import (
     selection_kernels,
     token_tiles,
 )
+from engine_models.engines.sglang_memory import host_bytes
 from engine_models.engines.sglang_norms import torch_norms
 from engine_models.engines.sglang_serving import Serving
+from engine_models.host_weights import host_weights, host_weights_note
 from engine_models.images import image_token_s
+from engine_models.model.architecture import weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import load_device
 
@@ -61,20 +66,35 @@ def costs_of(
 ) -> StepCosts:
     """The costs of steps of at most `rows` rows; `number` is the version."""
     launched, terms = _terms(request, number, serving, _host(request, serving, overheads), said)
+    in_place = _copied(request, said)
     return StepCosts(
         launched,
         request.formats,
         terms,
         TableRange(serving.step_tokens(rows), rows, serving.context),
         Parallelism(
-            request.tensor_parallel, request.pipeline_parallel, request.expert_parallel, request.data_parallel
+            request.tensor_parallel, request.pipeline_parallel, request.expert_parallel, request.data_parallel,
+            context_ranks(request),
         ),
         speculation=request.speculation,
         adapters=adapters,
         masks=masks,
         images=images_of_pool(request, said) if request.encodes else None,
         encodes_only=request.role == "encode",
+        in_place=in_place,
     )
+
+
+def _copied(request: PoolRequest, said: Said) -> InPlace | None:
+    """Layers in host memory, each of which is copied before it computes, and a word on them."""
+    held = host_bytes(request)
+    if not held:
+        return None
+    ranks = request.tensor_parallel, 1, request.expert_parallel, request.data_parallel
+    weights = weight_bytes_per_rank(request.arch, request.formats.weights, *ranks)
+    found = host_weights(request, held, 0.0, weights, copied=True)
+    said.notes.append(host_weights_note(found))
+    return found
 
 
 def first_use_of(terms: Terms, said: Said) -> float:

@@ -105,6 +105,8 @@ _MODELLED: dict[str, Flag] = {
     "prefill_attention_backend": Flag("str", None),
     "decode_attention_backend": Flag("str", None),
     "moe_runner_backend": Flag("str", "auto"),
+    "cpu_offload_gb": Flag("int", 0, low=0),
+    "dcp_size": Flag("int", 1, low=1),
     "enable_eplb": Flag("bool", False),
     "ep_num_redundant_experts": Flag("int", 0, low=0),
     "init_expert_location": Flag("str", "trivial"),
@@ -302,11 +304,11 @@ _CHANGING = {
 _REFUSED = {
     "how many tokens a step yields": "speculative_adaptive enable_multi_layer_eagle",
     "where the KV cache lies and what attention costs": """
-        attn_cp_size=1 dcp_size=1 enable_prefill_cp enable_prefill_context_parallel enable_cp_decode_attn_tp
+        attn_cp_size=1 enable_prefill_cp enable_prefill_context_parallel enable_cp_decode_attn_tp
         enable_dsa_prefill_context_parallel enable_nsa_prefill_context_parallel
     """,
     "the time of a step (weights are read from the host)": """
-        cpu_offload_gb=0 offload_group_size=-1|0 offload_mode kt_method kt_weight_path enable_paged_experts
+        offload_group_size=-1|0 offload_mode kt_method kt_weight_path enable_paged_experts
         paged_experts_num_resident
     """,
     "the weights' format": "torchao_config",

@@ -6,7 +6,9 @@ import math
 from dataclasses import replace
 
 from engine_models.balancer import with_balancer
+from engine_models.context_ranks import on_each
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
+from engine_models.engines.sglang_context import context_ranks
 from engine_models.engines.sglang_drafts import kv_share_of_drafter
 from engine_models.engines.sglang_reserve import (
     DRAFTERS_COUNTED_SINCE,
@@ -15,6 +17,7 @@ from engine_models.engines.sglang_reserve import (
     tower_factor,
 )
 from engine_models.engines.sglang_windows import window_share
+from engine_models.host_weights import asked_bytes, check_host_weights, layer_bytes
 from engine_models.model.architecture import (
     kv_groups,
     mla_absorbed_bytes_per_rank,
@@ -55,6 +58,7 @@ def as_loaded(request: PoolRequest, version: tuple[int, ...]) -> PoolRequest:
     """The pool with its latents as its kernels keep them, its states in float32 unless the flag says otherwise, whatever the
     model's config asks for, and its experts in the places that flags give them (datasheet: `server_args.py`, 0.5)."""
     no_pascal(request, "SGLang")
+    check_host_weights(request)
     wide = str(request.flags.get("mamba_ssm_dtype") or "float32") == "float32"
     arch = with_plain_latents(request.arch) if plain_latents(request, version) else request.arch
     told = request.encoded and request.role not in ("encode", "decode")
@@ -63,6 +67,12 @@ def as_loaded(request: PoolRequest, version: tuple[int, ...]) -> PoolRequest:
     copies, placed = int(request.flags.get("ep_num_redundant_experts") or 0), request.flags.get("init_expert_location")
     balanced = bool(request.flags.get("enable_eplb")) or placed not in (None, "trivial")
     return with_balancer(request, copies, balanced=balanced, flag="enable_eplb" if balanced else "ep_num_redundant_experts")
+
+
+def host_bytes(request: PoolRequest) -> int:
+    """Bytes of weights that one GPU leaves in host memory (`OffloaderV1` of `utils/offloader.py`, 0.5.23); 0 without the flag."""
+    asked = asked_bytes(request)
+    return int(min(asked, layer_bytes(request, request.formats.weights)[0])) if asked else 0
 
 
 def state_bytes(request: PoolRequest) -> int:
@@ -177,7 +187,7 @@ def memory_of(
         dp,
         dense_parallel=tp * dp,
     )
-    weights += rotary_table_bytes(arch) + mla_absorbed_bytes_per_rank(arch, tp, pp)
+    weights += rotary_table_bytes(arch) + mla_absorbed_bytes_per_rank(arch, tp, pp) - host_bytes(request)
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     share = window_share(request, version)
     per_token = math.ceil(sum(g.bytes_per_token_per_rank * (share if g.window_tokens else 1) for g in groups))
@@ -186,7 +196,7 @@ def memory_of(
     if drafter:
         whole = per_token if arch.compresses else sum(g.bytes_per_token_per_rank for g in groups)  # a drafter has no windows
         per_token = math.ceil(per_token + whole * kv_share_of_drafter(drafter, arch))
-    block = int(per_token * page)
+    block = int(per_token * page / context_ranks(request))  # a page has the tokens of all ranks that share it
     state = state_bytes(request)
     slots = _state_slots(request, state, usable - weights) if state else 0
     kv = usable - weights - counted - lora_bytes - slots * state
@@ -218,7 +228,7 @@ def memory_of(
             MemoryLine("other", "CUDA context, collectives", device - free),
         ),
         kv_bytes=kv,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=on_each(per_token, context_ranks(request)),
         block_bytes=block,
         blocks=kv // block,
     )

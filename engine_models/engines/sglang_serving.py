@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine_models.declaration import MemoryBudget, PoolRequest, Said
 from engine_models.engines.sglang_attention import attention_of
+from engine_models.engines.sglang_context import check_context, context_ranks
 from engine_models.engines.sglang_drafts import DRAFTED_ROWS, drafted_graph_rows, overlaps
 from engine_models.engines.sglang_flags import SPEC_V2
 from engine_models.engines.sglang_memory import (
@@ -86,7 +87,7 @@ class Serving:
             row_tokens,
             graph_rows if on else 0,
             tuple(row_tokens * size for size in sizes) if on else (),
-            prompt_graph_tokens(request, number, chunk),
+            prompt_graph_tokens(request, number, chunk) if context_ranks(request) == 1 else 0,
             overlap,
             routed,
             number,
@@ -111,7 +112,8 @@ class Serving:
 
 def _page_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
     """Tokens of a page of the cache: what is asked for, where attention takes it."""
-    return attention_of(request, version).page_tokens(int(request.flags.get("page_size") or 1))
+    check_context(request, version)
+    return attention_of(request, version).page_tokens(int(request.flags.get("page_size") or 1)) * context_ranks(request)
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ tokens of all these ranks, and the cache as many times the tokens.
 
 from __future__ import annotations
 
+from engine_models.context_ranks import check_context_ranks
 from engine_models.declaration import PoolRequest
 from hardware_profiles.errors import InputError
 
@@ -26,35 +27,7 @@ def check_context(request: PoolRequest, version: tuple[int, ...]) -> None:
         return
     if version < SINCE:
         raise InputError(f"vLLM has `{FLAG}` from 0.10.2 on", where=where, mend="use engine: vllm, or a later version of it")
-    arch, tensor = request.arch, request.tensor_parallel
-    if tensor % ranks:
-        raise InputError(
-            f"{tensor} tensor-parallel ranks are no multiple of {FLAG} {ranks}",
-            where=where,
-            mend="give a divisor of tensor_parallel",
-        )
-    if any(block.kind not in ("full", "mla") or block.window_tokens or block.sparse or block.sinks for block in arch.attention):
-        raise InputError(
-            f"`{FLAG}` beside windows, recurrent or sparse layers is not modelled, and {arch.name} has such",
-            where=where,
-            mend=f"remove {FLAG}",
-        )
-    for block in arch.attention:
-        alike = tensor if block.kind == "mla" else max(1, tensor // block.kv_heads)
-        if ranks > alike or (block.kind != "mla" and block.heads // block.kv_heads % ranks):
-            raise InputError(
-                f"{alike} tensor-parallel ranks hold the same keys and values of {arch.name}, and {FLAG} is {ranks}",
-                where=where,
-                mend=f"give {alike} or a divisor of it" if alike > 1 else f"remove {FLAG}",
-            )
-    beside = {
-        "a role": request.role != "mixed",
-        "drafts": request.speculation is not None,
-        "KV tiers": bool(request.tiers),
-        "images": request.images,
-    }
-    if named := next((name for name, there in beside.items() if there), None):
-        raise InputError(f"`{FLAG}` beside {named} is not modelled yet", where=where, mend=f"remove {FLAG}")
+    check_context_ranks(request, ranks, FLAG)
 
 
 __all__ = ["FLAG", "SINCE", "check_context", "context_ranks"]

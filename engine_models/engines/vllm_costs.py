@@ -114,7 +114,8 @@ def _in_place(request: PoolRequest, version: Version, backend: str | None, said:
     """Weights in host memory, and a word on them."""
     if not request.flags.get("cpu_offload_gb"):
         return None
-    from engine_models.engines.vllm_offloaded import in_place_of, offload_note
+    from engine_models.engines.vllm_offloaded import in_place_of
+    from engine_models.host_weights import host_weights_note
 
     stored = held_weights(request, backend, version.number)
     ranks = request.expert_parallel, request.data_parallel
@@ -122,7 +123,7 @@ def _in_place(request: PoolRequest, version: Version, backend: str | None, said:
         request, version.number, stored, weight_bytes_per_rank(request.arch, stored, request.tensor_parallel, 1, *ranks)
     )
     if held is not None:
-        said.notes.append(offload_note(held))
+        said.notes.append(host_weights_note(held))
     return held
 
 

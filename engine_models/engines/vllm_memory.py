@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from engine_models.context_ranks import on_each
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, Said, line_if_any
 from engine_models.engines.vllm_cache import Cache
 from engine_models.engines.vllm_context import context_ranks
@@ -95,7 +96,7 @@ def _memory(
     graph = 0 if on_cpu else graphs * graph_bytes(request, version, serving)
     drafter = request.speculation
     draft_weights = drafter.weight_bytes() if drafter else 0
-    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) / context_ranks(request)
+    per_token = on_each(kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp), context_ranks(request))
     per_token += drafter.kv_bytes_per_token() if drafter else 0
     block = cache.block_bytes
     kv = usable - weights - draft_weights - lora_bytes - activations - other - graph

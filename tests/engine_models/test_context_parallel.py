@@ -1,4 +1,4 @@
-"""Decode context parallelism of vLLM: tokens of the cache, blocks, what a step pays and saves, what is refused."""
+"""Decode context parallelism of vLLM and SGLang: tokens of the cache, blocks, what a step pays and saves, what is refused."""
 
 from __future__ import annotations
 
@@ -100,6 +100,27 @@ def test_chunks_gather_the_latents_before_them() -> None:
     assert shared._table.at(8192, 0) == plain._table.at(8192, 0)
     latents = 61 * 65536 * 576 * 2 / 450e9  # over NVLink, a direction at its nominal rate
     assert latents < shared._table.at(8192, 65536) - plain._table.at(8192, 65536) < 6 * latents
+
+
+def test_sglang_shares_pages_of_its_tree() -> None:
+    """Of a shared prefix of 200 tokens 192 are found in pages of 64, 128 in pages of two ranks; no prefill is captured."""
+    flags = {"page_size": 64, "attention_backend": "flashinfer", "disable_piecewise_cuda_graph": True}
+    load = {"shared_prefix": {"groups": 1, "tokens": 200}, "arrivals": {"kind": "constant", "rate": 0.5}}
+    workload = {**load, "prompt_tokens": {"kind": "constant", "value": 264}}
+    scenarios = [
+        scenario("DeepSeek-R1", 1, "sglang", workload, engine_args={**flags, "dcp_size": ranks}) for ranks in (1, 2)
+    ]
+    assert [simulate(each).requests["cached_tokens"].max() for each in scenarios] == [192, 128]
+    plain, shared = (prepare(each) for each in scenarios)
+    assert shared.plan.limits.kv_tokens == pytest.approx(2 * plain.plan.limits.kv_tokens, rel=1e-3)
+    assert (plain.plan.costs.parallel.context, shared.plan.costs.parallel.context) == (1, 2)
+    captured = prepare(scenario("DeepSeek-R1", 1, "sglang", engine_args={"page_size": 64, "attention_backend": "flashinfer"}))
+    without = prepare(scenario("DeepSeek-R1", 1, "sglang", engine_args={"page_size": 64, "dcp_size": 2}))
+    assert (captured.plan.compiles, without.plan.compiles) == (True, False)
+    with pytest.raises(InputError, match="modelled for latent attention"):
+        prepare(scenario("Qwen3-235B-A22B", 1, "sglang", engine_args={"dcp_size": 2}))
+    with pytest.raises(InputError, match=r"from 0\.5\.17 on"):
+        prepare(scenario("DeepSeek-R1", 1, "sglang@0.5.10", engine_args={"dcp_size": 2}))
 
 
 REFUSED: list[tuple[str, int, dict[str, Any], str]] = [

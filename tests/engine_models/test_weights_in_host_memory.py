@@ -1,4 +1,4 @@
-"""vLLM's weights in host memory: memory, the time of the link, experts that are chosen, two public runs, what is refused."""
+"""Weights in host memory: memory, the time of the link, experts that are chosen, two public runs, what is refused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from simulator.run import simulate
 from tests.effort import examples
 
 GIB = 1 << 30
+CONTEXT = {"vllm": "max_model_len", "sglang": "context_length"}
 
 
 def scenario(model: str, hardware: str, flags: dict[str, Any], engine: str = "vllm", **pool: Any) -> Any:
     hundred = {"kind": "constant", "value": 100}
     load = {"arrivals": {"kind": "closed_loop", "concurrency": 1}, "requests": 5}
     load |= {"prompt_tokens": hundred, "output_tokens": hundred}
-    deployment = {"engine": engine, "hardware": hardware, "engine_args": {"max_model_len": 4096, **flags}, **pool}
+    deployment = {"engine": engine, "hardware": hardware, "engine_args": {CONTEXT[engine.split("@")[0]]: 4096, **flags}, **pool}
     return load_scenario({"model": model, "deployment": deployment, "workload": load})
 
 
@@ -82,14 +83,27 @@ def step_times() -> StepCost:
 def test_a_run_is_its_steps_and_no_step_is_quicker_than_the_link(rows: int, kv: int, share: float, link_s: float) -> None:
     plain = step_times()
     cost = ReadInPlace(plain, InPlace(share, link_s * 1e9, 0.0, 1, 1, 1, 1e9))
+    copied = ReadInPlace(plain, InPlace(share, link_s * 1e9, 0.0, 1, 1, 1, 1e9, copied=True))
     shape = Batch(0, rows, rows, rows + kv, tokens=rows)
     run = cost.run_s([shape], 5)
     assert run.tolist() == cost.few_s([shape], 5)
     assert run[0] == cost.step_s([shape])[0]
     assert np.all(run >= np.maximum(link_s, plain.run_s([shape], 5)) - 1e-12)
     assert np.all(run <= link_s + plain.run_s([shape], 5) + 1e-12)
+    assert copied.run_s([shape], 5) == pytest.approx(link_s + plain.run_s([shape], 5))
 
 
+def test_sglang_copies_whole_layers() -> None:
+    """`OffloaderV1`: all of a layer, experts that nobody chose too, before it computes."""
+    plan, less = (prepared("Qwen/Qwen3-30B-A3B", "rtx-4090-24gb", flags, engine="sglang").plan for flags in (FLAGS, LESS))
+    held = plan.costs.in_place
+    assert held is not None
+    assert (held.expert_bytes, held.copied) == (0.0, True)
+    assert held.read_s(1) == held.read_s(4096) == pytest.approx(46 * GIB / 24e9)
+    assert less.memory.bytes_of("weight") - plan.memory.bytes_of("weight") == GIB
+
+
+FLAGS, LESS = ({"cpu_offload_gb": gib} for gib in (46, 45))
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("rtx-4090-24gb", {"cpu_offload_params": ["self_attn"]}, {}, "are modelled, not self_attn"),
     ("h100-sxm-80gb", {}, {"pipeline_parallel": 2}, "beside pipeline stages"),
