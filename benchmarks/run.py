@@ -3,12 +3,14 @@
     python benchmarks/run.py                        every case but 10M and fleet-256, a quarter of an hour each
     python benchmarks/run.py S1 S2                  these
     python benchmarks/run.py --against HEAD~5 S1    S1 of this tree and of that commit in turn, medians of three runs of each
+    python benchmarks/run.py --against compiled S1  the same of this tree as it lies and of its compiled build, made first
     python benchmarks/run.py --runs 5 S1            medians of five runs
     python benchmarks/run.py --store S1             put what was measured into baseline.json
 
 Every run is one process of the command line tool; its CPU seconds are user + system of that process and of those it started,
 the peak is the resident memory of the largest of them. S1 to S4 need the traces in ../shared/data/benchmarks. Ratios are to the
-other commit or to the baseline, below 1 is better; on another machine than the baseline's, that one says little.
+other commit or to the baseline, below 1 is better; on another machine than the baseline's, that one says little. Of S1 to S4 the
+recorded figures of other simulators stand below.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -260,6 +264,17 @@ CASES |= {
     f"engine-{name}": Case(f"2,000 requests of S1's kind at 70 % of what {name} carries", scenario)
     for name, scenario in ENGINES.items()
 }
+COMPILED = "compiled"
+"""What `--against` takes beside commits."""
+OTHERS = {
+    "BLIS (Go), --cache-signal-delay 0": {"S1": 0.16, "S2": 1.6, "S3": 4.0, "S4": 8.5},
+    "BLIS (Go), default flags": {"S1": 1.6, "S2": 19.5},
+    "simdistserve (SimPy)": {"S1": 1.9, "S2": 18.9},
+    "vidur (Python), warm": {"S1": 7.2, "S2": 29.9, "S3": 28.1, "S4": 180.0},
+    "splitwise-sim": {"S1": 5.9, "S2": 49.6},
+}
+"""CPU seconds of other simulators on the same traces and deployments. kind: measured, one run each on a two-core machine that
+other work shared, 2026-11; source: ../shared/data/benchmarks/README.md."""
 LONG = ("10M", "fleet-256")
 """Cases that run only when they are named: a quarter of an hour."""
 
@@ -345,6 +360,31 @@ def a_request_ms(measured: Measured) -> str:
     return f"{1e3 * measured.cpu_s / measured.requests:6.3f}" if measured.requests else "     -"
 
 
+@contextmanager
+def compiled_build() -> Iterator[Path]:
+    """Make the compiled build of this tree and yield the folder with its packages; RuntimeError where nothing was compiled."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(ROOT)]
+        subprocess.run(make, check=True, env={**os.environ, "HATCH_BUILD_HOOK_ENABLE_MYPYC": "1"})
+        (wheel,) = folder.glob("*.whl")
+        if wheel.name.endswith("-none-any.whl"):
+            raise RuntimeError("nothing was compiled: `pip wheel -v` with HATCH_BUILD_HOOK_ENABLE_MYPYC=1 says why")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "tree")
+        yield folder / "tree"
+
+
+def beside_others(names: list[str]) -> None:
+    """Print what other simulators took of the cases that they were run on."""
+    told = [name for name in names if any(name in figures for figures in OTHERS.values())]
+    if not told:
+        return
+    print(f"\nCPU s of other simulators, recorded: {', '.join(told)}")
+    for title, figures in OTHERS.items():
+        print(f"{title:36}" + "".join(f"{figures[name]:8g}" if name in figures else f"{'-':>8}" for name in told))
+
+
 def main() -> int:
     """Run the cases named on the command line; 1 if one could not be run."""
     parser = argparse.ArgumentParser(description="CPU seconds and peak memory of whole runs")
@@ -355,7 +395,9 @@ def main() -> int:
         help=f"of {', '.join(CASES)}; all but {', '.join(LONG)} by default",
     )
     parser.add_argument(
-        "--against", metavar="REV", help="another commit, whose runs alternate with this tree's"
+        "--against",
+        metavar="REV",
+        help=f"another commit, whose runs alternate with this tree's, or `{COMPILED}`: its compiled build",
     )
     parser.add_argument("--runs", type=int, metavar="N", help="runs of each case: 1, with --against 3")
     parser.add_argument("--store", action="store_true", help="put what was measured into baseline.json")
@@ -366,13 +408,17 @@ def main() -> int:
     runs = arguments.runs or (3 if arguments.against else 1)
     names = arguments.names or [name for name in CASES if name not in LONG]
     if not arguments.against:
-        return beside_baseline(names, runs, arguments.store)
+        status = beside_baseline(names, runs, arguments.store)
+        beside_others(names)
+        return status
     try:
-        with worktree(arguments.against) as other:
-            return beside_other(names, runs, other, arguments.against)
-    except MissingCommitError as error:
+        with compiled_build() if arguments.against == COMPILED else worktree(arguments.against) as other:
+            status = beside_other(names, runs, other, arguments.against)
+    except (MissingCommitError, RuntimeError) as error:
         print(error)
         return 1
+    beside_others(names)
+    return status
 
 
 def beside_other(names: list[str], runs: int, other: Path, revision: str) -> int:
