@@ -9,10 +9,32 @@ from engine_models.declaration import PoolRequest
 from hardware_profiles.errors import InputError
 
 
-def check_context_ranks(request: PoolRequest, ranks: int, flag: str) -> None:
-    """Raise InputError for a number of ranks that engines refuse, and for what is not modelled beside it."""
-    where = f"deployment.engine_args.{flag}"
+def ranks_of(request: PoolRequest, flag: str) -> int:
+    """Tensor ranks that share the tokens of a sequence, 1 without the flag."""
+    return int(request.flags.get(flag) or 1)
+
+
+def check_ranks(
+    request: PoolRequest, version: tuple[int, ...], engine: str, flag: str, since: tuple[int, ...], *, latent_alone: bool = False
+) -> None:
+    """Raise InputError for a number of ranks that the `engine` refuses, and for what is not modelled beside it.
+
+    `since` : the first version that has the flag. `latent_alone` : whether it is modelled for latent attention only.
+    """
+    ranks, where = ranks_of(request, flag), f"deployment.engine_args.{flag}"
+    if ranks == 1:
+        return
+    if version < since:
+        raise InputError(
+            f"{engine} has `{flag}` from {'.'.join(map(str, since))} on",
+            where=where,
+            mend=f"use engine: {engine.lower()}, or a later version of it",
+        )
     arch, tensor = request.arch, request.tensor_parallel
+    if latent_alone and any(block.kind != "mla" for block in arch.attention):
+        raise InputError(
+            f"`{flag}` is modelled for latent attention, and {arch.name} has other", where=where, mend=f"remove {flag}"
+        )
     if tensor % ranks:
         raise InputError(
             f"{tensor} tensor-parallel ranks are no multiple of {flag} {ranks}",
@@ -43,10 +65,9 @@ def check_context_ranks(request: PoolRequest, ranks: int, flag: str) -> None:
         raise InputError(f"`{flag}` beside {named} is not modelled yet", where=where, mend=f"remove {flag}")
 
 
-
 def on_each(token_bytes: int, ranks: int) -> float:
     """Bytes of a token on each of the ranks that share its sequence, in the mean."""
     return token_bytes if ranks == 1 else token_bytes / ranks
 
 
-__all__ = ["check_context_ranks", "on_each"]
+__all__ = ["check_ranks", "on_each", "ranks_of"]

@@ -16,7 +16,8 @@ LINK_SHARE = 0.75
 """Share of the link's nominal rate that reads and copies of pinned memory reach. kind: assumed, 2026-12, as for copies over PCIe
 (24 of 32 GB/s); compared with two runs over NVLink-C2C: see docs/engines/vllm.md."""
 SHARED_HOSTS = {"gb200": 2, "gb300": 2}
-"""GPUs that share the link to one processor. kind: datasheet."""
+"""GPUs that share the link to one processor: two on a board of GB200 or GB300 (NVIDIA's pages, 2026-12).
+kind: datasheet."""
 
 
 def layer_bytes(request: PoolRequest, stored: Format) -> tuple[int, int]:

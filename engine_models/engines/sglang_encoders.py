@@ -17,20 +17,20 @@ from engine_models.declaration import (
     Embeddings,
     EnginePlan,
     Limits,
-    MemoryBudget,
     MemoryLine,
     Mode,
     PoolRequest,
     Said,
 )
+from engine_models.encode_pools import check_tower_alone, embedding_bytes, tower_memory
+from engine_models.engines.sglang_context import FLAG as CONTEXT_RANKS
 from engine_models.engines.sglang_costs import costs_of, front_of
 from engine_models.engines.sglang_handover import MOONCAKE_RATE_SHARE
 from engine_models.engines.sglang_serving import Serving
 from engine_models.images import vision_of
 from engine_models.model.activations import runtime_bytes, tower_bytes
-from engine_models.model.architecture import tower_parameters
 from engine_models.schedulers.image_batches import ImageBatches
-from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.errors import InputError
 
 MOONCAKE, TO_SCHEDULER, TO_TOKENIZER = "mooncake", "zmq_to_scheduler", "zmq_to_tokenizer"
 CONNECTORS = (TO_SCHEDULER, TO_TOKENIZER, MOONCAKE)
@@ -41,6 +41,8 @@ BATCHES_SINCE = (0, 5, 14)
 ZMQ_BYTES_PER_S = {TO_SCHEDULER: 0.91e9, TO_TOKENIZER: 0.29e9}
 """What passes over ZMQ at most. kind: measured, 2026-08, source: sgl-project/sglang pull request 30398, Qwen3-VL-8B, four 1080p
 images a request, one at a time, all on one node: 284 to 296 and 929 ms more to the first token than over Mooncake for 265 MB."""
+OF_LANGUAGE = {"cpu_offload_gb": 0, CONTEXT_RANKS: 1}
+"""Flags of a language model that are not modelled here, with the value that asks for nothing."""
 WHERE = "deployment.engine_args.encoder_transfer_backend"
 
 
@@ -63,8 +65,6 @@ def embeddings_of(request: PoolRequest, number: tuple[int, ...], said: Said) -> 
             where="deployment.engine",
             mend="leave the version out for the newest, or let the other pools encode themselves",
         )
-    tower = request.arch.tower
-    token_bytes = 2 * request.arch.hidden * (tower.outputs if tower is not None else 1)
     if request.role == "encode":
         over = "Mooncake" if connector == MOONCAKE else f"ZMQ at {ZMQ_BYTES_PER_S[connector] / 1e9:g} GB/s at most (measured)"
         said.notes.append(
@@ -74,7 +74,7 @@ def embeddings_of(request: PoolRequest, number: tuple[int, ...], said: Said) -> 
         )
     return Embeddings(
         connector,
-        token_bytes,
+        embedding_bytes(request),
         rate_share=MOONCAKE_RATE_SHARE if connector == MOONCAKE else 1.0,
         most_bytes_per_s=ZMQ_BYTES_PER_S.get(connector),
         once=connector == TO_TOKENIZER,
@@ -88,13 +88,7 @@ def encode_plan(
     """Resolve a pool of servers that only encode; InputError for models without a known tower, InfeasibleError without room."""
     vision_of(request)
     embeddings = embeddings_of(request, number, said)
-    for key, there in {"pipeline_parallel": request.pipeline_parallel > 1, "data_parallel": request.data_parallel > 1}.items():
-        if there:
-            raise InputError(
-                f"{key} of SGLang's servers that only encode is not modelled",
-                where=f"deployment.{key}",
-                mend="give the pool more replicas",
-            )
+    check_tower_alone(request, OF_LANGUAGE)
     of_language = Said()  # of the model that is not there
     serving = Serving.of(request, number, of_language)
     costs = costs_of(request, number, serving, BATCH, overheads, None, None, of_language)
@@ -116,7 +110,7 @@ def encode_plan(
             prompt_tokens=serving.context,
             row_tokens=serving.context,
         ),
-        memory=_memory(request),
+        memory=tower_memory(request, _besides(request), "use a larger device"),
         scheduler=scheduler,
         costs=costs,
         front=front_of(request, overheads),
@@ -128,25 +122,14 @@ def encode_plan(
     )
 
 
-def _memory(request: PoolRequest) -> MemoryBudget:
-    """The memory of a device: the tower, and a batch of the largest images."""
-    arch, tower, size = request.arch, request.arch.tower, request.device_memory_bytes
-    weights = -(-2 * tower_parameters(arch) // request.tensor_parallel)
-    peak = tower_bytes(arch, request.tensor_parallel, 1, tower.tokens) if tower is not None else 0
-    other = runtime_bytes(request.tensor_parallel)
-    taken = weights + peak + other
-    if taken > size:
-        raise InfeasibleError(
-            f"the vision tower of {arch.name} does not fit: {taken / 1e9:.1f} GB of {size / 1e9:.1f} GB",
-            where="deployment",
-            mend="use a larger device",
-        )
-    lines = (
-        MemoryLine("weight", "weights of the vision tower", weights),
+def _besides(request: PoolRequest) -> list[MemoryLine]:
+    """What a device holds besides the tower: a batch of the largest images."""
+    tower = request.arch.tower
+    peak = tower_bytes(request.arch, request.tensor_parallel, 1, tower.tokens) if tower is not None else 0
+    return [
         MemoryLine("activation", "activations (of one largest image)", peak),
-        MemoryLine("other", "CUDA context, collectives", other),
-    )
-    return MemoryBudget(size, size, lines, size - taken, 0.0, 0, 0)
+        MemoryLine("other", "CUDA context, collectives", runtime_bytes(request.tensor_parallel)),
+    ]
 
 
 __all__ = ["embeddings_of", "encode_plan"]

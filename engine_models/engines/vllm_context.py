@@ -6,9 +6,8 @@ tokens of all these ranks, and the cache as many times the tokens.
 
 from __future__ import annotations
 
-from engine_models.context_ranks import check_context_ranks
+from engine_models.context_ranks import check_ranks, ranks_of
 from engine_models.declaration import PoolRequest
-from hardware_profiles.errors import InputError
 
 FLAG = "decode_context_parallel_size"
 SINCE = (0, 10, 2)
@@ -17,17 +16,12 @@ SINCE = (0, 10, 2)
 
 def context_ranks(request: PoolRequest) -> int:
     """Tensor ranks that share the tokens of a sequence, 1 without the flag."""
-    return int(request.flags.get(FLAG) or 1)
+    return ranks_of(request, FLAG)
 
 
 def check_context(request: PoolRequest, version: tuple[int, ...]) -> None:
     """Raise InputError for a number of ranks that the engine refuses, and for what is not modelled beside it."""
-    ranks, where = context_ranks(request), f"deployment.engine_args.{FLAG}"
-    if ranks == 1:
-        return
-    if version < SINCE:
-        raise InputError(f"vLLM has `{FLAG}` from 0.10.2 on", where=where, mend="use engine: vllm, or a later version of it")
-    check_context_ranks(request, ranks, FLAG)
+    check_ranks(request, version, "vLLM", FLAG, SINCE)
 
 
 __all__ = ["FLAG", "SINCE", "check_context", "context_ranks"]

@@ -22,8 +22,10 @@ from engine_models.engines.vllm_kernels import (
     machete,
     recurrent_launches,
 )
+from engine_models.engines.vllm_offloaded import in_place_of
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
+from engine_models.host_weights import host_weights_note
 from engine_models.model.architecture import weight_bytes_per_rank
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import PlanError
@@ -112,11 +114,6 @@ def costs_of(
 
 def _in_place(request: PoolRequest, version: Version, backend: str | None, said: Said) -> InPlace | None:
     """Weights in host memory, and a word on them."""
-    if not request.flags.get("cpu_offload_gb"):
-        return None
-    from engine_models.engines.vllm_offloaded import in_place_of
-    from engine_models.host_weights import host_weights_note
-
     stored = held_weights(request, backend, version.number)
     ranks = request.expert_parallel, request.data_parallel
     held = in_place_of(

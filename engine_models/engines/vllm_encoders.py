@@ -20,32 +20,36 @@ from engine_models.declaration import (
     EnginePlan,
     Executor,
     Limits,
-    MemoryBudget,
     MemoryLine,
     Mode,
     PoolRequest,
     Said,
 )
+from engine_models.encode_pools import check_tower_alone, embedding_bytes, tower_memory
+from engine_models.engines.vllm_context import FLAG as CONTEXT_RANKS
 from engine_models.engines.vllm_costs import costs_of, front_of
 from engine_models.engines.vllm_handover import MOONCAKE_RATE_SHARE
 from engine_models.engines.vllm_images import FILE_BYTES_PER_S, encoder_limits, images_of_pool
 from engine_models.engines.vllm_profile import beside_torch_bytes
 from engine_models.engines.vllm_serving import KERNEL_BLOCK_TOKENS, Serving, rules_of
 from engine_models.engines.vllm_versions import Version
+from engine_models.flags import Flag, typed_value
 from engine_models.images import vision_of
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.model.activations import tower_bytes
-from engine_models.model.architecture import tower_parameters
 from engine_models.parts.batch import ContinuousRules
 from engine_models.schedulers.encoding import EncoderLimits, EncodingScheduler
-from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.errors import InputError
 
 MOONCAKE, EXAMPLE, CPU = "ECMooncakeConnector", "ECExampleConnector", "ECCPUConnector"
 SINCE = (0, 33)
 """The version whose encode servers were read; those of 0.12 to 0.32 load the language model too, and are not told apart."""
 BUFFER_BYTES = int(1e9)
 """What `ECMooncakeConnector` registers on each side (`ec_buffer_size`, datasheet: vLLM 0.33.0's `config/ec_transfer.py`)."""
+BUFFER = Flag("float", None, low=1.0)
 WHERE = "deployment.engine_args.ec_transfer_config"
+OF_LANGUAGE = {"cpu_offload_gb": 0, CONTEXT_RANKS: 1}
+"""Flags of a language model that are not modelled here, with the value that asks for nothing."""
 ROLES = {"ec_producer": "encode", "ec_consumer": "language"}
 
 
@@ -78,8 +82,6 @@ def embeddings_of(request: PoolRequest, version: Version, said: Said) -> Embeddi
             where="deployment.engine",
             mend="leave the version out for the newest, or let the other pools encode themselves",
         )
-    tower = request.arch.tower
-    token_bytes = 2 * request.arch.hidden * (tower.outputs if tower is not None else 1)
     if connector == MOONCAKE and request.role == "encode" and request.tensor_parallel * request.pipeline_parallel > 1:
         raise InputError(
             f"vLLM's {MOONCAKE} sends from servers of one device",
@@ -96,7 +98,7 @@ def embeddings_of(request: PoolRequest, version: Version, said: Said) -> Embeddi
             f"{connector} (rules read at vLLM 0.33, not recorded): the proxy deals images to the encode servers in turn; what "
             f"they make is {how}; what the proxy takes is left out"
         )
-    return Embeddings(connector, token_bytes, sent=connector == MOONCAKE, rate_share=MOONCAKE_RATE_SHARE)
+    return Embeddings(connector, embedding_bytes(request), sent=connector == MOONCAKE, rate_share=MOONCAKE_RATE_SHARE)
 
 
 def encode_plan(request: PoolRequest, version: Version, said: Said) -> EnginePlan:
@@ -104,17 +106,7 @@ def encode_plan(request: PoolRequest, version: Version, said: Said) -> EnginePla
     vision_of(request)
     overheads = load_overheads("vllm")
     embeddings = embeddings_of(request, version, said)
-    for key, there in {"pipeline_parallel": request.pipeline_parallel > 1, "data_parallel": request.data_parallel > 1}.items():
-        if there:
-            raise InputError(
-                f"vLLM's servers that only encode know no {key}", where=f"deployment.{key}", mend="give the pool more replicas"
-            )
-    if request.flags.get("cpu_offload_gb"):
-        raise InputError(
-            "cpu_offload_gb of a server that only encodes is not modelled",
-            where="deployment.engine_args.cpu_offload_gb",
-            mend="remove it: the vision tower alone stands in the device's memory",
-        )
+    check_tower_alone(request, OF_LANGUAGE)
     of_language = Said()  # of the model that is not there
     serving = Serving.of(request, version, of_language)
     limits = encoder_limits(request, serving)
@@ -139,7 +131,11 @@ def encode_plan(request: PoolRequest, version: Version, said: Said) -> EnginePla
             prompt_tokens=serving.context,
             row_tokens=serving.context,
         ),
-        memory=_memory(request, version, limits, embeddings),
+        memory=tower_memory(
+            request,
+            _besides(request, version, limits, embeddings),
+            "lower max_num_batched_tokens or ec_buffer_size, or use a larger device",
+        ),
         scheduler=scheduler,
         costs=costs,
         executor=Executor(depth=serving.in_flight),
@@ -157,32 +153,20 @@ def _scheduler(rules: ContinuousRules, blocks: int, limits: EncoderLimits, mode:
     return EncodingScheduler(rules, kv, limits, aggregate=mode != "step", record_rows=mode == "record")
 
 
-def _memory(request: PoolRequest, version: Version, limits: EncoderLimits, embeddings: Embeddings) -> MemoryBudget:
-    """The memory of a device: the tower, its largest step, the images that it keeps, and what is sent of them."""
-    arch, tower = request.arch, request.arch.tower
-    weights = -(-2 * tower_parameters(arch) // request.tensor_parallel)
+def _besides(request: PoolRequest, version: Version, limits: EncoderLimits, embeddings: Embeddings) -> list[MemoryLine]:
+    """What a device holds besides the tower: its largest step, the images that it keeps, and what is sent of them."""
+    tower = request.arch.tower
     longest = tower.tokens if tower is not None else limits.step_tokens
-    peak = tower_bytes(arch, request.tensor_parallel, max(1, limits.step_tokens // longest), longest)
-    kept = limits.cache_tokens * embeddings.token_bytes
-    config = request.flags.get("ec_transfer_config") or {}
-    buffer = int(config.get("ec_buffer_size") or BUFFER_BYTES) if embeddings.sent else 0
-    other = beside_torch_bytes(request, version)
-    taken = weights + peak + kept + buffer + other
-    if taken > request.device_memory_bytes:
-        raise InfeasibleError(
-            f"the vision tower of {arch.name} does not fit: {taken / 1e9:.1f} GB of {request.device_memory_bytes / 1e9:.1f} GB",
-            where="deployment",
-            mend="lower max_num_batched_tokens, or use a larger device",
-        )
-    lines = (
-        MemoryLine("weight", "weights of the vision tower", weights),
+    peak = tower_bytes(request.arch, request.tensor_parallel, max(1, limits.step_tokens // longest), longest)
+    given = (request.flags.get("ec_transfer_config") or {}).get("ec_buffer_size")
+    size = typed_value(BUFFER, "ec_transfer_config.ec_buffer_size", given)
+    buffer = int(size or BUFFER_BYTES) if embeddings.sent else 0
+    return [
         MemoryLine("activation", "activations (peak of one step)", peak),
-        MemoryLine("encoder_cache", "images that are encoded", kept),
+        MemoryLine("encoder_cache", "images that are encoded", limits.cache_tokens * embeddings.token_bytes),
         MemoryLine("transfer", "buffer of what is sent", buffer),
-        MemoryLine("other", "CUDA context, collectives", other),
-    )
-    size = request.device_memory_bytes
-    return MemoryBudget(size, size, lines, size - taken, 0.0, 0, 0)
+        MemoryLine("other", "CUDA context, collectives", beside_torch_bytes(request, version)),
+    ]
 
 
 __all__ = ["MOONCAKE", "embeddings_of", "encode_plan"]

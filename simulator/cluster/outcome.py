@@ -7,7 +7,7 @@ from collections.abc import Sequence as Series
 from dataclasses import replace
 from enum import IntEnum
 from math import nan
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,13 +115,12 @@ def in_a_row(parts: Series[ClusterResult]) -> ClusterResult:
         for name, value in vars(parts[-1]).items()
         if isinstance(value, np.ndarray)
     }
-    handed = [part.handed for part in parts if part.handed is not None]
     return replace(
         parts[-1],
         **columns,
         emissions=Emissions.joined([part.emissions for part in parts]),
-        handed=Handovers.joined(handed) if handed else None,
-        encoded=Encodings.joined([part.encoded for part in parts if part.encoded is not None]),
+        handed=_joined(part.handed for part in parts),
+        encoded=_joined(part.encoded for part in parts),
     )
 
 
@@ -150,14 +149,6 @@ class Handovers:
         self.transfer_bytes = np.full(n, np.nan)
         self.first_scheduled_s = np.full(n, np.nan)
 
-    @classmethod
-    def joined(cls, parts: Series[Handovers]) -> Handovers:
-        """Those of requests one part after the other."""
-        whole = cls(0)
-        for column in vars(whole):
-            setattr(whole, column, np.concatenate([vars(part)[column] for part in parts]))
-        return whole
-
     def forget(self, row: int) -> None:
         """A request begins anew."""
         for name, column in vars(self).items():
@@ -184,15 +175,19 @@ class Encodings:
             column[row] = np.nan
         self.sent_s[row] = now_s
 
-    @classmethod
-    def joined(cls, parts: Series[Encodings]) -> Encodings | None:
-        """Those of requests one part after the other; None without any."""
-        if not parts:
-            return None
-        whole = cls(0)
-        for column in vars(whole):
-            setattr(whole, column, np.concatenate([vars(part)[column] for part in parts]))
-        return whole
+
+Columns = TypeVar("Columns", Handovers, Encodings)
+
+
+def _joined(parts: Iterable[Columns | None]) -> Columns | None:
+    """The columns of requests one part after the other; None if no part has any."""
+    whole = [part for part in parts if part is not None]
+    if not whole:
+        return None
+    joined = type(whole[0])(0)
+    for column in vars(joined):
+        setattr(joined, column, np.concatenate([vars(part)[column] for part in whole]))
+    return joined
 
 
 class Rows:
