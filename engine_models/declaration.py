@@ -26,6 +26,7 @@ from hardware_profiles.records import dataclass
 if TYPE_CHECKING:
     from engine_models.cost.drafting import Speculation
     from engine_models.cost.event_loop import EventLoop
+    from engine_models.cost.first_use import FirstUse
     from engine_models.cost.start_up import Place, StartUp
     from engine_models.parts.handover import Peer
 
@@ -328,6 +329,7 @@ class EnginePlan:
     engine are of the rule that serves this pool. `sleeps`: its servers can fall asleep.
     `store` says how blocks stand in the shared one of `tiers`, None without.
     `compiles`: they compile their model when they start, if their engine does; `compiles_products`: the kernels of products too.
+    `first_use` is what servers that have just started wait for, None where that is not known of the engine.
     `first_use_s` is what the first large prompts of a fresh server wait for kernels that are compiled on first use; no simulation
     has it, comparisons with runs on fresh servers do.
     """
@@ -354,6 +356,7 @@ class EnginePlan:
     sleeps: bool = False
     compiles: bool = True
     compiles_products: bool = False
+    first_use: FirstUse | None = None
     first_use_s: float = 0.0
 
     @property

@@ -104,6 +104,7 @@ def result_of(run: Finished) -> tuple[dict[str, Any], dict[str, Any], str]:
         "classes": figures.classes,
         **({"pools": figures.pools} if figures.pools else {}),
         **({"encoders": _of_encoders(prepared, figures)} if figures.encoders else {}),
+        **({"first_requests": figures.first_requests} if figures.first_requests else {}),
         **({"fleet": fleet} if fleet else {}),
         **({"turns": turns} if turns else {}),
         "overload": asdict(figures.overload) if figures.overload is not None else None,

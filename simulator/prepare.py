@@ -430,6 +430,11 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     plan = plan_pool(engine, request, version)
     _check_style(engine, style, plan.handover)
     _check_adapters(scenario, engine, plan)
+    if pool.cold_start:
+        plan = _fresh(plan, engine, request)
+    elif plan.first_use is not None and plan.first_use.grid:
+        counts = "" if ranks > 1 else "; `cold_start: true` counts it"
+        plan = replace(plan, notes=(*plan.notes, f"{WARM}{counts}"))
     plan = replace(plan, front=plan.front.served(chat=scenario.client.route == "chat", speed=pool.host_speed))
     kernels, lent = operations_in_node(
         device,
@@ -506,6 +511,22 @@ def features_asked(pool: Pool, *, structured: bool, images: bool) -> tuple[str, 
         "encoders": pool.role == "encode",
     }
     return tuple(feature for feature, wanted in asked.items() if wanted)
+
+
+WARM = "servers are warm: what the first requests of a fresh one wait until kernels of experts are compiled is not counted"
+
+
+def _fresh(plan: EnginePlan, engine: Engine, request: PoolRequest) -> EnginePlan:
+    """The plan of servers that have just started; InputError where it is not known what they wait for."""
+    where, law = "deployment.cold_start", plan.first_use
+    if law is None or request.data_parallel > 1:
+        beside = "data-parallel ranks that share experts" if law is not None else "this deployment"
+        raise InputError(
+            f"what the first requests of a fresh server of {engine.title} wait for is not known for {beside}",
+            where=where,
+            mend="remove it, and give workload.warmup: the figures are those of servers that have compiled everything",
+        )
+    return replace(plan, costs=replace(plan.costs, first_use=law), notes=(*plan.notes, law.words))
 
 
 def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: bool, images: bool) -> None:

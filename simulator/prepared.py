@@ -99,6 +99,11 @@ class Prepared:
         return self.ranks * self.pool.tensor_parallel * self.pool.pipeline_parallel
 
     @property
+    def cold_servers(self) -> int:
+        """Servers that have compiled nothing yet when the run begins."""
+        return sum(each.replicas for each in self.pools or (self,) if each.pool.cold_start)
+
+    @property
     def most(self) -> int:
         """Replicas that there may be at once."""
         return self.replicas if self.elastic is None else self.elastic.pools[0].most

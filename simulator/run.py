@@ -39,6 +39,7 @@ from simulator.pools import check_longest, machines
 from simulator.prepare import prepare
 from simulator.prepared import Elasticity, Prepared
 from simulator.results.figures import Collector
+from simulator.results.first_requests import FIRST_REQUESTS
 from simulator.results.latencies import token_gaps
 from simulator.routed import admission_of, client_of
 from simulator.served import check_asked, destinations_of, routings_of
@@ -275,6 +276,7 @@ def _collector(
         begin_s=begin_s,
         apart=prepared.side_by_side,
         encoders=_encoder_logs(prepared, cluster),
+        firsts=prepared.cold_servers * FIRST_REQUESTS,
     )
 
 

@@ -16,6 +16,7 @@ from hardware_profiles.records import dataclass
 if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters, AdapterTimes
     from engine_models.cost.drafting import Drafting, Speculation
+    from engine_models.cost.first_use import FirstUse
     from engine_models.cost.host_layers import HostLayers
     from engine_models.cost.images import ImageLoad, Images
     from engine_models.cost.measured import StepLaw
@@ -34,6 +35,7 @@ class StepCosts:
     `adapters`: LoRA adapters that batches may read. `masks`: how those of structured output are made.
     `images`: how a vision tower encodes those of prompts; `encodes_only`: servers do nothing else. `image_load`: how steps read
     what others have made of them. `in_place`: weights that kernels read in host memory.
+    `first_use`: what servers that have just started wait for, None for servers that are warm.
     """
 
     arch: Architecture
@@ -52,6 +54,7 @@ class StepCosts:
     encodes_only: bool = False
     image_load: ImageLoad | None = None
     in_place: InPlace | None = None
+    first_use: FirstUse | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -59,6 +62,10 @@ class StepCosts:
 
     def over(self, ops: Ops) -> StepCost:
         """Step times of one replica on a device with these operations."""
+        if self.first_use is not None:
+            from engine_models.cost.first_use import Fresh
+
+            return Fresh(replace(self, first_use=None).over(ops), self.first_use)
         terms, drafts = self.terms, self.speculation
         if self.measured is not None:
             from engine_models.cost.measured import MeasuredSteps

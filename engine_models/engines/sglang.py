@@ -24,7 +24,7 @@ from engine_models.declaration import (
 )
 from engine_models.engines.sglang_adapters import adapters_of_pool
 from engine_models.engines.sglang_attention import share_factor
-from engine_models.engines.sglang_costs import costs_of, first_use_of, front_of
+from engine_models.engines.sglang_costs import costs_of, first_use_s, fresh_of, front_of
 from engine_models.engines.sglang_drafts import draft_defaults
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
 from engine_models.engines.sglang_handover import handover_of
@@ -67,7 +67,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     masks = TokenMasks(True, delays_next=serving.overlap) if request.structured else None  # filled after the launch
     say_beside(request, version_text or version, serving, adapters, masks, said)
     costs = costs_of(request, number, serving, rows, overheads, adapters, masks, said)
-    first_use_s = first_use_of(costs.terms, said)
     handover = handover_of(request, serving.page, number, said) if request.role != "mixed" else None
     tiers = tiers_of(request, number, tokens, memory.kv_bytes_per_token, serving.page, said)
     rank = rank_of(request, serving, tokens, rows, tiers, adapters, said)
@@ -96,7 +95,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         store=tiers.names if tiers is not None else None,
         compiles=serving.prompt_graph_tokens > 0,
         compiles_products=compiles_products(request, tiled=costs.terms.token_tiles),
-        first_use_s=first_use_s,
+        first_use=fresh_of(request, serving, costs.terms),
+        first_use_s=first_use_s(costs.terms),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from engine_models.cost import marlin, recurrence
 from engine_models.cost.adapters import Adapters
+from engine_models.cost.first_use import FirstUse
 from engine_models.cost.overheads import Overheads, own_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -43,6 +44,7 @@ from engine_models.engines.sglang_kernels import (
 from engine_models.engines.sglang_memory import host_bytes
 from engine_models.engines.sglang_norms import torch_norms
 from engine_models.engines.sglang_serving import Serving
+from engine_models.first_use import first_use_of
 from engine_models.host_weights import host_weights, host_weights_note
 from engine_models.images import image_token_s
 from engine_models.model.architecture import weight_bytes_per_rank
@@ -97,14 +99,21 @@ def _copied(request: PoolRequest, said: Said) -> InPlace | None:
     return found
 
 
-def first_use_of(terms: Terms, said: Said) -> float:
-    """What the first large prompts of a fresh server wait for kernels of Triton's [s]."""
+def first_use_s(terms: Terms) -> float:
+    """What the first large prompts of a fresh server waited for kernels of Triton's in the runs that replays are fitted to."""
+    return float(own_overheads("sglang")["start_s"]["value"]) if terms.moe_backend == "triton" else 0.0
+
+
+KIND_S = 0.7
+"""Seconds. kind: measured, 2026-11, source: twice 0.35 (0.3 to 0.4) on one core, `fused_moe_kernel` of SGLang 0.5.9 with its
+tiles for H200, Triton 3.5. Two kinds, those of a whole chunk and of the last, are 1.4 s; other runs have 1.3 (fitted)."""
+
+
+def fresh_of(request: PoolRequest, serving: Serving, terms: Terms) -> FirstUse:
+    """What a fresh server waits for, whose start-up runs the graphs of answers and one short request."""
     if terms.moe_backend != "triton":
-        return 0.0
-    first_use_s = float(own_overheads("sglang")["start_s"]["value"])
-    if first_use_s:
-        said.notes.append(f"not counted: the first large prompts of a fresh server wait {first_use_s:.1f} s for Triton's kernels")
-    return first_use_s
+        return FirstUse()
+    return first_use_of(request, serving.prompt_graph_tokens, serving.graphs, kind_s=KIND_S, more=1)
 
 
 def _terms(
@@ -185,4 +194,4 @@ def front_of(request: PoolRequest, overheads: Overheads) -> FrontEnd:
     )
 
 
-__all__ = ["costs_of", "first_use_of", "front_of"]
+__all__ = ["costs_of", "first_use_s", "fresh_of", "front_of"]

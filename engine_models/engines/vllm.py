@@ -18,6 +18,7 @@ from engine_models.declaration import Engine, EnginePlan, Executor, Lockstep, Po
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_cache import Cache
 from engine_models.engines.vllm_costs import costs_of, front_of
+from engine_models.engines.vllm_first_use import fresh_of
 from engine_models.engines.vllm_flags import FLAGS
 from engine_models.engines.vllm_kernels import KEEPS_STATED_KV, LAST, NARROW, ONLY_ON, experts
 from engine_models.engines.vllm_memory import budget_of
@@ -87,6 +88,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         tiers=tuple(tier.kind for tier in tiers.tiers) if tiers is not None else (),
         store=tiers.names if tiers is not None else None,
         sleeps=bool(flags.get("enable_sleep_mode")),
+        first_use=fresh_of(request, serving, backend),
     )
 
 

@@ -243,12 +243,18 @@ class StepCost:
     last (by `step_s`) `launch_s` is what the host takes to launch it, where its operations queue up behind those of the step
     before (else 0), and `launch_wait_s` the part in which the device waits for launches that begin with it; both 0 where a cost
     does not know. `first_s` and `last_s` are what of its device time the first and the last stage of a pipeline spend alone.
+    `taken_alone` : so many first steps of a server are priced one by one.
     """
 
     launch_s: float = 0.0
     launch_wait_s: float = 0.0
     first_s: float = 0.0
     last_s: float = 0.0
+    taken_alone: int = 0
+
+    def of_server(self) -> StepCost:
+        """Step times of one server that starts; others may share what knows nothing of the steps before."""
+        return self
 
     @abstractmethod
     def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:

@@ -249,6 +249,20 @@ def first_token_lines(metrics: dict[str, Any], *, turns: bool) -> list[str]:
     return ["", labelled("TTFT", f"mean {whole} ms: {said} {last}")]
 
 
+def first_lines(result: dict[str, Any]) -> list[str]:
+    """Latencies of the first requests of cold servers beside those of the others."""
+    first = result.get("first_requests")
+    if not first:
+        return []
+    ways = (("TTFT", "ttft_ms", "p50"), ("TTFT", "ttft_ms", "p99"), ("TTFT", "ttft_ms", "max"), ("E2E", "e2el_ms", "p99"))
+    head = ["cold servers, ms", "requests", *(f"{title} {of}" for title, _, of in ways)]
+    rows = [
+        [words, f"{of['ttft_ms']['count']:,}", *(short(of[name][part]) for _, name, part in ways)]
+        for words, of in (("first requests", first["metrics"]), ("the others", first["others"]))
+    ]
+    return [*table(head, rows), ""]
+
+
 def encoding_lines(result: dict[str, Any]) -> list[str]:
     """What requests wait for whose images other servers encode, and the load of these servers."""
     if not result.get("encoders"):
@@ -378,6 +392,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         *turns_lines(result),
         *stage_lines(result.get("stages", [])),
         *class_lines(result["classes"]),
+        *first_lines(result),
         *load_lines(t, manifest),
         labelled(
             "through",

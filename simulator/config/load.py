@@ -321,7 +321,7 @@ def _hashable(data: dict[str, Any]) -> dict[str, Any]:
         return _content(model) if isinstance(model, str) else model
 
     around = data["deployment"]
-    kept = _hashable_failures({key: value for key, value in around.items() if key not in LATER or value is not None})
+    kept = _hashable_failures({key: value for key, value in around.items() if key not in LATER or value not in (None, False)})
     pools = [_hashable_pool({**pool, "model": named(pool["model"])}) for pool in around["pools"]]
     return {
         **data,
@@ -333,7 +333,7 @@ def _hashable(data: dict[str, Any]) -> dict[str, Any]:
 
 LATER = (
     *("calibration", "warm_cache", "model", "models", "swap", "swap_s", "prompt_tokens", "commitment", "usd_per_gpu_hour"),
-    *("kv_tiers", "power_limit_w", "peer_access", "context_length_range"),
+    *("kv_tiers", "power_limit_w", "peer_access", "context_length_range", "cold_start"),
 )
 """Keys of a deployment and its pools that leave the hash as it was where they are not given."""
 

@@ -66,7 +66,8 @@ class Pool(Group):
     on its devices, as `swap` says; `swap_s` is the time of a change, which is predicted otherwise. `calibration` names a file of
     `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have. `host_speed` is
     that of one core of the host, in units of the core on which front ends were measured; `power_limit_w` is that of each
-    device, where it is below its own. `peer_access` says whether cards over PCIe read each other's memory.
+    device, where it is below its own. `peer_access` says whether cards over PCIe read each other's memory. Servers with
+    `cold_start` have compiled nothing yet when they begin to serve, and their first requests wait for it.
     """
 
     name: Name
@@ -103,6 +104,7 @@ class Pool(Group):
     host_speed: AboveZero | None = None
     power_limit_w: AboveZero | None = None
     peer_access: Bool | None = None
+    cold_start: Bool = False
 
     @model_validator(mode="after")
     def _lengths(self) -> Pool:

@@ -30,6 +30,7 @@ from simulator.cluster.outcome import (
 )
 from simulator.io.tables import Column
 from simulator.limits import counted_lengths
+from simulator.results.first_requests import FirstRequests
 from simulator.results.latencies import (
     LATENCIES,
     OF_ENCODING,
@@ -84,7 +85,8 @@ class Figures:
     whenever they arrived, and `window_good` of those kept the SLO. Tokens are counted in the window as they become visible, and
     in `total_*` for finished requests of the whole run. `quantile_error` is the relative error that the percentiles may have, 0
     where they are exact. `unlimited` requests arrived without a limit of the client's, `never_sent` were asked for by a number of
-    requests, and the end came before. `pools` are the loads of each pool, where there are several.
+    requests, and the end came before. `first_requests` are latencies of those that came first, where servers were cold, beside
+    those of the others. `pools` are the loads of each pool, where there are several.
     """
 
     window: Window
@@ -118,6 +120,7 @@ class Figures:
     quantile_error: float
     unlimited: int
     never_sent: int
+    first_requests: dict[str, Any] | None
 
     @property
     def offered(self) -> int:
@@ -260,6 +263,7 @@ class Collector:
     begin_s : when the load begins; what the logs hold of before is not its own.
     apart : whether each request is served by one pool, whose requests are judged apart.
     encoders : pool and log of each server that only encodes; they stand after the ranks in the timeline.
+    firsts : so many that come first are judged apart.
     """
 
     def __init__(
@@ -278,7 +282,9 @@ class Collector:
         begin_s: float = 0.0,
         apart: bool = False,
         encoders: Sequence[tuple[str, StepLog]] = (),
+        firsts: int = 0,
     ) -> None:
+        self._firsts = FirstRequests(firsts, Exact if exact else Sketched) if firsts else None
         self._encoders = encoders
         self._begin_s = begin_s
         spec = self._spec = scenario.workload
@@ -341,6 +347,8 @@ class Collector:
         arrived, finished = status != NOT_ARRIVED, status == FINISHED
         inside = arrived & (block.arrival_s >= window.start_s) & (block.arrival_s <= window.end_s)
         lat = latencies(block, self._overhead_s)
+        if self._firsts is not None:
+            self._firsts.add(block.arrival_s, arrived, inside, lat)
         good = np.zeros(len(status), dtype=bool)
         for number, bounds in enumerate(self._slos):
             good |= good_requests(lat, bounds) & (workload.class_index == number)
@@ -552,6 +560,7 @@ class Collector:
                 for kind, judged in self._apart
             ],
             quantile_error=0.0 if self._exact else RELATIVE_ERROR,
+            first_requests=self._firsts.summary() if self._firsts is not None else None,
             unlimited=sums["unlimited"],
             never_sent=max(0, (spec.requests or 0) - sum(counts.values()) + counts["not_arrived"])
             if stopped_at_s is None

@@ -110,7 +110,8 @@ class Replica:
     ) -> None:
         self.ranks = [Rank(scheduler, front) for scheduler in schedulers]
         self._only = self.ranks[0] if len(self.ranks) == 1 else None
-        self.cost = self._own_cost = cost
+        self.cost = self._own_cost = cost.of_server()
+        self._alone = cost.taken_alone
         self.depth = depth
         self.clock_s = 0.0
         self._in_flight: deque[Step] = deque()
@@ -399,7 +400,8 @@ class Replica:
         self._in_flight.clear()
         self._may_schedule = True
         self._priced = None
-        self.cost = self._own_cost
+        self.cost = self._own_cost = self._own_cost.of_server()
+        self._alone = self.cost.taken_alone
 
     def settle_ahead(self) -> None:
         """Take in the results of all steps under way but the last, as a run does that is taken at once; who ends is not told.
@@ -429,6 +431,8 @@ class Replica:
     def _launch(self, ranks: Series[Rank], batches: list[Batch]) -> None:
         now, cost = self.clock_s, self.cost
         device_s, prefills_s = cost.step_s(batches)
+        if self._alone:
+            self._alone -= 1
         if len(batches) == 1:
             batch = batches[0]
             device_s = (device_s if device_s > batch.streams_s else batch.streams_s) + batch.stall_s
@@ -521,6 +525,8 @@ class Replica:
 
         Where somebody comes during the step in flight only one can be formed before, which is priced if a `lone` one is of use.
         """
+        if self._alone:
+            return None
         flight, only = self._in_flight, self._only
         ranks: Series[Rank] = self.ranks
         deaf: Series[bool]
@@ -686,7 +692,7 @@ class Replica:
         for step in flight:
             if ends_a_request(step):
                 return False
-        run = scheduler.run()
+        run = None if self._alone else scheduler.run()
         if run is None or len(flight) != len(run.turns):
             return False
         until_s = run.until_s

@@ -49,6 +49,7 @@ class Published:
     instances : independent servers behind one router that a row counts as data-parallel ranks.
     front, costs : what client and environment do that no flag says: fields of `FrontEnd` and `StepCosts`.
     start_s : how much longer the first request of each user waits when the closed loop of a row starts [s].
+    fresh : whether a run begins on a server that has served nothing yet, which its first requests show.
     compiles_while_measured : whether a run measured what its server compiled on first use.
     fittings : by the suffix of the fit's name, "" for the engine's own; fitted : the words on them; chosen : the words on what
         else was set by looking at end-to-end runs.
@@ -64,6 +65,7 @@ class Published:
     front: Callable[[Row], dict[str, Any]] = lambda row: {}
     costs: Callable[[Row], dict[str, Any]] = lambda row: {}
     start_s: Callable[[Row], float] = lambda row: 0.0
+    fresh: Callable[[Row], bool] = lambda row: False
     compiles_while_measured: Callable[[Row], bool] = lambda row: False
     fittings: Mapping[str, Fitting] = field(default_factory=dict)
     fitted: str = ""

@@ -158,7 +158,8 @@ def fidelity(
         "",
         "## What is not modelled",
         "",
-        "- the cost of a server's first requests after start-up (compilation, allocator growth): p99 of short runs is low by it;",
+        "- what the first requests of a server wait for besides kernels of experts and first steps, where known (kernels "
+        "of libraries that are tuned or loaded, allocator growth): p99 of short runs is low by it;",
         "- client-side hiccups, restarts, clock throttling and neighbours on shared hosts;",
         "- data-parallel attention across pipeline stages, video and sound.",
         "",

@@ -116,6 +116,8 @@ def _as_launched(prepared: Prepared, experiment: Experiment, overheads: Overhead
         own = plan.costs.terms.host
         shared = replace(own, launch_s=own.launch_s * max(1.0, ranks / experiment.host_cores))
         plan = replace(plan, costs=plan.costs.with_terms(host=shared))
+    if experiment.fresh and plan.first_use is not None:
+        plan = replace(plan, costs=replace(plan.costs, first_use=plan.first_use))
     if experiment.in_process:
         plan = replace(plan, front=replace(plan.front, before_s=0.0, tokenise_token_s=0.0, loop=None))
     pools = tuple(_as_launched(pool, experiment, overheads) for pool in prepared.pools)

@@ -57,7 +57,7 @@ class Experiment:
     `in_process` says that the client called the engine without a server between, so that no front end adds to TTFT;
     `host_cores` are the cores that its ranks had to share (None: enough of them); `front` and `costs` are facts of client
     and launch that no flag states, fields of `FrontEnd` and `Terms`; `start_s` is what the first request of each user waits
-    longer when a closed loop starts.
+    longer when a closed loop starts; `fresh`: the server has served nothing yet.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -70,6 +70,7 @@ class Experiment:
     front: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
     start_s: float = 0.0
+    fresh: bool = False
 
 
 def read_suite(directory: Path) -> list[dict[str, Any]]:
@@ -446,4 +447,5 @@ def plan_experiment(
         published.front(row),
         published.costs(row),
         published.start_s(row),
+        published.fresh(row),
     )
