@@ -11,7 +11,7 @@ from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import MemoryBudget, PoolRequest, Said
 from engine_models.engines.sglang_memory import slots_a_row, state_bytes
 from engine_models.engines.sglang_serving import Serving
-from engine_models.engines.sglang_windows import pools_windows, window_share
+from engine_models.engines.sglang_windows import pools_windows, window_pool, window_share
 
 COMPRESSED_NOTE = (
     "compressed attention: windows have a pool of a tenth of the tokens (SGLang's default), which never runs short (assumed)"
@@ -32,7 +32,8 @@ def say_steps(
         said.notes.append(COMPRESSED_NOTE)
     elif pools_windows(request, serving.number):
         share = window_share(request, serving.number)
-        said.notes.append(f"windows have a pool of {share:g} times the other layers' tokens, which never runs short (assumed)")
+        short = "" if window_pool(request, serving.number, tokens) else ", which never runs short (assumed)"
+        said.notes.append(f"windows have a pool of {share:g} times the other layers' tokens{short}")
     said.notes += balancer_note(request)
     said.notes += [
         f"SGLang {version}: {tokens} KV tokens, {rows} rows, prefill of {serving.largest_prefill} tokens a step",

@@ -14,6 +14,7 @@ from engine_models.engines.sglang_memory import keeps_prefixes
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
 from engine_models.engines.sglang_tiers import TierPlan, recorded_tiers
+from engine_models.engines.sglang_windows import window_pool
 from engine_models.memory.radix import RadixPool
 from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits, limits_in
 from engine_models.parts.batch import Batch
@@ -57,6 +58,7 @@ class Rank:
     lanes: int = 1  # micro-batches of a pipeline that take turns, of at most `lane_rows` rows each
     lane_rows: int = 0
     image_cache_tokens: int = 0  # of encoded images, 0 where prompts hold none
+    window_pool: tuple[int, int] | None = None  # tokens of the pool that layers with windows have of their own, and of a window
 
     def scheduler(self, mode: Mode) -> PrefillFirstScheduler | ReservingDecodeScheduler:
         """Build a scheduler with its cache."""
@@ -105,6 +107,18 @@ class Rank:
         """The scheduler of a server that computes prompts, by the rules that its pool asks for, and what each needs."""
         rules: list[type[PrefillFirstScheduler]] = []
         given: dict[str, Any] = {"aggregate": mode != "step", "record_rows": mode == "record", "windows": self.windows}
+        if self.window_pool is not None:
+            from engine_models.memory.windowed_radix import WindowedPool
+            from engine_models.schedulers.prefill_first_windowed import WindowedPrefillFirstScheduler
+
+            rules.append(WindowedPrefillFirstScheduler)
+            kv = WindowedPool(
+                self.kv_tokens,
+                self.page_tokens,
+                *self.window_pool,
+                prefix_caching=self.prefix_caching,
+                eviction_policy=self.eviction_policy,
+            )
         sends, drafts = self.role == "prefill", self.drafts if self.role != "prefill" else None
         if self.adapters is not None:
             rules.append(AdaptedPrefillFirstScheduler if drafts is None else DraftedAdaptedPrefillFirstScheduler)
@@ -166,6 +180,7 @@ def rank_of(
         lanes=lanes,
         lane_rows=int(flags.get("pp_max_micro_batch_size") or max(1, rows // stages)),
         image_cache_tokens=image_cache_tokens(request) if request.encodes else 0,
+        window_pool=window_pool(request, serving.number, tokens) if tiers is None else None,
     )
 
 
@@ -219,6 +234,7 @@ def replay_of(knobs: Mapping[str, Any]) -> Replay:
         drafts=_recorded_drafts(knobs),
         tiers=recorded_tiers(knobs) if "host_tokens" in knobs else None,
         adapters=AdapterLimits(knobs["max_loras_per_batch"], counts_model=True) if "max_loras_per_batch" in knobs else None,
+        window_pool=(knobs["swa_tokens"], knobs["sliding_window_size"]) if "swa_tokens" in knobs else None,
     )
     columns = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable")
     return Replay(rank.scheduler("record"), depth, columns, _recorder())

@@ -21,6 +21,8 @@ tokens (datasheet: `configs/model_config.py`, `server_args.py` in the wheels of 
 read 2026-12; Gemma 4 is not yet in 0.5.10, 0.5.11 was not read)."""
 _WHOLE_WITH_HOST = ("mimo_v2_flash", "step3p5")
 """Types whose pools are one where a host stands behind the cache (`server_args.py`, `arg_groups/overrides.py`)."""
+_WITHOUT_ITSELF = ("gemma4", "gpt_oss")
+"""Types whose windows are counted without the token that sees them (`get_attention_sliding_window_size`, `models` of 0.5.23)."""
 _TRTLLM_POOLED_SINCE, _DRAFTED_POOLED_SINCE = (0, 5, 10), (0, 5, 9)
 """Releases before have one pool for gpt-oss under TensorRT-LLM's attention, or with drafts (the same wheels)."""
 
@@ -47,6 +49,18 @@ def window_share(request: PoolRequest, version: tuple[int, ...]) -> float:
     if stated is None:
         return COMPRESSED_WINDOW_SHARE if request.arch.compresses else WINDOW_SHARE
     return float(stated)
+
+
+def window_pool(request: PoolRequest, version: tuple[int, ...], tokens: int) -> tuple[int, int] | None:
+    """Tokens of the windows' pool of a rank, and of a window as its cache counts it; None without such a pool, and where it is
+    taken never to run short: beside drafts, on stages, on a prefill or decode server (assumed).
+    """
+    apart = request.role == "mixed" and request.pipeline_parallel == 1 and request.speculation is None
+    if not apart or request.arch.compresses or not pools_windows(request, version):
+        return None
+    window = min(request.arch.windows_below(1 << 40))
+    span = window - (request.arch.family in _WITHOUT_ITSELF)
+    return int(tokens * window_share(request, version)), span
 
 
 def _by_trtllm(request: PoolRequest) -> bool:

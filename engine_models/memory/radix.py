@@ -139,6 +139,7 @@ def split_runs(runs: Runs, tokens: int) -> tuple[Runs, Runs]:
     return tuple(head), ()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Node:
     """A run of tokens below its parent."""
 
@@ -217,17 +218,18 @@ class ContentTree:
 
     # -- locks ----------------------------------------------------------------------------------------------
 
-    def lock(self, node: Node) -> None:
-        """Protect the node and its ancestors from eviction."""
+    def lock(self, node: Node) -> int:
+        """Protect the node and its ancestors from eviction; what `unlock` needs to know of it."""
         step: Node | None = node
         while step is not None and step.parent is not None:
             if step.lock == 0:
                 self.evictable_tokens -= step.length
             step.lock += 1
             step = step.parent
+        return 0
 
-    def unlock(self, node: Node) -> None:
-        """Undo one `lock` of the node."""
+    def unlock(self, node: Node, receipt: int = 0) -> None:
+        """Undo the `lock` of the node that gave this receipt."""
         step: Node | None = node
         while step is not None and step.parent is not None:
             step.lock -= 1
@@ -519,6 +521,10 @@ class RadixPool:
     def paged(self, tokens: int) -> int:
         """`tokens` rounded up to whole pages."""
         return -(-tokens // self.page_tokens) * self.page_tokens
+
+    def take(self, tokens: int) -> None:
+        """Take so many tokens, a multiple of the page, which are free."""
+        self.free_tokens -= tokens
 
     def make_room(self, tokens: int) -> bool:
         """Evict until `tokens` are free; whether they are."""

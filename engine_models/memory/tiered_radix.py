@@ -307,7 +307,7 @@ class TieredTree(RadixTree):
 
     # -- eviction -------------------------------------------------------------------------------------------
 
-    def unlock(self, node: Node) -> None:
+    def unlock(self, node: Node, receipt: int = 0) -> None:
         """As of the base; a node of which all that is below is away goes like a leaf."""
         step: Node | None = node
         while step is not None and step.parent is not None:

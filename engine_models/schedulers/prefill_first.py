@@ -116,22 +116,29 @@ class _Row:
     """What the scheduler knows of a request besides its counts."""
 
     __slots__ = (
+        "branch",
         "content",
+        "due",
         "entered",
         "fill",
         "last",
         "matched",
         "max_new",
         "node",
+        "pieces",
         "prefilled",
         "protected",
         "queued",
+        "receipt",
+        "slid",
+        "stashed",
     )
 
     def __init__(self, content: Content, max_new: int, root: Node) -> None:
         self.content = content
         self.max_new = max_new  # the most tokens it may generate, as its sampling parameters say
         self.node = root  # locked while the request holds memory
+        self.receipt = 0  # of that lock
         self.protected = 0  # tokens at its beginning that the tree owns
         self.entered = 0  # tokens that it has entered into the tree itself
         self.last = -1  # batch of its last token outside the decode set (its prefill, or its end)
@@ -139,6 +146,9 @@ class _Row:
         self.matched = 0  # prefix found at its last lookup
         self.queued = 0  # place of its latest arrival in the queue
         self.prefilled = 0  # prompt tokens prefilled by the replica before it was queued
+        # with a pool of windows: tokens whose window part it has freed, how far the tree has it without windows (0: no further),
+        # tokens computed at its last entry, pieces computed, and the decode step before which it next looks for what to free
+        self.slid = self.branch = self.stashed = self.pieces = self.due = 0
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -175,6 +185,7 @@ class PrefillFirstScheduler(Scheduler):
         "_policy",
         "_prefilled_tokens",
         "_random",
+        "_retries",
         "_run",
         "_running_prefilled",
         "_sign",
@@ -247,6 +258,7 @@ class PrefillFirstScheduler(Scheduler):
         self._waiting: list[Sequence] = []
         self._unsorted = False
         self._passes = 0
+        self._retries = False  # a prefill is tried before every step
         self._pauses: list[int] = []  # batches in which the running rows did not decode
         self._random = random.Random(0)
         self._unreceived: list[Sequence] = []  # arrived, not yet taken in
@@ -388,11 +400,12 @@ class PrefillFirstScheduler(Scheduler):
             self._checkpoint(self.chunked, self.chunked.computed)
         self._merge()
         if not self._form_prefill(batch, now_s) and not self._form_decode(batch):
-            if self.processed_number == self.next_number - 1 and self._idles():
+            if self.processed_number == self.next_number - 1 and not self._waiting and self._idles():
                 self.ratio = self.initial_ratio
             self._last_decoded = False
             self._formed_nothing = self.next_number - 1
-            return batch if batch.preempted else None
+            self._say_aborted(batch)
+            return batch if batch.preempted or batch.aborted else None
         batch.tokens = batch.decode_tokens + sum([new for new, _ in batch.prefill])
         if batch.mode != "DECODE":
             self._last_prefilled = batch.tokens
@@ -405,15 +418,18 @@ class PrefillFirstScheduler(Scheduler):
         batch.new_token_ratio = self.ratio
         batch.free_tokens = self.kv.free_tokens
         batch.evictable_tokens = self.kv.tree.evictable_tokens
-        if self._aborted:
-            batch.aborted, self._aborted = tuple(self._aborted), []
-            batch.finishing.extend(batch.aborted)
+        self._say_aborted(batch)
         self._last_decoded = batch.mode == "DECODE"
         self._latest = batch
         if not batch.decode_rows:
             self._pauses.append(batch.number)
         self.next_number += 1
         return batch
+
+    def _say_aborted(self, batch: PrefillFirstBatch) -> None:
+        if self._aborted:
+            batch.aborted, self._aborted = tuple(self._aborted), []
+            batch.finishing.extend(batch.aborted)
 
     def _idles(self) -> bool:
         """Whether nothing runs once nothing could be formed and all results are known."""
@@ -483,7 +499,7 @@ class PrefillFirstScheduler(Scheduler):
 
     def _form_prefill(self, batch: PrefillFirstBatch, now_s: float) -> bool:
         rules = self.rules
-        if rules.preemption or not self._decoding:
+        if rules.preemption or self._retries or not self._decoding:
             self.batch_is_full = False
         if self.chunked is None and (self.batch_is_full or not self._waiting):
             return False
@@ -491,7 +507,7 @@ class PrefillFirstScheduler(Scheduler):
             self.batch_is_full = True
             return False
         self._order_waiting()
-        adder = _Adder(self)
+        adder = self._new_adder()
         if self.chunked is not None:
             adder.continue_chunk(self.chunked)
         taken = passed = 0
@@ -529,6 +545,10 @@ class PrefillFirstScheduler(Scheduler):
         self._launch_prefill(batch, adder.admitted, now_s)
         return True
 
+    def _new_adder(self) -> Adder:
+        """The budgets of the next prefill."""
+        return Adder(self)
+
     def _away_tokens(self, seq: Sequence, row: _Row, node: Node) -> int:
         """Tokens that are found beyond the device, after the node of a request."""
         return 0
@@ -556,7 +576,7 @@ class PrefillFirstScheduler(Scheduler):
         finishing: list[Sequence] = []
         for seq, start, end, fresh in admitted:
             row: _Row = seq.group_state
-            kv.free_tokens -= kv.paged(end) - kv.paged(start)
+            kv.take(kv.paged(end) - kv.paged(start))
             batch.prefill.append((end - start, start))
             if batch.rows is not None:
                 batch.rows.append((seq, end - start, start))
@@ -739,7 +759,7 @@ class PrefillFirstScheduler(Scheduler):
         """One token for every row of the running batch."""
         decodes, kv = self.decodes, self.kv
         kv.make_room(decodes.count * kv.page_tokens)  # the allocator makes room for a new page a row
-        kv.free_tokens -= decodes.blocks_needed() * kv.page_tokens
+        kv.take(decodes.blocks_needed() * kv.page_tokens)
         batch.decode_rows = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens()
         batch.spans = decodes.spans()
@@ -807,8 +827,7 @@ class PrefillFirstScheduler(Scheduler):
         if seq.state == "decoding":
             self._leave_decodes(seq, self.next_number - 1)
         lost = seq.length - seq.prompt_tokens - outputs
-        self.kv.free_tokens += self._held_tokens(seq) - row.protected
-        self.kv.tree.unlock(row.node)
+        self._give_back(seq)
         if lost:
             seq.length -= lost
             if seq not in self._left:
@@ -824,6 +843,12 @@ class PrefillFirstScheduler(Scheduler):
         self.kv.make_room(remaining * RETRACT_STEPS)
         seq.state = "preempted"
         seq.preemptions += 1
+
+    def _give_back(self, seq: Sequence) -> None:
+        """Free what a row holds beyond the tree's part, and its hold on that."""
+        row: _Row = seq.group_state
+        self.kv.free_tokens += self._held_tokens(seq) - row.protected
+        self.kv.tree.unlock(row.node, row.receipt)
 
     def _enqueue(self, seq: Sequence) -> None:
         """Put a request that has arrived, or lost its memory, at the end of the queue."""
@@ -850,8 +875,8 @@ class PrefillFirstScheduler(Scheduler):
         known, node = self._enter(seq, length)
         if known > row.protected:
             kv.free_tokens += known - row.protected  # computed twice: the tree keeps its copy
-        kv.tree.unlock(row.node)
-        kv.tree.lock(node)
+        kv.tree.unlock(row.node, row.receipt)
+        row.receipt = kv.tree.lock(node)
         row.node = node
         row.protected = length
 
@@ -884,7 +909,7 @@ class PrefillFirstScheduler(Scheduler):
             length = kv.keys(self._kept_tokens(seq)) // kv.page_tokens * kv.page_tokens
             known, _ = self._enter(seq, length)
             kv.free_tokens += max(known, row.protected) - row.protected + held - length
-            kv.tree.unlock(row.node)
+            kv.tree.unlock(row.node, row.receipt)
         row.node = kv.tree.root
         row.protected = row.entered = 0
 
@@ -942,7 +967,7 @@ class PrefillFirstScheduler(Scheduler):
         # hrrn notes of an arrival how much had been prefilled by then
         if not steps:
             return None
-        run.deaf = self.batch_is_full and not self.rules.preemption and self._policy != "hrrn"
+        run.deaf = self._closed() and self._policy != "hrrn"
         run.vain = (
             self._takes_vain
             and not run.deaf
@@ -955,6 +980,10 @@ class PrefillFirstScheduler(Scheduler):
         run.steps = steps
         return run
 
+    def _closed(self) -> bool:
+        """Whether no prefill is tried until a row leaves."""
+        return self.batch_is_full and not self.rules.preemption
+
     def _proven_steps(self) -> int:
         if not self.aggregate or self.chunked is not None:
             return 0
@@ -965,7 +994,7 @@ class PrefillFirstScheduler(Scheduler):
             or self._ending
             or self._wasting
             or self._aborted
-            or (self._waiting and not (self.batch_is_full and not self.rules.preemption))
+            or (self._waiting and not self._closed())
         ):
             return 0
         steps = decodes.steps_alike()
@@ -1014,9 +1043,8 @@ class PrefillFirstScheduler(Scheduler):
         need, summed = decodes.taken_over(steps)
         before_last = need - decodes.phases[(decodes.steps + steps - 1) % decodes.block_tokens]
         room = (before_last + decodes.count) * page
-        if kv.free_tokens < room:
-            kv.make_room(room)  # as the last step would
-        kv.free_tokens -= need * page
+        kv.make_room(room)  # as the last step would
+        kv.take(need * page)
         if self.ratio != self.least_ratio:
             self._decay(steps)
         decodes.steps += steps
@@ -1050,7 +1078,8 @@ class PrefillFirstScheduler(Scheduler):
         return batch
 
 
-class _Adder:
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Adder:
     """The budgets of one prefill batch and the requests admitted to it: (row, from token, to token, newly admitted)."""
 
     def __init__(self, scheduler: PrefillFirstScheduler) -> None:
@@ -1099,10 +1128,7 @@ class _Adder:
 
     def continue_chunk(self, seq: Sequence) -> None:
         """Go on with the prompt that is partly computed."""
-        assert self.chunk_left is not None
-        most = min(self.chunk_left, int(self.total_left))
-        if most <= 0:
-            most = self.chunk_left
+        most = self._chunk_room()
         rest = seq.length - seq.computed
         if self.scheduler._policy == "shortest-prefill-first":
             most = min(most, self._left_for(rest))
@@ -1114,6 +1140,12 @@ class _Adder:
         self.admitted.append((seq, seq.computed, seq.computed + tokens, False))
         self.chunk_finished = finished
         self._charge(tokens, future)
+
+    def _chunk_room(self) -> int:
+        """Tokens for which there is room of a prompt that is partly computed."""
+        assert self.chunk_left is not None
+        most = min(self.chunk_left, int(self.total_left))
+        return most if most > 0 else self.chunk_left
 
     def _left_for(self, rest: int) -> int:
         """Tokens of the batch left for a prompt of which `rest` remain, after the shorter ones that wait."""
@@ -1146,12 +1178,12 @@ class _Adder:
             return self._add_to_limit(seq)
         outputs = seq.length - seq.prompt_tokens
         need = seq.length - prefix + min(max(row.max_new - outputs, 0), CLIP_NEW_TOKENS) + kv.page_tokens
-        kv.tree.lock(node)
+        receipt = kv.tree.lock(node)
         away = self.scheduler._away_tokens(seq, row, node)
         while True:
             chosen = self._choose(seq, prefix + away, need)
             if isinstance(chosen, str):
-                kv.tree.unlock(node)
+                kv.tree.unlock(node, receipt)
                 return chosen
             if not away:
                 break
@@ -1164,7 +1196,7 @@ class _Adder:
         future = min(row.max_new, CLIP_NEW_TOKENS) if whole else 0
         if not whole:
             self.new_chunked = seq
-        row.node = node  # stays locked
+        row.node, row.receipt = node, receipt  # stays locked
         row.protected = prefix
         self.admitted.append((seq, prefix, prefix + extend, True))
         self._charge(extend, future)
@@ -1174,16 +1206,20 @@ class _Adder:
         """How many tokens to compute of a request of which `prefix` are there, and whether that is all; or why none."""
         if need >= self.total_left:
             return "no_token"
+        return self._cut(seq, prefix, self.chunk_left)
+
+    def _cut(self, seq: Sequence, prefix: int, most: int | None) -> tuple[int, bool] | str:
+        """As `_choose`, of at most `most` tokens, where there is room for the request."""
         extend = seq.length - prefix
         paged = self.kv.paged(extend)
         if self.chunk_left is None and self.admitted and paged >= self.input_left:
             return "other"
-        if self.chunk_left is None or paged <= self.chunk_left:
+        if most is None or paged <= most:
             return extend, True
         if self.scheduler.chunked is not None and not self.chunk_finished:
             return "other"  # one prompt at a time is computed in pieces
         page = self.kv.page_tokens
-        extend = (prefix + self.chunk_left // page * page) // page * page - prefix
+        extend = (prefix + most // page * page) // page * page - prefix
         return (extend, False) if extend > 0 else "other"
 
     def _add_to_limit(self, seq: Sequence) -> str:

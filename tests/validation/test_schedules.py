@@ -23,9 +23,9 @@ def test_kept_recording_is_equal_at_every_step(name: str) -> None:
 
 
 def test_recordings_of_several_engines_are_kept() -> None:
-    assert sum(name.startswith("sglang_") for name in KEPT) == 16
+    assert sum(name.startswith("sglang_") for name in KEPT) == 19
     assert sum(name.startswith("llama_cpp_") for name in KEPT) == 4
-    assert len(KEPT) == 36
+    assert len(KEPT) == 39
 
 
 @pytest.mark.parametrize(
