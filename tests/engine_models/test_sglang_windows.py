@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engine_models.schedulers.prefill_first_windowed import WindowedPrefillFirstScheduler
 from tests.engine_models.test_declarations import prepared
 
 
@@ -48,3 +49,17 @@ def test_pools_come_with_releases_and_kernels(
 ) -> None:
     whole = kv_tokens(model, version, hardware, disable_hybrid_swa_memory=True, **flags)
     assert (kv_tokens(model, version, hardware, **flags) != whole) is pooled
+
+
+def test_steps_follow_both_pools() -> None:
+    # a window of 128 is counted without the token that sees it; Llama 4's chunks are whole
+    for model, span in (("openai/gpt-oss-120b", 127), ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 8192)):
+        ready = prepared(engine="sglang@0.5.23", model=model, hardware="h200-sxm-141gb", tensor_parallel=4)
+        scheduler = ready.plan.scheduler("jump")
+        assert isinstance(scheduler, WindowedPrefillFirstScheduler)
+        assert scheduler.pools.span_tokens == span
+        assert scheduler.pools.window_capacity == pytest.approx(0.8 * ready.plan.limits.kv_tokens, abs=1)
+        assert not any("never runs short" in note for note in ready.plan.notes)
+    whole = {"disable_hybrid_swa_memory": True}
+    plain = prepared(engine="sglang@0.5.23", model="openai/gpt-oss-120b", tensor_parallel=2, engine_args=whole).plan
+    assert not isinstance(plain.scheduler("jump"), WindowedPrefillFirstScheduler)
